@@ -1,0 +1,50 @@
+"""The spatial preprocessing of every clip: uint8 frames -> [0, 1] -> 128 x 171 -> crop of 112 x 112; nothing else does it.
+
+Values are those of `resize(convert_image_dtype(clip, float32), antialias=False)` followed by a crop, the original's
+order, within 1e-5: torchvision's weights preset resizes uint8 and rounds in between, which differs by up to half a
+grey level. Only the pixels that the crop's bilinear taps read are touched, 224 x 224 at most of each frame.
+"""
+
+import torch
+from torchvision.models.video import R2Plus1D_18_Weights
+
+# resize_size (128, 171) and crop_size (112, 112) in (height, width); mean and std per RGB channel, for values in [0, 1]
+PRESET = R2Plus1D_18_Weights.KINETICS400_V1.transforms()
+
+
+def bilinear_taps(size_in, size_out, first, count):
+    """Source positions and weights of output pixels `first … first + count - 1` when `size_in` is resized to `size_out`.
+
+    Half-pixel centres, clamped at the border, no antialias, in float32: torch.nn.functional.interpolate's arithmetic.
+    Returns (low, high, weight of high): int64, int64 and float32 tensors of shape (count,).
+    """
+    centres = torch.arange(first, first + count, dtype=torch.float32) + 0.5
+    source = (centres * (size_in / size_out) - 0.5).clamp(min=0)
+    low = source.long().clamp(max=size_in - 1)
+    return low, (low + 1).clamp(max=size_in - 1), source - low
+
+
+def resize_and_crop(clip, resize_size=tuple(PRESET.resize_size), crop_size=tuple(PRESET.crop_size), top=None, left=None):
+    """Resize a clip and crop it, reading only the pixels that count.
+
+    clip: uint8 (T, H, W, 3), any H and W. resize_size, crop_size: (height, width) in pixels. top, left: where the crop
+    starts inside the resized frame; None takes the centre, rounded as torchvision's center_crop rounds it.
+    Returns float32 (3, T, crop height, crop width) in [0, 1], contiguous, not normalised.
+    Raises ValueError if the crop does not lie inside the resized frame.
+    """
+    (height, width), (crop_height, crop_width) = resize_size, crop_size
+    top = round((height - crop_height) / 2) if top is None else top
+    left = round((width - crop_width) / 2) if left is None else left
+    if not (0 <= top <= height - crop_height and 0 <= left <= width - crop_width):
+        raise ValueError(f"a crop of {crop_size} at ({top}, {left}) does not lie inside a frame of {resize_size}")
+    low_row, high_row, row_weight = bilinear_taps(clip.shape[1], height, top, crop_height)
+    low_column, high_column, column_weight = bilinear_taps(clip.shape[2], width, left, crop_width)
+    rows, columns = torch.cat([low_row, high_row]), torch.cat([low_column, high_column])
+    pixels = (rows[:, None] * clip.shape[2] + columns).flatten()
+    column_weight = column_weight.repeat_interleave(3)  # (crop_width * 3,), one for each colour of a pixel
+    output = torch.empty((len(clip), crop_height, crop_width * 3))
+    for frame, result in zip(clip, output):  # one frame at a time stays in the processor's cache
+        taps = frame.reshape(-1, 3).index_select(0, pixels).view(len(rows), -1).float()
+        across = torch.lerp(taps[:, : crop_width * 3], taps[:, crop_width * 3 :], column_weight)
+        torch.lerp(across[:crop_height], across[crop_height:], row_weight[:, None], out=result)
+    return output.view(-1, crop_height, crop_width, 3).permute(3, 0, 1, 2).div(255).contiguous()
