@@ -1,4 +1,4 @@
-"""The spatial preprocessing of every clip: uint8 frames -> [0, 1] -> 128 x 171 -> crop of 112 x 112; nothing else does it.
+"""The spatial preprocessing of every clip: uint8 frames -> [0, 1] -> 128 x 171 -> crop of 112 x 112.
 
 Values are those of `resize(convert_image_dtype(clip, float32), antialias=False)` followed by a crop, the original's
 order, within 1e-5: torchvision's weights preset resizes uint8 and rounds in between, which differs by up to half a
@@ -13,7 +13,7 @@ PRESET = R2Plus1D_18_Weights.KINETICS400_V1.transforms()
 
 
 def bilinear_taps(size_in, size_out, first, count):
-    """Source positions and weights of output pixels `first … first + count - 1` when `size_in` is resized to `size_out`.
+    """Where output pixels `first … first + count - 1` come from when `size_in` pixels are resized to `size_out`.
 
     Half-pixel centres, clamped at the border, no antialias, in float32: torch.nn.functional.interpolate's arithmetic.
     Returns (low, high, weight of high): int64, int64 and float32 tensors of shape (count,).
@@ -24,7 +24,9 @@ def bilinear_taps(size_in, size_out, first, count):
     return low, (low + 1).clamp(max=size_in - 1), source - low
 
 
-def resize_and_crop(clip, resize_size=tuple(PRESET.resize_size), crop_size=tuple(PRESET.crop_size), top=None, left=None):
+def resize_and_crop(
+    clip, resize_size=tuple(PRESET.resize_size), crop_size=tuple(PRESET.crop_size), top=None, left=None
+):
     """Resize a clip and crop it, reading only the pixels that count.
 
     clip: uint8 (T, H, W, 3), any H and W. resize_size, crop_size: (height, width) in pixels. top, left: where the crop

@@ -1,0 +1,405 @@
+"""torchvision's VideoClips with the official frame rule of LPCVC 2026 Track 2, decoding by PyAV and a robust index.
+
+What is overridden, and why; all else is torchvision 0.26's:
+
+    _compute_frame_pts       reads frame times through PyAV: upstream needs TorchCodec, and one bad file stops it
+    _init_from_metadata      also takes over which files could not be indexed, and why
+    compute_clips_for_video  a video too short for one clip is sampled faster, where upstream drops it
+    get_clip                 decodes the frames of the clip only, where upstream decodes the whole span, and audio
+
+    $ python torchvision_patches/video_utils.py     # prints each override as a diff against the installed torchvision
+"""
+
+import contextlib
+import difflib
+import inspect
+import math
+import os
+import time
+import zipfile
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+import av
+import numpy as np
+import torch
+import torchvision
+from torchvision.datasets import video_utils as upstream
+from tqdm import tqdm
+
+WRITTEN_FOR = "0.26.0"
+if torchvision.__version__.split("+")[0] != WRITTEN_FOR:
+    raise ImportError(
+        f"torchvision_patches is written for torchvision {WRITTEN_FOR}, and {torchvision.__version__} is installed: "
+        f"run `pip install -r requirements.txt`, or compare the overrides with the new version and change WRITTEN_FOR"
+    )
+
+INDEX_VERSION = 1  # of the index file and of the rules by which frame times are read
+SAVE_EVERY = 60  # seconds between two saves of an index that is being built
+
+
+class UnreadableVideo(RuntimeError):
+    """A video, or the part of it that a clip needs, cannot be read. `str()` names the file and the reason."""
+
+    def __init__(self, path, reason):
+        super().__init__(path, reason)  # both in args, so that it crosses process borders
+        self.path, self.reason = path, reason
+
+    def __str__(self):
+        return f"{self.path}: {self.reason}"
+
+
+@contextlib.contextmanager
+def opened(path):
+    """Open a video with PyAV; yields (container, its first video stream that is not a cover picture).
+
+    Whatever FFmpeg reports inside the block is raised as UnreadableVideo.
+    """
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+            if not streams:
+                raise UnreadableVideo(path, "it has no video stream")
+            yield container, streams[0]
+    except av.FFmpegError as e:
+        raise UnreadableVideo(path, e.strerror or str(e)) from e
+
+
+# --- frame times: which frames a file has, without decoding one -----------------------------------------------------
+
+
+def times_from_header(container, stream):
+    """Frame times out of an mp4 header, with no packet read; None where only the packets can tell them.
+
+    The header's index knows decoding times. They are the presentation times where no frame is reordered, and
+    spaced like them where they are evenly spaced; `read_frames` checks the latter on the packets it meets.
+    """
+    entries = list(stream.index_entries) if "mp4" in container.format.name else []
+    if not entries or len(entries) != stream.frames or any(e.is_discard for e in entries):
+        return None
+    dts = np.array([entry.timestamp for entry in entries])
+    evenly_spaced = len(set(np.diff(dts))) <= 1
+    if stream.start_time is None or not (evenly_spaced or stream.codec_context.has_b_frames == 0):
+        return None
+    return dts - dts[0] + stream.start_time
+
+
+def times_from_packets(container, stream):
+    """Frame times from all packets of a file; the numbers 0, 1, 2, … where packets carry no usable times.
+
+    AVI stores no presentation times, and what FFmpeg derives for it is out of order with B-frames.
+    """
+    packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+    pts = [packet.pts for packet in packets]
+    if container.format.name == "avi" or None in pts or len(set(pts)) < len(pts):
+        return np.arange(len(pts))
+    return np.sort(np.array(pts, dtype=np.int64))
+
+
+def frame_times(path, header=True):
+    """The presentation time of each frame of a video, in presentation order, and its average frame rate.
+
+    Returns (pts, fps): int64 (num_frames,) in the stream's time base, or the frames' numbers (`times_from_packets`);
+    frames per second as a float. `header=False` always reads the packets.
+    Raises UnreadableVideo if the file cannot be opened, or has no video stream, frame rate or frame.
+    """
+    with opened(path) as (container, stream):
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        pts = times_from_header(container, stream) if header else None
+        if pts is None:
+            pts = times_from_packets(container, stream)
+    if not len(pts):
+        raise UnreadableVideo(path, "it has no frames")
+    if not fps > 0:
+        raise UnreadableVideo(path, "it has no frame rate")
+    return pts, fps
+
+
+# --- decoding -------------------------------------------------------------------------------------------------------
+
+
+class NotAsIndexed(Exception):
+    """The packets of a file do not lie where its header says they do."""
+
+
+def read_frames(path, pts, frame_indices):
+    """Decode some frames of a video, and as few others as the codec allows.
+
+    pts, frame_indices: (T,) ascending, repeats allowed: the times and numbers of the frames, as `frame_times` counts
+    them; where the two are equal, frames are found by counting. Returns uint8 (T, H, W, 3), RGB. Rotation metadata is
+    not applied: the official preprocessing does not apply it either.
+    Raises UnreadableVideo if the file, or a frame that has to be decoded, is damaged or missing.
+    """
+    pts, frame_indices = np.asarray(pts), np.asarray(frame_indices)
+    try:
+        with opened(path) as (container, stream):
+            # one thread: worker processes share the cores between them
+            stream.codec_context.thread_count = 1
+            if np.array_equal(pts, frame_indices):
+                return frames_by_number(path, container, stream, frame_indices)
+            return frames_by_time(path, container, stream, pts, frame_indices, seek=frame_indices[0] > 0)
+    except NotAsIndexed:
+        return read_frames_without_header(path, frame_indices)
+
+
+def read_frames_without_header(path, frame_indices):
+    """`read_frames` for a file whose header misleads: trust its packets only, and decode from the start."""
+    pts, _ = frame_times(path, header=False)
+    if frame_indices[-1] >= len(pts):
+        raise UnreadableVideo(path, f"it has {len(pts)} frames, and frame {frame_indices[-1]} is needed")
+    with opened(path) as (container, stream):
+        stream.codec_context.thread_count = 1
+        try:
+            return frames_by_time(path, container, stream, pts[frame_indices], frame_indices, seek=False)
+        except NotAsIndexed:
+            raise UnreadableVideo(path, f"one of its frames {list(frame_indices)} does not decode") from None
+
+
+def frames_by_time(path, container, stream, pts, frame_indices, seek):
+    """Decode the frames at `pts`, from the keyframe before the first of them if `seek`; uint8 (T, H, W, 3).
+
+    Raises NotAsIndexed if a frame does not come out, or is not the `frame_indices`-th of the packets met on the way.
+    """
+    if seek:
+        container.seek(int(pts[0]), stream=stream)
+    wanted, met, clip = set(pts.tolist()), [], None
+    for packet in container.demux(stream):
+        if packet.pts is not None and not packet.is_discard:
+            met.append(packet.pts)
+        if seek and met and (met[0] > pts[0] or met[0] == packet.pts and not packet.is_keyframe):
+            raise NotAsIndexed
+        # a frame that no one wants and no other frame refers to need not be decoded
+        stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        for frame in packet.decode():
+            # before the first packet's frame there may be some that refer to what a seek has jumped over
+            if frame.is_corrupt and frame.pts >= met[0]:
+                raise UnreadableVideo(path, f"the frame at {float(frame.pts * stream.time_base):.2f} s is damaged")
+            if frame.pts in wanted:
+                clip = put(path, clip, pts == frame.pts, frame)
+                wanted.discard(frame.pts)
+        if not wanted:
+            break
+    met = np.sort(met)
+    first = np.searchsorted(met, pts[0]) - frame_indices[0] if seek else 0
+    if wanted or not np.array_equal(met.take(first + frame_indices, mode="clip"), pts):
+        raise NotAsIndexed
+    return clip
+
+
+def frames_by_number(path, container, stream, frame_indices):
+    """Decode from the start and count; uint8 (T, H, W, 3).
+
+    Codecs leave packets in AVI that hold no picture of their own (or stand for a repeated one), so a file may give
+    fewer frames than it has packets: the last frame then stands for those that do not come.
+    """
+    clip, number = None, -1
+    for number, frame in enumerate(container.decode(stream)):
+        if frame.is_corrupt:
+            raise UnreadableVideo(path, f"frame {number} is damaged")
+        if number in frame_indices:
+            clip = put(path, clip, frame_indices == number, frame)
+        if number >= frame_indices[-1]:
+            return clip
+    if number < 0:
+        raise UnreadableVideo(path, "none of its frames decodes")
+    return put(path, clip, frame_indices > number, frame)
+
+
+def put(path, clip, positions, frame):
+    """Write a frame as RGB to `positions`, bool (T,), of `clip`, uint8 (T, H, W, 3); None makes a new clip."""
+    pixels = frame.to_ndarray(format="rgb24")
+    if clip is None:
+        clip = np.empty((len(positions), *pixels.shape), np.uint8)
+    if clip.shape[1:] != pixels.shape:
+        raise UnreadableVideo(path, f"its frame size changes from {clip.shape[1:3]} to {pixels.shape[:2]}")
+    clip[positions] = pixels
+    return clip
+
+
+# --- the index: frame times of a whole dataset ----------------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    """What the index knows of one video; `reason` says why an unreadable one has no frames."""
+
+    size: int  # bytes
+    mtime: int  # ns
+    fps: float
+    pts: np.ndarray  # int64 (num_frames,)
+    reason: str
+
+
+def index_videos(video_paths, num_workers=0, cache_file=None, root=None, progress=True):
+    """Read the frame times of many videos, in parallel, and remember them.
+
+    num_workers: processes; 0 reads in this one. cache_file: where the index is kept, an .npz without pickles. A video
+    is found in it by its path below `root`, its size and its mtime: the dataset may move, and only new and changed
+    videos are read again. An index that is damaged or of another version is built anew. It is saved every 60 s and
+    renamed into place, so that building may be killed, and several processes may start at once.
+
+    Returns {"video_paths": list, "video_pts": list of int64 (num_frames,), "video_fps": list of float, "unreadable":
+    {path: reason}}, for `_precomputed_metadata`. An unreadable video is named on stdout and has no frames.
+    """
+    names = [os.fsencode(os.path.relpath(path, root) if root else path) for path in video_paths]
+    records = load_index(cache_file) if cache_file else {}
+    tables = {record.pts.tobytes(): record.pts for record in records.values()}
+    todo = [i for i, path in enumerate(video_paths) if names[i] not in records or records[names[i]][:2] != stamp(path)]
+    parallel = num_workers > 0 and len(todo) > 1
+    saved = time.monotonic()
+    with ProcessPoolExecutor(num_workers) if parallel else contextlib.nullcontext() as pool:
+        paths = [video_paths[i] for i in todo]
+        chunk = max(1, min(32, len(todo) // (4 * num_workers or 1)))
+        read = pool.map(read_record, paths, chunksize=chunk) if parallel else map(read_record, paths)
+        for i, record in zip(todo, tqdm(read, "indexing", len(todo), unit="video", disable=not progress or not todo)):
+            # videos with equal frame times share one array: 200,000 videos have a few hundred different ones
+            records[names[i]] = record._replace(pts=tables.setdefault(record.pts.tobytes(), record.pts))
+            if cache_file and time.monotonic() - saved > SAVE_EVERY:
+                save_index(cache_file, records)
+                saved = time.monotonic()
+    records = {name: records[name] for name in names}
+    if cache_file and todo:
+        save_index(cache_file, records)
+    unreadable = {path: records[name].reason for path, name in zip(video_paths, names) if records[name].reason}
+    for path, reason in unreadable.items():
+        print(f"no clip from {path}: {reason}")
+    tensors = {id(pts): torch.from_numpy(pts) for pts in tables.values()}
+    return {
+        "video_paths": list(video_paths),
+        "video_pts": [tensors[id(records[name].pts)] for name in names],
+        "video_fps": [records[name].fps for name in names],
+        "unreadable": unreadable,
+    }
+
+
+def stamp(path):
+    """(size in bytes, mtime in ns) of a file; (-1, -1) if it cannot be looked at."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def read_record(path):
+    """The Record of one video, read from the file; any failure becomes its reason, so that one file stops nothing."""
+    try:
+        pts, fps = frame_times(path)
+        return Record(*stamp(path), fps, pts.astype(np.int64), "")
+    except UnreadableVideo as e:
+        reason = e.reason
+    except Exception as e:  # PyAV raises built-in errors too on files that are damaged in ways nobody foresaw
+        reason = f"{type(e).__name__}: {e}"
+    return Record(*stamp(path), 0.0, np.empty(0, np.int64), reason)
+
+
+def save_index(cache_file, records):
+    """Write {name: Record} to `cache_file` under a temporary name, then rename it."""
+    tables = list({id(record.pts): record.pts for record in records.values()}.values())
+    number = {id(pts): k for k, pts in enumerate(tables)}
+    temporary = f"{cache_file}.{os.getpid()}.tmp.npz"
+    np.savez(
+        temporary,
+        version=INDEX_VERSION,
+        names=np.frombuffer(b"\0".join(records), np.uint8),
+        reasons=np.frombuffer("\0".join(record.reason for record in records.values()).encode(), np.uint8),
+        stamps=np.array([record[:2] for record in records.values()], np.int64).reshape(-1, 2),
+        fps=np.array([record.fps for record in records.values()]),
+        table=np.array([number[id(record.pts)] for record in records.values()], np.int64),
+        lengths=np.array([len(pts) for pts in tables], np.int64),
+        pts=np.concatenate([np.empty(0, np.int64), *tables]),
+    )
+    os.replace(temporary, cache_file)
+
+
+def load_index(cache_file):
+    """Read {name: Record} from `cache_file`; {} and a printed sentence if it is damaged or of another version."""
+    if not os.path.exists(cache_file):
+        return {}
+    try:
+        with np.load(cache_file, allow_pickle=False) as file:
+            if file["version"] != INDEX_VERSION:
+                raise ValueError(f"it has version {file['version']}, this is version {INDEX_VERSION}")
+            names = file["names"].tobytes().split(b"\0")
+            reasons = file["reasons"].tobytes().decode().split("\0")
+            tables = np.split(file["pts"], file["lengths"].cumsum()[:-1])
+            columns = (file["stamps"].tolist(), file["fps"].tolist(), file["table"].tolist(), reasons)
+            rows = zip(names, *columns, strict=True)
+            return {name: Record(*stamp, fps, tables[table], reason) for name, stamp, fps, table, reason in rows}
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        print(f"the index {cache_file} cannot be used ({e}): it is built anew")
+        return {}
+
+
+# --- the patch ------------------------------------------------------------------------------------------------------
+
+
+class VideoClips(upstream.VideoClips):
+    """torchvision's VideoClips, with its name so that its clip samplers take it; see the head of this file.
+
+    `unreadable` is {path: reason} of the videos that could not be indexed; they give no clip.
+    """
+
+    def _compute_frame_pts(self):
+        self._init_from_metadata(index_videos(self.video_paths, self.num_workers))
+
+    def _init_from_metadata(self, metadata):
+        super()._init_from_metadata(metadata)
+        self.unreadable = metadata.get("unreadable", {})
+
+    @staticmethod
+    def compute_clips_for_video(video_pts, num_frames, step, fps, frame_rate=None):
+        """All clips of one video by the official rule: `num_frames` frames at `frame_rate`, `step` apart.
+
+        A video that is too short for one clip is sampled faster: at the least whole rate that gives `num_frames`
+        frames. A video without frames has no clip.
+
+        150 frames at 30 fps, 16 at 4 fps wanted: there are 150 * 4 / 30 = 20 frames, 30 / 4 = 7.5 apart: 0, 7, 15, 22,
+        …, 142; five windows of 16. 75 frames at 30 fps would give 10: the rate becomes ceil(16 / 2.5 s) = 7, frames
+        30 / 7 apart: 0, 4, 8, 12, …, 64; one window.
+
+        Returns (pts, frame indices), both int64 (num_clips, num_frames).
+        """
+        n = len(video_pts)
+        if n == 0:
+            return torch.empty(0, num_frames, dtype=torch.int64), torch.empty(0, num_frames, dtype=torch.int64)
+        frame_rate = frame_rate or fps
+        total = n * frame_rate / fps
+        if total < num_frames:
+            frame_rate, total = math.ceil(num_frames / (n / fps)), num_frames
+        sampled = torch.arange(n)[upstream.VideoClips._resample_video_idx(math.floor(total), fps, frame_rate)]
+        return upstream.unfold(video_pts[sampled], num_frames, step), upstream.unfold(sampled, num_frames, step)
+
+    def get_clip(self, idx):
+        """Decode clip `idx`. Returns (video, audio, info, video index), as upstream.
+
+        video: uint8 (T, H, W, 3), or (T, 3, H, W) for output_format "TCHW"; RGB, not rotated. audio: float32 (1, 0),
+        never read. info: {"video_fps": the rate asked for, or the file's if none was}.
+        Raises IndexError past the last clip, UnreadableVideo if the clip cannot be decoded.
+        """
+        if idx >= self.num_clips():
+            raise IndexError(f"clip {idx} is asked for, there are {self.num_clips()}")
+        video_idx, clip_idx = self.get_clip_location(idx)
+        pts, frame_indices = self.clips[video_idx][clip_idx], self.resampling_idxs[video_idx][clip_idx]
+        video = torch.from_numpy(read_frames(self.video_paths[video_idx], pts.numpy(), frame_indices.numpy()))
+        if self.output_format == "TCHW":
+            video = video.permute(0, 3, 1, 2)
+        info = {"video_fps": self.frame_rate or self.video_fps[video_idx]}
+        return video, torch.empty(1, 0), info, video_idx
+
+
+OVERRIDES = ("_compute_frame_pts", "_init_from_metadata", "compute_clips_for_video", "get_clip")
+
+
+def print_patch():
+    """Print each override as a unified diff against the function of the installed torchvision that it replaces."""
+    for name in OVERRIDES:
+        before, after = (
+            inspect.getsource(getattr(cls, name)).splitlines() for cls in (upstream.VideoClips, VideoClips)
+        )
+        titles = f"torchvision {torchvision.__version__}: VideoClips.{name}", f"ours: VideoClips.{name}"
+        print("\n".join(difflib.unified_diff(before, after, *titles, lineterm="")), end="\n\n")
+
+
+if __name__ == "__main__":
+    print_patch()
