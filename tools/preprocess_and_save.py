@@ -1,0 +1,252 @@
+"""Turn a folder of videos into the tensors that the deployed model takes, and a manifest that says which is which.
+
+Reads  DATA_ROOT/<class>/<video>. Writes OUT_ROOT/<class>/<video>.npy, float32 (1, 3, T, 112, 112) NCTHW, RGB in
+[0, 1], not normalised: the first clip by the official frame rule, the same that `train.py --test-only` scores.
+Writes OUT_ROOT/manifest.jsonl (video_path, label, tensor_path, shape, dtype, frame_indices, num_frames, fps and the
+source's size and mtime; sorted by video path) and OUT_ROOT/failures.jsonl (video_path, error).
+
+It can be killed and started again: finished tensors of unchanged videos are kept. Several processes share the work:
+
+    $ python tools/preprocess_and_save.py
+    $ torchrun --nproc-per-node 4 tools/preprocess_and_save.py
+    $ sbatch --array 0-7 --wrap "python tools/preprocess_and_save.py"
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, wait
+from pathlib import Path
+
+import common
+
+# ----------------------------------------------------------------------------------------------------------------------
+DATA_ROOT = "./QEVD_organized/val"  # folder with <class>/<video>
+OUT_ROOT = "./preprocessed_tensors"  # where tensors, manifest.jsonl and failures.jsonl go
+CLIP_LEN = 16  # frames a clip; what the model was trained on
+FRAME_RATE = 4  # frames per second at which a video is sampled
+DTYPE = "float32"  # float32, or float16 for half the disk space
+NUM_WORKERS = 0  # processes on this machine; 0: one a core
+TIMEOUT = 120  # seconds after which a video that does not finish decoding has failed
+# ----------------------------------------------------------------------------------------------------------------------
+
+VIDEO_EXTENSIONS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
+
+
+def find_videos(data_root):
+    """Walk `data_root`, links to folders included, each folder once.
+
+    Returns (videos, failures): sorted paths relative to `data_root` (str, "/") of files at <class>/<video>, and
+    {path: error} for folders that cannot be read, videos at another depth, and videos whose tensor another one takes.
+    """
+    videos, failures, visited = [], {}, set()
+
+    def unreadable(error):
+        failures[os.path.relpath(error.filename, data_root)] = f"this folder cannot be read: {error.strerror}"
+
+    for folder, subfolders, files in os.walk(data_root, followlinks=True, onerror=unreadable):
+        subfolders[:] = sorted(d for d in subfolders if os.path.realpath(os.path.join(folder, d)) not in visited)
+        visited.update(os.path.realpath(os.path.join(folder, d)) for d in subfolders)
+        for file in files:
+            if os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS:
+                videos.append(Path(folder, file).relative_to(data_root).as_posix())
+    taken = {}
+    for video in sorted(videos):
+        if video.count("/") != 1:
+            failures[video] = "it does not lie at DATA_ROOT/<class>/<video>, so it has no class"
+        elif taken.setdefault(tensor_path(video), video) != video:
+            failures[video] = f"its tensor would overwrite that of {taken[tensor_path(video)]}: rename one of the two"
+    return [video for video in sorted(videos) if video not in failures], failures
+
+
+def tensor_path(video):
+    """Where the tensor of <class>/<video>.<extension> goes, relative to OUT_ROOT."""
+    return os.path.splitext(video)[0] + ".npy"
+
+
+def source_of(video):
+    """What tells whether a video has changed: its size in bytes and mtime in ns."""
+    status = os.stat(os.path.join(DATA_ROOT, video))
+    return {"source_size": status.st_size, "source_mtime_ns": status.st_mtime_ns}
+
+
+def check_settings():
+    """Remember the settings in OUT_ROOT/settings.json; refuse an OUT_ROOT that was filled with others."""
+    from torchvision_patches.spatial import PRESET
+
+    settings = {"clip_len": CLIP_LEN, "frame_rate": FRAME_RATE, "dtype": DTYPE}
+    settings |= {"resize_size": list(PRESET.resize_size), "crop_size": list(PRESET.crop_size)}
+    file = Path(OUT_ROOT, "settings.json")
+    if not file.exists() and Path(OUT_ROOT, "manifest.jsonl").exists():
+        common.refuse(f"{OUT_ROOT} holds tensors of unknown settings (no settings.json); choose another OUT_ROOT")
+    if not file.exists():
+        with common.written_then_renamed(file) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    before = json.loads(file.read_text())
+    changed = [f"{key} {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
+    if changed:
+        common.refuse(f"{OUT_ROOT} was filled with other settings ({', '.join(changed)}); choose another OUT_ROOT")
+
+
+def read_progress(videos):
+    """What earlier runs and the other processes have finished: ({video: manifest row}, {video: error}).
+
+    A row counts if its source is unchanged and its tensor is there.
+    """
+    done, failed, wanted = {}, {}, set(videos)
+    files = [Path(OUT_ROOT, "manifest.jsonl"), *sorted(Path(OUT_ROOT, "progress").glob("*.jsonl"))]
+    for line in (line for file in files if file.exists() for line in open(file, encoding="utf-8")):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the line that a kill cut off
+        video = row.get("video") or Path(row["tensor_path"]).parent.name + "/" + os.path.basename(row["video_path"])
+        if video not in wanted or any(row.get(key) != value for key, value in source_of(video).items()):
+            continue
+        if "error" in row:
+            failed[video] = row["error"]
+        elif Path(OUT_ROOT, row["tensor_path"]).exists():
+            done[video] = row | {"video_path": os.path.join(DATA_ROOT, video)}
+    return done, {video: error for video, error in failed.items() if video not in done}
+
+
+def preprocess(video, data_root, out_root, clip_len, frame_rate, dtype):
+    """Decode, resize, crop and save the first clip of one video. Returns its manifest row, without the source's stamp.
+
+    Raises UnreadableVideo if the clip cannot be decoded, OSError if the tensor cannot be written.
+    """
+    import numpy as np
+    import torch
+
+    from torchvision_patches.spatial import resize_and_crop
+    from torchvision_patches.video_utils import VideoClips, frame_times, read_frames
+
+    torch.set_num_threads(1)
+    path = os.path.join(data_root, video)
+    pts, fps = frame_times(path)
+    clips, frame_indices = VideoClips.compute_clips_for_video(torch.from_numpy(pts), clip_len, 1, fps, frame_rate)
+    frames = read_frames(path, clips[0].numpy(), frame_indices[0].numpy())  # (T, H, W, 3)
+    tensor = resize_and_crop(torch.from_numpy(frames))[None].numpy().astype(dtype)  # (1, 3, T, 112, 112)
+    target = Path(out_root, tensor_path(video))
+    with common.written_then_renamed(target) as temporary, open(temporary, "wb") as file:
+        np.save(file, tensor)
+    row = {"video_path": path, "label": os.path.dirname(video), "tensor_path": tensor_path(video)}
+    row |= {"shape": list(tensor.shape), "dtype": dtype, "frame_indices": frame_indices[0].tolist()}
+    return row | {"num_frames": len(pts), "fps": fps}
+
+
+def results_of(videos, num_workers):
+    """Preprocess `videos` in a pool of processes; yields (video, manifest row or None, error or None) as they finish.
+
+    A video that hangs or crashes its decoder fails alone. At most four videos a process wait at any time.
+    """
+    from pebble import ProcessExpired, ProcessPool
+
+    from torchvision_patches.video_utils import UnreadableVideo
+
+    remaining, running = iter(videos), {}
+    with ProcessPool(max_workers=num_workers) as pool:
+        try:
+            while True:
+                for video in remaining:
+                    arguments = [video, DATA_ROOT, OUT_ROOT, CLIP_LEN, FRAME_RATE, DTYPE]
+                    running[pool.schedule(preprocess, arguments, timeout=TIMEOUT)] = video
+                    if len(running) >= 4 * num_workers:
+                        break
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    video = running.pop(future)
+                    try:
+                        yield video, future.result(), None
+                    except UnreadableVideo as e:
+                        yield video, None, e.reason
+                    except TimeoutError:
+                        yield video, None, f"it did not finish decoding within {TIMEOUT} s"
+                    except ProcessExpired as e:
+                        yield video, None, f"its decoder crashed (exit code {e.exitcode})"
+        finally:
+            pool.stop()
+
+
+def run_share(videos, done, rank, world_size):
+    """Preprocess this process's share of `videos` that is not in `done`. Returns (number saved, number failed)."""
+    from tqdm import tqdm
+
+    share = videos[rank::world_size]
+    todo = [video for video in share if video not in done]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    num_workers = NUM_WORKERS or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    for label in {os.path.dirname(video) for video in todo}:
+        Path(OUT_ROOT, label).mkdir(exist_ok=True)
+    journal = Path(OUT_ROOT, "progress", f"{rank}-of-{world_size}.{time.time_ns()}.jsonl")
+    counts = {"saved": 0, "failed": 0}
+    with open(journal, "a", encoding="utf-8") as rows, tqdm(
+        total=len(share), initial=len(share) - len(todo), unit="clip", desc="preprocessing"
+    ) as bar:
+        for video, row, error in results_of(todo, num_workers):
+            row = row or {"video_path": os.path.join(DATA_ROOT, video), "error": error}
+            rows.write(json.dumps({"video": video} | row | source_of(video)) + "\n")
+            rows.flush()
+            counts["failed" if error else "saved"] += 1
+            bar.update()
+    return counts["saved"], counts["failed"]
+
+
+def write_manifest(done, failures):
+    """Write manifest.jsonl and failures.jsonl, sorted by video path, and drop the progress files they replace."""
+    journals = list(Path(OUT_ROOT, "progress").glob("*.jsonl"))
+    rows = [{key: value for key, value in row.items() if key != "video"} for row in done.values()]
+    errors = [{"video_path": os.path.join(DATA_ROOT, video), "error": error} for video, error in failures.items()]
+    for name, lines in (("failures.jsonl", errors), ("manifest.jsonl", rows)):
+        with common.written_then_renamed(Path(OUT_ROOT, name)) as temporary, open(temporary, "w") as file:
+            for line in sorted(lines, key=lambda line: line["video_path"]):
+                file.write(json.dumps(line) + "\n")
+    for journal in journals:
+        journal.unlink(missing_ok=True)
+
+
+def main():
+    common.set_constants_from_flags(globals())
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no terminal can show
+    if DTYPE not in ("float32", "float16"):
+        common.refuse(f"DTYPE is {DTYPE!r}; it must be float32 or float16")
+    if not os.path.isdir(DATA_ROOT):
+        common.refuse(f"there is no folder DATA_ROOT = {DATA_ROOT}; it must hold <class>/<video>")
+    videos, failures = find_videos(DATA_ROOT)
+    if not videos:
+        common.refuse(f"no video lies at {DATA_ROOT}/<class>/<video>{''.join(f'; {v}: {e}' for v, e in failures.items())}")
+    try:
+        Path(OUT_ROOT, "progress").mkdir(parents=True, exist_ok=True)
+        check_settings()
+        rank, world_size = common.rank_and_world_size()
+        done, _ = read_progress(videos)
+        kept = sum(video in done for video in videos[rank::world_size])
+        needed = (len(videos) - len(done)) * 3 * CLIP_LEN * 112 * 112 * int(DTYPE[5:]) // 8
+        if needed > shutil.disk_usage(OUT_ROOT).free:
+            common.refuse(f"{OUT_ROOT} needs {needed / 1e9:.1f} GB more, its disk has less; nothing was written")
+        saved, failed = run_share(videos, done, rank, world_size)
+    except OSError as e:
+        common.refuse(f"{OUT_ROOT} cannot be written ({e}); what is finished is kept, mend this and start again")
+
+    done, decoding_failures = read_progress(videos)
+    if len(done) + len(decoding_failures) < len(videos):
+        print(f"process {rank} of {world_size} is done; the last one to finish writes manifest.jsonl")
+    else:
+        failures |= decoding_failures
+        write_manifest(done, failures)
+        short = sum(row["num_frames"] * FRAME_RATE / row["fps"] < CLIP_LEN for row in done.values())
+        print(f"{len(done):,} clips in {OUT_ROOT}/manifest.jsonl; {short:,} videos are shorter than a clip, sampled faster")
+        for video, error in list(failures.items())[:10]:
+            print(f"failed: {os.path.join(DATA_ROOT, video)}: {error}")
+        if failures:
+            print(f"{len(failures):,} failed, all in {OUT_ROOT}/failures.jsonl")
+    failed += sum(video in failures for video in failures if video not in decoding_failures) if rank == 0 else 0
+    print(f"found {saved + kept + failed:,} = saved {saved:,} + kept {kept:,} + failed {failed:,}")
+    sys.exit(1 if failed or failures else 0)
+
+
+if __name__ == "__main__":
+    main()
