@@ -8,12 +8,14 @@ def draw_frames(num_frames, height, width, seed=0):
     """Yield `num_frames` uint8 (height, width, 3) RGB frames that cost a codec about what filmed ones do."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(30, 200, (height // 16 + 2, width // 16 + 2, 3)).astype(np.float32)
-    texture = coarse.repeat(16, 0).repeat(16, 1) + rng.normal(0, 8, ((height // 16 + 2) * 16, (width // 16 + 2) * 16, 1))
+    texture = coarse.repeat(16, 0).repeat(16, 1)
+    texture += rng.normal(0, 8, (*texture.shape[:2], 1))
     noise = rng.normal(0, 4, (height + 8, width + 8, 1))
     y, x = np.mgrid[:height, :width]
     for t in range(num_frames):
         top, left = rng.integers(0, 3, 2)  # camera shake
-        frame = texture[top : top + height, left : left + width] + noise[rng.integers(8) :, rng.integers(8) :][:height, :width]
+        frame = texture[top : top + height, left : left + width]
+        frame = frame + noise[rng.integers(8) :, rng.integers(8) :][:height, :width]
         for k, radius in enumerate((0.1, 0.15, 0.2)):
             cy = height * (0.5 + 0.3 * np.sin(t / 7 + k + seed))
             cx = width * (0.5 + 0.35 * np.cos(t / 9 + 2 * k))

@@ -97,7 +97,7 @@ def read_progress(videos):
     """
     done, failed, wanted = {}, {}, set(videos)
     files = [Path(OUT_ROOT, "manifest.jsonl"), *sorted(Path(OUT_ROOT, "progress").glob("*.jsonl"))]
-    for line in (line for file in files if file.exists() for line in open(file, encoding="utf-8")):
+    for line in (line for file in files if file.exists() for line in file.read_text().splitlines()):
         try:
             row = json.loads(line)
         except ValueError:
@@ -217,7 +217,8 @@ def main():
         common.refuse(f"there is no folder DATA_ROOT = {DATA_ROOT}; it must hold <class>/<video>")
     videos, failures = find_videos(DATA_ROOT)
     if not videos:
-        common.refuse(f"no video lies at {DATA_ROOT}/<class>/<video>{''.join(f'; {v}: {e}' for v, e in failures.items())}")
+        found = "".join(f"; {path}: {error}" for path, error in list(failures.items())[:3])
+        common.refuse(f"no video lies at {DATA_ROOT}/<class>/<video>, which DATA_ROOT must hold{found}")
     try:
         Path(OUT_ROOT, "progress").mkdir(parents=True, exist_ok=True)
         check_settings()
@@ -238,7 +239,7 @@ def main():
         failures |= decoding_failures
         write_manifest(done, failures)
         short = sum(row["num_frames"] * FRAME_RATE / row["fps"] < CLIP_LEN for row in done.values())
-        print(f"{len(done):,} clips in {OUT_ROOT}/manifest.jsonl; {short:,} videos are shorter than a clip, sampled faster")
+        print(f"{len(done):,} clips in {OUT_ROOT}/manifest.jsonl, {short:,} of them of short videos, sampled faster")
         for video, error in list(failures.items())[:10]:
             print(f"failed: {os.path.join(DATA_ROOT, video)}: {error}")
         if failures:

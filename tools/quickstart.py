@@ -1,0 +1,164 @@
+"""Run the whole pipeline on this machine, from drawn videos to the accuracy of the deployed model; nothing else needed.
+
+Makes `.venv` beside the README, installs requirements.txt, then runs the commands of the README one after another,
+with AI Hub replaced by one on this machine (tools/local_hub.py). All it makes lies in FOLDER. What is done is not
+done again: it can be interrupted and restarted. The last line is one JSON object with the figures.
+
+    $ python3 tools/quickstart.py     # on Python 3.10 to 3.13
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import common
+
+# ----------------------------------------------------------------------------------------------------------------------
+FOLDER = "sample"  # everything is written here, relative to the repository; git ignores it
+TRAIN_VIDEOS_PER_CLASS = 24  # drawn videos to train on
+VAL_VIDEOS_PER_CLASS = 8  # drawn videos to validate on
+EPOCHS = 12  # passes over the training videos
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def pretrained_weights():
+    """Where torchvision looks for the Kinetics-400 weights of R(2+1)D-18 before it would download them."""
+    cache = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+    return Path(os.environ.get("TORCH_HOME", Path(cache, "torch")), "hub", "checkpoints", "r2plus1d_18-91a641e6.pth")
+
+
+def steps():
+    """The pipeline as (what the step does, its command), in the README's order and words."""
+    dataset, organized, training, tensors = (
+        f"{FOLDER}/{name}" for name in ("dataset", "QEVD_organized", "training", "preprocessed_tensors")
+    )
+    train = "python references/video_classification/train.py"
+    parts = " ".join(f"{dataset}/QEVD-FIT-300k-Part-{k}" for k in (1, 2, 3, 4))
+    weights = " --weights KINETICS400_V1" if pretrained_weights().exists() else ""
+    return [
+        (
+            "draw the sample dataset",
+            f"python tools/make_sample_dataset.py --out {dataset}"
+            f" --train-videos-per-class {TRAIN_VIDEOS_PER_CLASS} --val-videos-per-class {VAL_VIDEOS_PER_CLASS}",
+        ),
+        (
+            "organize it by split and class",
+            f"python tools/refactor_dataset.py --srcs {parts} --dest {organized}"
+            f" --labels-json {dataset}/fine_grained_labels_release.json --missing-csv {FOLDER}/missing.csv",
+        ),
+        (
+            "check every frame of every video",
+            f"python tools/check_videos.py --root {organized} --quarantine {FOLDER}/bad_videos --remux --replace"
+            f" --ext mp4 --jobs 2 --report {FOLDER}/bad_videos.csv",
+        ),
+        (
+            "train R(2+1)D-18",
+            f"{train} --data-path {organized} --output-dir {training}{weights} --device cpu --amp --cache-dataset"
+            f" --trainable-layers layer3 layer4 fc --epochs {EPOCHS} --batch-size 8 --lr 0.01 --workers 2",
+        ),
+        (
+            "validate it",
+            f"{train} --data-path {organized} --resume {training}/checkpoint.pth --test-only --device cpu --workers 2",
+        ),
+        (
+            "turn the validation videos into tensors",
+            f"python tools/preprocess_and_save.py --data-root {organized}/val --out-root {tensors}",
+        ),
+        (
+            "export and compile the model",
+            f"python tools/local_hub.py python tools/example_export.py --checkpoint {training}/checkpoint.pth"
+            f" --data-dir {tensors} --output-dir {FOLDER}/export_assets",
+        ),
+        (
+            "run it on every tensor",
+            f"python tools/local_hub.py python tools/run_inference.py --dlc-path {FOLDER}/export_assets/resnet_2plus1d.bin"
+            f" --data-path {tensors} --output-h5 {FOLDER}/dataset-export.h5",
+        ),
+        (
+            "evaluate what came back",
+            f"python tools/evaluate.py --h5 {FOLDER}/dataset-export.h5 --manifest {tensors}/manifest.jsonl"
+            f" --class_map class_map.json --report-dir {FOLDER}/report",
+        ),
+    ]
+
+
+def run(command, python):
+    """Run one command with the environment's Python, showing its output; returns the last line it printed.
+
+    Exits with the command's exit code if that is not 0.
+    """
+    print(f"\n$ {command}", flush=True)
+    arguments = [str(python) if word == "python" else word for word in command.split()]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    last = ""
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+    if process.returncode:
+        print(f"this command failed; what was done before it is kept: mend what it says and start again: {command}")
+        sys.exit(process.returncode)
+    return last
+
+
+def main():
+    common.set_constants_from_flags(globals())
+    start = time.monotonic()
+    os.chdir(common.REPO)
+    python = common.make_environment(common.REPO / "requirements.txt")
+    if not pretrained_weights().exists():
+        print(f"no pre-trained weights at {pretrained_weights()}: training starts from scratch")
+
+    Path(FOLDER).mkdir(exist_ok=True)
+    done_file = Path(FOLDER, "quickstart.json")
+    done = json.loads(done_file.read_text()) if done_file.exists() else {}
+    results = {}
+    for number, (what, command) in enumerate(steps(), 1):
+        if command in done:
+            results[command] = done[command]
+            print(f"{number}. {what}: done before, {done[command]['seconds']} s")
+            continue
+        print(f"\n{number}. {what}", end="")
+        checkpoint = Path(FOLDER, "training", "checkpoint.pth")
+        resume = f" --resume {checkpoint}" if what.startswith("train") and checkpoint.exists() else ""
+        begin = time.monotonic()
+        last_line = run(command + resume, python)
+        # later steps that ran on something older are forgotten here, and run again
+        results[command] = {"seconds": round(time.monotonic() - begin), "last_line": last_line}
+        done = dict(results)
+        with common.written_then_renamed(done_file) as temporary:
+            temporary.write_text(json.dumps(done, indent=2) + "\n")
+
+    report([json.loads(results[command]["last_line"]) for _, command in steps()[4::4]], time.monotonic() - start)
+
+
+def report(figures, seconds):
+    """Print where everything lies, the two accuracies and the next step; exit with code 1 if they do not agree."""
+    trained, deployed = figures
+    print(f"""
+{FOLDER}/dataset/contact_sheet.png     what the drawn exercises look like
+{FOLDER}/training/                     checkpoint.pth, metrics.jsonl, curves.png
+{FOLDER}/preprocessed_tensors/         the validation clips as the device takes them, manifest.jsonl
+{FOLDER}/export_assets/                the compiled model (emulated: it runs on tools/local_hub.py only)
+{FOLDER}/dataset-export.h5             its logits
+{FOLDER}/report/report.html            where it is right and wrong
+
+                            Top-1      Top-5
+training's own validation   {trained["video_acc1"]:6.2f} %   {trained["video_acc5"]:6.2f} %   {trained["num_videos"]} videos
+deployed model              {deployed["top1"]:6.2f} %   {deployed["top5"]:6.2f} %   {deployed["n"]} videos
+
+Next: with QEVD and an AI Hub account, follow the README from section 2, with the same commands on your own folders.
+""")
+    agree = abs(trained["video_acc1"] - deployed["top1"]) < 0.001 and trained["num_videos"] == deployed["n"]
+    if not agree:
+        print("error: the two must agree on the same videos; compare the clip settings and the outputs of steps 5 to 9")
+    figures = {"val_acc1": trained["video_acc1"], "deployed_acc1": deployed["top1"], "deployed_acc5": deployed["top5"]}
+    print(json.dumps(figures | {"num_val_videos": deployed["n"], "seconds": round(seconds)}))
+    sys.exit(0 if agree else 1)
+
+
+if __name__ == "__main__":
+    main()
