@@ -9,8 +9,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -28,7 +30,7 @@ def refuse(message):
 
 
 def constants_of(source):
-    """The constants of a script: the single-name assignments between its first two ruled lines (`# ----…`).
+    """The constants of a script: the assignments between its first two ruled lines (`# ----…`).
 
     Returns {name: comment on its line}. Constants of several lines carry their comment on the first.
     """
@@ -36,8 +38,10 @@ def constants_of(source):
     rules = [i for i, line in enumerate(lines, 1) if line.startswith("# -----")]
     comments = {}
     for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and rules[0] < node.lineno < rules[1] and isinstance(node.targets[0], ast.Name):
-            comments[node.targets[0].id] = lines[node.lineno - 1].rpartition("  # ")[2].strip()
+        if isinstance(node, ast.Assign) and rules[0] < node.lineno < rules[1]:
+            # `T, H, W = …` is one assignment of several names
+            names = [part.id for part in ast.walk(node.targets[0]) if isinstance(part, ast.Name)]
+            comments |= dict.fromkeys(names, lines[node.lineno - 1].rpartition("  # ")[2].strip())
     return comments
 
 
@@ -52,8 +56,9 @@ def set_constants_from_flags(script, argv=None):
     """Let flags replace the constants of a script for one run.
 
     `script` is the script's `globals()`. The constant `CLIP_LEN` becomes the flag `--clip-len` (`--clip_len` works
-    too); a list takes several values; a boolean takes `true` or `false`, and the bare flag means true. `--help`
-    shows each constant's value and the comment on its line. An unknown flag or a bad value exits with code 2.
+    too); a list takes several values; a boolean takes `true` or `false`, and the bare flag means true; `skip_x` can
+    also be turned off with `--do-x`. `--help` shows each constant's value and the comment on its line. An unknown flag
+    or a bad value exits with code 2.
     """
     source = Path(script["__file__"]).read_text(encoding="utf-8")
     summary = script["__doc__"].strip().splitlines()[0]
@@ -70,6 +75,8 @@ def set_constants_from_flags(script, argv=None):
             options["type"] = type(value)
         flag = "--" + name.lower()
         parser.add_argument(*dict.fromkeys([flag.replace("_", "-"), flag]), **options)
+        if flag.startswith("--skip_"):
+            parser.add_argument(flag.replace("--skip_", "--do-"), dest=name, action="store_false", default=value)
     script.update(vars(parser.parse_args(argv)))
 
 
@@ -91,6 +98,15 @@ def written_then_renamed(path):
         temporary.unlink(missing_ok=True)
 
 
+def sha256_of(path):
+    """The SHA-256 of a file's content, as 64 hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def load_class_map(path):
     """Read {class folder name: index} and check that the indices are 0 … n-1, each once.
 
@@ -102,7 +118,7 @@ def load_class_map(path):
         refuse(f"there is no class map {path}; it is a JSON object {{class folder name: index}}, as class_map.json")
     except ValueError as e:
         refuse(f"{path} is not JSON ({e}); it must be an object {{class folder name: index}}")
-    if not isinstance(class_map, dict) or sorted(map(str, class_map.values())) != sorted(map(str, range(len(class_map)))):
+    if not isinstance(class_map, dict) or set(class_map.values()) != set(range(len(class_map))):
         refuse(f"{path} must map class folder names to the indices 0 … n-1, each index once")
     return class_map
 
@@ -143,6 +159,155 @@ def rank_and_world_size(environ=os.environ):
         first = int(environ.get("SLURM_ARRAY_TASK_MIN", 0))
         return int(environ["SLURM_ARRAY_TASK_ID"]) - first, int(environ["SLURM_ARRAY_TASK_COUNT"])
     return 0, 1
+
+
+# --- AI Hub: what example_export, compile_and_profile and run_inference share -----------------------------------------
+
+LATENCY_GATE_MS = 34  # LPCVC 2026, track 2: a valid entry is faster than this on the Dragonwing IQ-9075 EVK
+
+
+class JobFailedError(Exception):
+    """A job of AI Hub ended without success; the message is one sentence with its reason and its URL."""
+
+
+def sentence_of(error):
+    """What an error of the qai_hub client says, on one line and without the box that it draws."""
+    return " ".join(re.sub(r"[┌─┐└┘|]", " ", str(error)).split())
+
+
+@contextlib.contextmanager
+def hub_errors_in_one_sentence():
+    """Turn a failed job or an error of the qai_hub client into one sentence on stderr and exit code 1."""
+    from qai_hub.client import Error
+
+    try:
+        yield
+    except JobFailedError as e:
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Error as e:
+        print(f"error: AI Hub: {sentence_of(e)}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def connect_to_hub():
+    """Import the qai_hub client and ask AI Hub for something, so that a bad configuration shows at once.
+
+    Returns the module. Exits with one sentence: code 2 if no token is configured or it is not accepted, code 1 if the
+    service does not answer (the client tries for 46 s).
+    """
+    import qai_hub as hub
+    from qai_hub.client import UserError
+
+    client_ini = os.environ.get("QAIHUB_CLIENT_INI", "~/.qai_hub/client.ini")
+    script = Path(sys.argv[0]).name
+    with hub_errors_in_one_sentence():
+        try:
+            hub.get_frameworks()
+        except UserError as e:
+            if "Failed to load" in str(e):
+                refuse(
+                    f"no AI Hub token is configured in {client_ini}: get one at https://workbench.aihub.qualcomm.com "
+                    f"(Account), then `qai-hub configure --api_token TOKEN` writes that file; or run without an "
+                    f"account on this machine: python tools/local_hub.py python tools/{script}"
+                )
+            if "Failed to authenticate" in str(e):
+                refuse(
+                    f"AI Hub does not accept the token in {client_ini}: copy the current one from "
+                    f"https://workbench.aihub.qualcomm.com (Account) and run `qai-hub configure --api_token TOKEN`"
+                )
+            raise
+    hub.set_verbose(False)
+    return hub
+
+
+def wait_for(job):
+    """Wait until a job has ended; the URL of a job is printed first. Raises JobFailedError if it did not succeed."""
+    print(f"{job.job_type} job {job.url}", flush=True)
+    seconds = 0.5
+    while not (status := job.get_status()).finished:
+        time.sleep(seconds)
+        seconds = min(10, 1.5 * seconds)
+    if not status.success:
+        raise JobFailedError(f"the {job.job_type} job failed: {status.message or 'no reason given'}; see {job.url}")
+
+
+def layout_of(shape):
+    """"NCTHW" or "NTHWC", the layout of an RGB clip's five dimensions; None for any other shape."""
+    if shape is None or len(shape) != 5:
+        return None
+    return "NTHWC" if shape[4] == 3 else "NCTHW" if shape[1] == 3 else None
+
+
+def io_of(model):
+    """What a hub model takes and gives: {"input": {name, dtype, shape, scale, zero_point}, "output": the same}.
+
+    None where the hub does not say, as for uploaded binaries. Exits with code 2 and one sentence if the model has not
+    exactly one input and one output, or its input is no RGB clip.
+    """
+    inputs, outputs = ([t._asdict() for tensors in spec.values() for t in tensors]
+                       for spec in (model.input_spec, model.output_spec))  # fmt: skip
+    if not inputs or not outputs or not inputs[0]["shape"]:
+        return None
+    if len(inputs) != 1 or len(outputs) != 1:
+        refuse(f"the model {model.name} has {len(inputs)} inputs and {len(outputs)} outputs, one of each is needed")
+    if not layout_of(inputs[0]["shape"]):
+        refuse(f"the model's input {inputs[0]['name']} has shape {inputs[0]['shape']}, which is no RGB clip of 5 axes")
+    return {"input": inputs[0], "output": outputs[0]}
+
+
+def describe(tensor):
+    """A tensor of `io_of` in words: name, type, shape, layout, quantisation."""
+    words = [f"{tensor['name']}: {tensor['dtype']} {tuple(tensor['shape'] or ())}", layout_of(tensor["shape"])]
+    if tensor["scale"] is not None:
+        words.append(f"scale {tensor['scale']:.6g}, zero point {tensor['zero_point']:.0f}")
+    return ", ".join(filter(None, words))
+
+
+def as_model_input(clip, tensor):
+    """Float32 (1, 3, T, H, W) in [0, 1] as the layout and type of a model's input (`io_of(model)["input"]`).
+
+    An integer input is quantised: round(value / scale) + zero point, clipped to the type's range.
+    """
+    import numpy as np
+
+    if layout_of(tensor["shape"]) == "NTHWC":
+        clip = clip.transpose(0, 2, 3, 4, 1)
+    if tensor["scale"] is not None:
+        limits = np.iinfo(tensor["dtype"])
+        clip = (np.rint(clip / tensor["scale"]) + tensor["zero_point"]).clip(limits.min, limits.max)
+    return np.ascontiguousarray(clip, dtype=tensor["dtype"])
+
+
+def as_logits(output, tensor):
+    """A model's output as float32; integers are (value - zero point) * scale of `io_of(model)["output"]`.
+
+    Raises ValueError for integers without a scale.
+    """
+    import numpy as np
+
+    if output.dtype.kind == "f":
+        return output.astype(np.float32)
+    if tensor["scale"] is None:
+        raise ValueError(f"the outputs are {output.dtype} and the model does not say their scale")
+    return ((output.astype(np.float32) - tensor["zero_point"]) * tensor["scale"]).astype(np.float32)
+
+
+def print_profile(job):
+    """Print what a profile job measured: latency against the gate, memory, and where the layers ran."""
+    profile = job.download_profile()
+    if not profile:
+        raise JobFailedError(f"the {job.job_type} job brought no profile; see {job.url}")
+    summary, units = profile["execution_summary"], {}
+    for layer in profile["execution_detail"]:
+        units[layer["compute_unit"]] = units.get(layer["compute_unit"], 0) + 1
+    milliseconds = summary["estimated_inference_time"] / 1000
+    verdict = "meets" if milliseconds < LATENCY_GATE_MS else "MISSES"
+    print(f"latency   {milliseconds:.2f} ms on {job.device.name}: {verdict} the {LATENCY_GATE_MS} ms gate")
+    peak = summary.get("inference_memory_peak_range")
+    if isinstance(peak, tuple):
+        print(f"memory    {peak[0] / 2**20:.0f} to {peak[1] / 2**20:.0f} MiB at the peak of inference")
+    print(f"layers    {', '.join(f'{unit} {count}' for unit, count in sorted(units.items())) or 'not reported'}")
 
 
 # --- the environment of quickstart.py and tests/run.py --------------------------------------------------------------

@@ -37,6 +37,7 @@ if torchvision.__version__.split("+")[0] != WRITTEN_FOR:
 
 INDEX_VERSION = 1  # of the index file and of the rules by which frame times are read
 SAVE_EVERY = 60  # seconds between two saves of an index that is being built
+SKIP_BY_PACKET = {"h264", "hevc"}  # decoders that look at skip_frame at each packet; dav1d does once, at the first
 
 
 class UnreadableVideo(RuntimeError):
@@ -105,6 +106,8 @@ def frame_times(path, header=True):
     Raises UnreadableVideo if the file cannot be opened, or has no video stream, frame rate or frame.
     """
     with opened(path) as (container, stream):
+        if container.format.name.endswith("_pipe"):
+            raise UnreadableVideo(path, "it is a picture, not a video")
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         pts = times_from_header(container, stream) if header else None
         if pts is None:
@@ -153,24 +156,28 @@ def read_frames_without_header(path, frame_indices):
         try:
             return frames_by_time(path, container, stream, pts[frame_indices], frame_indices, seek=False)
         except NotAsIndexed:
-            raise UnreadableVideo(path, f"one of its frames {list(frame_indices)} does not decode") from None
+            raise UnreadableVideo(path, f"one of its frames {frame_indices.tolist()} does not decode") from None
 
 
 def frames_by_time(path, container, stream, pts, frame_indices, seek):
     """Decode the frames at `pts`, from the keyframe before the first of them if `seek`; uint8 (T, H, W, 3).
 
-    Raises NotAsIndexed if a frame does not come out, or is not the `frame_indices`-th of the packets met on the way.
+    Raises NotAsIndexed if a frame does not come out, or is not the `frame_indices`-th of the file.
     """
     if seek:
         container.seek(int(pts[0]), stream=stream)
-    wanted, met, clip = set(pts.tolist()), [], None
+    can_skip = stream.codec_context.name in SKIP_BY_PACKET
+    wanted, met, skipped, clip = set(pts.tolist()), [], 0, None
     for packet in container.demux(stream):
         if packet.pts is not None and not packet.is_discard:
+            if seek and not met:
+                if packet.pts > pts[0] or not packet.is_keyframe:
+                    raise NotAsIndexed
+                skipped = frames_before(stream, packet)
             met.append(packet.pts)
-        if seek and met and (met[0] > pts[0] or met[0] == packet.pts and not packet.is_keyframe):
-            raise NotAsIndexed
-        # a frame that no one wants and no other frame refers to need not be decoded
-        stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        if can_skip and packet.pts is not None:
+            # a frame that no one wants and no other frame refers to need not be decoded
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         for frame in packet.decode():
             # before the first packet's frame there may be some that refer to what a seek has jumped over
             if frame.is_corrupt and frame.pts >= met[0]:
@@ -180,11 +187,23 @@ def frames_by_time(path, container, stream, pts, frame_indices, seek):
                 wanted.discard(frame.pts)
         if not wanted:
             break
+    if wanted:
+        raise NotAsIndexed
     met = np.sort(met)
-    first = np.searchsorted(met, pts[0]) - frame_indices[0] if seek else 0
-    if wanted or not np.array_equal(met.take(first + frame_indices, mode="clip"), pts):
+    if skipped is None:
+        skipped = frame_indices[0] - np.searchsorted(met, pts[0])
+    if not np.array_equal(met.take(frame_indices - skipped, mode="clip"), pts):
         raise NotAsIndexed
     return clip
+
+
+def frames_before(stream, packet):
+    """How many frames lie before `packet`, a keyframe, in decoding order, and so in presentation order too.
+
+    None if the container has no complete index to tell; its frame times are then from the packets, and need no check.
+    """
+    entries = stream.index_entries
+    return entries.search_timestamp(packet.dts) if len(entries) == stream.frames and packet.dts is not None else None
 
 
 def frames_by_number(path, container, stream, frame_indices):
