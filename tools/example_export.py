@@ -1,0 +1,210 @@
+"""Checkpoint -> model compiled for a device by AI Hub, downloaded into ./export_assets (the recommended path).
+
+Reads a checkpoint of train.py and, for checks and calibration, the clips of preprocess_and_save.py. Goes through the
+export pipeline of qai_hub_models with the recipe tools/qevd_r2plus1d. Writes, into `output_dir`:
+  qevd_r2plus1d-<runtime>-<precision>-<chipset>/   the package's bundle: model, metadata.json, labels.txt
+  resnet_2plus1d.bin                               the model again (.tflite, .dlc … for other runtimes)
+  resnet_2plus1d.json                              its input and output as run_inference.py needs them, its jobs
+
+$ python tools/example_export.py
+$ python tools/example_export.py --precision w8a8 --skip-profiling false --skip-inferencing false
+$ python tools/local_hub.py python tools/example_export.py      # without an account, emulated on this CPU
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import common
+
+# ----------------------------------------------------------------------------------------------------------------------
+checkpoint = "./checkpoint.pth"         # weights to export, as train.py wrote them
+num_classes = 0                         # 0 = as the checkpoint says; any other number must agree with it
+num_frames = 0                          # frames a clip; 0 = as the checkpoint says
+data_dir = "./preprocessed_tensors"     # clips of preprocess_and_save.py to check and calibrate with; "" = one random
+device = "Dragonwing IQ-9075 EVK"       # name of a device of AI Hub (qai-hub list-devices)
+target_runtime = "qnn_context_binary"   # qnn_context_binary, qnn_dlc, tflite, onnx or precompiled_qnn_onnx
+precision = "float"                     # float or w8a8 (8-bit weights and activations, some 5 times faster)
+num_calibration_samples = 100           # clips that w8a8 is calibrated with, as many of each class
+skip_profiling = True                   # do not measure latency and memory on the device
+skip_inferencing = True                 # do not compare the device's logits with torch's on real clips
+skip_downloading = False                # leave the compiled model on AI Hub
+output_dir = "./export_assets"          # where the model is saved
+share = []                              # e-mail addresses that shall see the jobs: this is how an entry is submitted
+random_weights = False                  # export an untrained network on purpose
+# ----------------------------------------------------------------------------------------------------------------------
+
+RECIPE = common.REPO / "tools" / "qevd_r2plus1d"
+# the package knows more, for language models
+RUNTIMES = ("qnn_context_binary", "qnn_dlc", "tflite", "onnx", "precompiled_qnn_onnx")
+PRECISIONS = ("float", "w8a8")
+
+
+def check_constants():
+    """Refuse what could only fail later."""
+    if target_runtime not in RUNTIMES:
+        common.refuse(f"target_runtime is {target_runtime!r}, possible are {', '.join(RUNTIMES)}")
+    if precision not in PRECISIONS:
+        common.refuse(f"precision is {precision!r}, possible are {', '.join(PRECISIONS)}")
+    if not random_weights and not Path(checkpoint).is_file():
+        common.refuse(
+            f"there is no checkpoint {checkpoint}; train.py writes one, --checkpoint names another, and "
+            f"--random-weights exports an untrained network on purpose"
+        )
+    if data_dir and not Path(data_dir, "manifest.jsonl").is_file():
+        common.refuse(
+            f"there is no manifest.jsonl in {data_dir}; run tools/preprocess_and_save.py, or check with a random clip "
+            f"by --data-dir ''"
+        )
+    if precision != "float" and not data_dir:
+        common.refuse("w8a8 is calibrated with clips: data_dir must name the folder with their manifest.jsonl")
+
+
+def wait_for_each_job(hub):
+    """Let every submission wait for its job and stop if it failed: the pipeline goes on with a failed job's handle."""
+
+    def waiting(submit):
+        def submit_and_wait(*args, **kwargs):
+            job = submit(*args, **kwargs)
+            common.wait_for(job)
+            return job
+
+        return submit_and_wait
+
+    for name in ("submit_compile_job", "submit_quantize_job", "submit_link_job", "submit_profile_job"):
+        setattr(hub, name, waiting(getattr(hub, name)))
+
+
+def find_device(hub):
+    """The hub's device of this name, with its attributes. Exits with code 2 if there is none."""
+    found = hub.get_devices(name=device)
+    if not found:
+        common.refuse(f"AI Hub has no device {device!r}; `qai-hub list-devices` shows their names")
+    return found[-1]
+
+
+def model_arguments():
+    """The arguments of the recipe's from_pretrained."""
+    return {
+        "checkpoint": checkpoint,
+        "num_classes": num_classes,
+        "num_frames": num_frames,
+        "data_dir": data_dir,
+        "num_calibration_clips": num_calibration_samples,
+        "random_weights": random_weights,
+    }
+
+
+def run_pipeline(hub_device):
+    """The package's own export; returns its ExportResult."""
+    from qai_hub_models import Precision, TargetRuntime
+    from qai_hub_models.utils.export.pipeline import export_model
+
+    return export_model(
+        RECIPE,
+        hub_device,
+        precision=Precision.parse(precision),
+        target_runtime=TargetRuntime(target_runtime),
+        skip_profiling=skip_profiling,
+        skip_inferencing=True,  # it would send float clips to a quantised model; compare_on_device does it
+        skip_downloading=skip_downloading,
+        skip_summary=True,
+        output_dir=output_dir,
+        **model_arguments(),
+    )
+
+
+def save_beside(result, description):
+    """Copy the bundle's model to output_dir/resnet_2plus1d.* and write its description beside it; returns its path.
+
+    An ONNX model stays in the bundle, with its weights file. The description goes last and names the file's hash, so
+    that the two belong together whenever this is interrupted.
+    """
+    bundle = Path(result.download_path)
+    (name,) = json.loads((bundle / "metadata.json").read_text(encoding="utf-8"))["model_files"]
+    if name.endswith(".onnx"):
+        return bundle / name
+    path = Path(output_dir, "resnet_2plus1d").with_suffix(Path(name).suffix)
+    with common.written_then_renamed(path) as temporary:
+        shutil.copyfile(bundle / name, temporary)
+    description = {"file": path.name, "sha256": common.sha256_of(path)} | description
+    with common.written_then_renamed(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def compare_on_device(hub, hub_device, model, target_model, io):
+    """Print how the device's logits agree with torch's on the model's sample clips: 8 of the manifest, by class."""
+    import numpy as np
+    import torch
+
+    clips = model.sample_inputs(use_channel_last_format=False)["video"]
+    expected = np.concatenate([model(torch.from_numpy(clip)).numpy() for clip in clips])
+    inputs = {io["input"]["name"]: [common.as_model_input(clip, io["input"]) for clip in clips]}
+    job = hub.submit_inference_job(target_model, hub_device, inputs, profile=False, name=target_model.name)
+    common.wait_for(job)
+    outputs = job.download_output_data()
+    if not outputs or len(outputs[io["output"]["name"]]) != len(clips):
+        raise common.JobFailedError(f"the inference job brought no output for its {len(clips)} clips; see {job.url}")
+    logits = np.concatenate([common.as_logits(output, io["output"]) for output in outputs[io["output"]["name"]]])
+    error = np.mean((logits - expected) ** 2)
+    psnr = 10 * np.log10(np.abs(expected).max() ** 2 / error) if error else np.inf
+    agree = int((logits.argmax(1) == expected.argmax(1)).sum())
+    print(f"on device against torch: PSNR {psnr:.1f} dB, largest difference {np.abs(logits - expected).max():.2g}, "
+          f"the same Top-1 for {agree} of {len(clips)} clips")  # fmt: skip
+
+
+def print_result(result, path, io):
+    """What was made, what it takes and gives, its jobs, and the line for run_inference.py."""
+    if path:
+        print(f"model     {path} ({path.stat().st_size / 1e6:.1f} MB), bundle {result.download_path}")
+    print(f"input     {common.describe(io['input'])}, RGB in [0, 1]")
+    print(f"output    {common.describe(io['output'])}, logits")
+    for job in filter(None, (result.compile_job, result.link_job)):
+        print(f"{job.job_type + ' job':<11} {job.job_id}  {job.url}")
+    if share:
+        print(f"shared with {', '.join(share)}: quote compile job {result.compile_job.job_id}")
+    if path and path.suffix == ".onnx":
+        print(f'next: in tools/run_inference.py set\n    DLC_PATH = ""\n    ONNX_DIR = "{path.parent}"')
+    elif path:
+        print(f'next: in tools/run_inference.py set\n    DLC_PATH = "{path}"')
+
+
+def main():
+    common.set_constants_from_flags(globals())
+    check_constants()
+    hub = common.connect_to_hub()
+    from qevd_r2plus1d import Model
+
+    with common.hub_errors_in_one_sentence():
+        hub_device = find_device(hub)
+        wait_for_each_job(hub)
+        result = run_pipeline(hub_device)
+        target_model = (result.link_job or result.compile_job).get_target_model()
+        # the hub does not describe every linked binary; the DLC that it was made of takes and gives the same
+        io = common.io_of(target_model) or common.io_of(result.compile_job.get_target_model())
+        model = Model.from_pretrained(**model_arguments())
+        description = {
+            **io,
+            "output_kind": "logits",
+            "classes": model.classes,
+            "target_runtime": target_runtime,
+            "precision": precision,
+            "device": device,
+            "checkpoint": "" if random_weights else checkpoint,
+            "compile_job": result.compile_job.job_id,
+            "link_job": result.link_job.job_id if result.link_job else "",
+        }
+        path = None if skip_downloading else save_beside(result, description)
+        if share:
+            for job in filter(None, (result.compile_job, result.link_job)):
+                job.modify_sharing(add_emails=share)
+        if not skip_inferencing:
+            compare_on_device(hub, hub_device, model, target_model, io)
+        if not skip_profiling:
+            common.print_profile(result.profile_job)
+    print_result(result, path, io)
+
+
+if __name__ == "__main__":
+    main()
