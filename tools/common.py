@@ -221,6 +221,14 @@ def connect_to_hub():
     return hub
 
 
+def find_device(hub, name):
+    """The hub's newest device of this name, with its attributes. Exits with code 2 if there is none."""
+    devices = hub.get_devices(name=name)
+    if not devices:
+        refuse(f"AI Hub has no device {name!r}; `qai-hub list-devices` shows their names")
+    return devices[-1]
+
+
 def wait_for(job):
     """Wait until a job has ended; the URL of a job is printed first. Raises JobFailedError if it did not succeed."""
     print(f"{job.job_type} job {job.url}", flush=True)
@@ -291,6 +299,67 @@ def as_logits(output, tensor):
     if tensor["scale"] is None:
         raise ValueError(f"the outputs are {output.dtype} and the model does not say their scale")
     return ((output.astype(np.float32) - tensor["zero_point"]) * tensor["scale"]).astype(np.float32)
+
+
+def load_onnx(path, shape):
+    """Read an ONNX file (weights beside it included) and check that it takes one float32 clip and gives one tensor.
+
+    `shape` is (BATCH, C, T, H, W) of the user's constants; the file may have it as NCTHW, as NTHWC, or leave dimensions
+    open. Returns (onnx model, {input name: (shape as the file has it, "float32")}). Exits with code 2 and one sentence
+    for a file that does not fit.
+    """
+    import onnx
+
+    if not Path(path).is_file():
+        refuse(f"there is no ONNX file {path}; set ONNX_DIR to its folder")
+    try:
+        onnx.checker.check_model(str(path))  # by path, so that weights in a second file are checked, too
+        model = onnx.load(path)
+    except Exception as e:  # protobuf's DecodeError, onnx's ValidationError, a missing weights file
+        refuse(f"{path} is not a valid ONNX model: {str(e).splitlines()[0] if str(e) else type(e).__name__}")
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < 11:
+        refuse(f"{path} has opset {opset}; export it again with 11 or newer, say torch.onnx.export(opset_version=17)")
+    weights = {weight.name for weight in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        names = [value.name for value in (*inputs, *model.graph.output)]
+        refuse(f"{path} has the inputs and outputs {', '.join(names)}; one clip in and one tensor out is needed")
+    (value,) = inputs
+    if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        refuse(f"the input {value.name} of {path} is not float32")
+    own = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]  # None: open
+    batch, c, t, h, w = shape
+    for wanted in ((batch, c, t, h, w), (batch, t, h, w, c)):
+        if len(own) == 5 and all(a in (None, b) for a, b in zip(own, wanted)):
+            return model, {value.name: (wanted, "float32")}
+    refuse(
+        f"the input {value.name} of {path} has shape {tuple(own)}, but BATCH, C, T, H, W are {tuple(shape)}; set them "
+        f"to what the model takes"
+    )
+
+
+def compile_onnx(hub, model, input_specs, device):
+    """Compile an ONNX model to a QNN context binary: directly or, where that is refused, to a DLC that is then linked.
+
+    Returns (hub model, its description as `io_of` gives it). Raises JobFailedError.
+    """
+    from qai_hub.client import UserError
+
+    source = hub.upload_model(model, name="model.onnx")
+    direct = "--target_runtime qnn_context_binary"
+    try:
+        job = hub.submit_compile_job(source, device, input_specs=input_specs, options=direct)
+        wait_for(job)
+        return job.get_target_model(), io_of(job.get_target_model())
+    except (UserError, JobFailedError) as e:
+        print(f"not compiled directly ({sentence_of(e)}); compiling to a DLC and linking it instead")
+    job = hub.submit_compile_job(source, device, input_specs=input_specs, options="--target_runtime qnn_dlc")
+    wait_for(job)
+    link = hub.submit_link_job([job.get_target_model()], device)
+    wait_for(link)
+    # the hub does not describe every linked binary; the DLC that it was made of takes and gives the same
+    return link.get_target_model(), io_of(link.get_target_model()) or io_of(job.get_target_model())
 
 
 def print_profile(job):

@@ -75,14 +75,6 @@ def wait_for_each_job(hub):
         setattr(hub, name, waiting(getattr(hub, name)))
 
 
-def find_device(hub):
-    """The hub's device of this name, with its attributes. Exits with code 2 if there is none."""
-    found = hub.get_devices(name=device)
-    if not found:
-        common.refuse(f"AI Hub has no device {device!r}; `qai-hub list-devices` shows their names")
-    return found[-1]
-
-
 def model_arguments():
     """The arguments of the recipe's from_pretrained."""
     return {
@@ -177,7 +169,7 @@ def main():
     from qevd_r2plus1d import Model
 
     with common.hub_errors_in_one_sentence():
-        hub_device = find_device(hub)
+        hub_device = common.find_device(hub, device)
         wait_for_each_job(hub)
         result = run_pipeline(hub_device)
         target_model = (result.link_job or result.compile_job).get_target_model()
