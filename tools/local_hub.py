@@ -770,6 +770,23 @@ class Tensor:
     def __str__(self):
         return f"{self.name} {self.shape} {self.dtype}"
 
+    @property
+    def accepted_dtypes(self):
+        """Of samples: its own, and float32 if it is quantised (qai_hub_models sends float32 there, too)."""
+        return (self.dtype,) if self.scale is None else (self.dtype, "float32")
+
+    def quantize(self, array):
+        """Real values as stored; what is stored already passes."""
+        if array.dtype.name == self.dtype:
+            return array
+        limits = np.iinfo(self.dtype)
+        return np.clip(np.rint(array / self.scale) + self.zero_point, limits.min, limits.max).astype(self.dtype)
+
+    def dequantize(self, array):
+        if self.scale is None:
+            return array
+        return (array.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+
     def to_message(self):
         tensor_type = pb.TensorType(shape=self.shape, dtype=DTYPES[self.dtype])
         if self.scale is not None:
@@ -1016,11 +1033,12 @@ def expose_quantized_io(graph):
 # --- what jobs make and run: tagged binaries and onnxruntime sessions -------------------------------------------------
 
 
-def write_target(hub, job, runtime, content, inputs, outputs):
+def write_target(hub, job, runtime, content):
     """Store ONNX bytes as the job's target model in the form of `runtime`, and describe its inputs and outputs."""
     target = hub.models[job.target_id]
     message = target.message
     path = hub.folder / (job.target_id + EXTENSIONS[message.model_type])
+    inputs, outputs = inputs_and_outputs(make_session(content))
     head = {"runtime": runtime, "inputs": [vars(t) for t in inputs], "outputs": [vars(t) for t in outputs]}
     binary = TAG + json.dumps(head).encode() + b"\n" + content
     if runtime == "onnx":
@@ -1101,15 +1119,18 @@ def session_of(hub, model_id):
     return session
 
 
-def tensors_of(arguments, quantizers=None):
-    """onnxruntime's description of inputs or outputs as a list of Tensor."""
-    names = {"float": "float32", "float16": "float16", "double": "float64"}
-    tensors = []
-    for argument in arguments:
-        ort_name = argument.type.removeprefix("tensor(").removesuffix(")")
-        scale, zero_point = (quantizers or {}).get(argument.name, (None, None))
-        tensors.append(Tensor(argument.name, tuple(argument.shape), names.get(ort_name, ort_name), scale, zero_point))
-    return tensors
+def inputs_and_outputs(session):
+    """The inputs and the outputs of a session as two lists of Tensor; scales as run_compile_job noted them."""
+    dtypes = {"float": "float32", "double": "float64"}  # where onnxruntime's name is another than numpy's
+    quantizers = json.loads(session.get_modelmeta().custom_metadata_map.get("quantizers", "{}"))
+    lists = []
+    for arguments in (session.get_inputs(), session.get_outputs()):
+        lists.append([])
+        for argument in arguments:
+            dtype = argument.type.removeprefix("tensor(").removesuffix(")")
+            quantizer = quantizers.get(argument.name, (None, None))
+            lists[-1].append(Tensor(argument.name, tuple(argument.shape), dtypes.get(dtype, dtype), *quantizer))
+    return lists
 
 
 # --- compile, quantize and link jobs ----------------------------------------------------------------------------------
@@ -1125,19 +1146,13 @@ def run_compile_job(hub, job):
         import onnx
 
         proto = onnx.shape_inference.infer_shapes(proto)
-    quantizers = expose_quantized_io(proto.graph) if "quantize_io" in options else {}
-    truncate_64bit(proto.graph, runtime, options)
-    renamed_from = [value.name for value in proto.graph.output]
     rename_outputs(proto.graph, options.get("output_names"))
-    for old, value in zip(renamed_from, proto.graph.output):
-        if old in quantizers:
-            quantizers[value.name] = quantizers.pop(old)
+    if "quantize_io" in options:
+        quantizers = expose_quantized_io(proto.graph)
+        proto.metadata_props.add(key="quantizers", value=json.dumps(quantizers))
+    truncate_64bit(proto.graph, runtime, options)
     move_channels_last(proto.graph, options)
-    content = proto.SerializeToString()
-    session = make_session(content)
-    inputs = tensors_of(session.get_inputs(), quantizers)
-    outputs = tensors_of(session.get_outputs(), quantizers)
-    write_target(hub, job, runtime, content, inputs, outputs)
+    write_target(hub, job, runtime, proto.SerializeToString())
     job.details.target_tensor_type_list.CopyFrom(hub.models[job.target_id].message.input_spec)
     job.result.compile_job_result.compile_job_id = job.id
     job.result.compile_job_result.compile_detail.tool_versions.extend(tool_versions(runtime))
@@ -1171,7 +1186,7 @@ def run_quantize_job(hub, job):
         proto = load_onnx(hub.models[job.model_id].path)
         fix_input_shapes(proto, [])
         quant_pre_process(proto, prepared, skip_symbolic_shape=True)
-        samples.check(tensors_of(make_session(Path(prepared).read_bytes()).get_inputs()))
+        samples.check(inputs_and_outputs(make_session(Path(prepared).read_bytes()))[0])
         # Every operation is quantized, as the service does; so inputs and outputs are, too, and --quantize_io works.
         op_types = sorted({node.op_type for node in onnx.load(prepared).graph.node} - {"Constant", "Shape"})
         quantize_static(
@@ -1179,9 +1194,7 @@ def run_quantize_job(hub, job):
             activation_type=bits[details.activations_dtype], weight_type=weight_bits[details.weights_dtype],
             op_types_to_quantize=op_types,
         )
-        content = Path(quantized).read_bytes()
-    session = make_session(content)
-    write_target(hub, job, "onnx", content, tensors_of(session.get_inputs()), tensors_of(session.get_outputs()))
+        write_target(hub, job, "onnx", Path(quantized).read_bytes())
     job.result.quantize_job_result.quantize_job_id = job.id
 
 
@@ -1206,12 +1219,7 @@ def run_link_job(hub, job):
     source = hub.models[job.model_id]
     if source.message.model_type != pb.MODEL_TYPE_QNN_DLC:
         raise JobFailedError("only a QNN DLC can be linked")
-    content = onnx_bytes_of(source)
-    head = json.loads(source.path.read_bytes()[len(TAG) : -len(content)])
-    inputs, outputs = ([Tensor(**t) for t in head[key]] for key in ("inputs", "outputs"))
-    for tensor in inputs + outputs:
-        tensor.shape = tuple(tensor.shape)
-    write_target(hub, job, "qnn_context_binary", content, inputs, outputs)
+    write_target(hub, job, "qnn_context_binary", onnx_bytes_of(source))
     job.result.link_job_result.link_job_id = job.id
 
 
@@ -1244,7 +1252,7 @@ class Samples:
                 raise JobFailedError("the dataset has not the same number of samples for every input")
             for i in range(self.num_samples):
                 sample = group[f"batch_{i}"]
-                if (sample.shape, sample.dtype.name) != (tensor.shape, tensor.dtype):
+                if sample.shape != tensor.shape or sample.dtype.name not in tensor.accepted_dtypes:
                     given = Tensor(tensor.name, sample.shape, sample.dtype.name)
                     raise JobFailedError(f"sample {i} of the dataset is {given}, the model expects {tensor}")
 
@@ -1260,9 +1268,12 @@ def open_dataset(hub, job):
 
 
 def run_inference_job(hub, job):
-    """Run the model on every sample, one at a time in memory, and write the outputs as a new dataset."""
+    """Run the model on every sample, one at a time in memory, and write the outputs as a new dataset.
+
+    A quantised input takes stored or real (float32) values; outputs are then real, too, if an input was.
+    """
     session = session_of(hub, job.model_id)
-    inputs, outputs = tensors_of(session.get_inputs()), tensors_of(session.get_outputs())
+    inputs, outputs = inputs_and_outputs(session)
     job.details.tensor_type_list.CopyFrom(tensors_to_message(inputs))
     result = job.result.inference_job_result
     result.inference_job_id = job.id
@@ -1275,9 +1286,13 @@ def run_inference_job(hub, job):
         groups = output_groups(file, outputs, num_outputs)
         for i in range(samples.num_samples):
             check_not_stopping(hub)
+            sample = samples.read(i)
+            feeds = {t.name: t.quantize(sample[t.name]) for t in inputs}
             start = time.perf_counter()
-            arrays = session.run(None, samples.read(i))
+            arrays = session.run(None, feeds)
             microseconds.append(round((time.perf_counter() - start) * 1e6))
+            if any(sample[name].dtype != feeds[name].dtype for name in feeds):
+                arrays = [t.dequantize(array) for t, array in zip(outputs, arrays)]
             for group, array in zip(groups, arrays if i < num_outputs else []):
                 array = array[..., :-1] if job.fault.outputs == "shape" else array
                 group.create_dataset(f"batch_{i}", data=array, compression="gzip")
@@ -1303,7 +1318,7 @@ def output_groups(file, outputs, num_samples):
 def run_profile_job(hub, job):
     """Time the model on random inputs."""
     session = session_of(hub, job.model_id)
-    inputs = tensors_of(session.get_inputs())
+    inputs, _ = inputs_and_outputs(session)
     job.details.tensor_type_list.CopyFrom(tensors_to_message(inputs))
     job.result.inference_job_result.inference_job_id = job.id
     random = np.random.default_rng(0)
