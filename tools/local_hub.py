@@ -208,7 +208,7 @@ class LocalHub:
 
     def __enter__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="local-hub-"))
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(self, *_):
