@@ -10,7 +10,7 @@ def draw_frames(num_frames, height, width, seed=0):
     coarse = rng.integers(30, 200, (height // 16 + 2, width // 16 + 2, 3)).astype(np.float32)
     texture = coarse.repeat(16, 0).repeat(16, 1)
     texture += rng.normal(0, 8, (*texture.shape[:2], 1))
-    noise = rng.normal(0, 4, (height + 8, width + 8, 1))
+    noise = rng.normal(0, 2.5, (height + 8, width + 8, 1))
     y, x = np.mgrid[:height, :width]
     for t in range(num_frames):
         top, left = rng.integers(0, 3, 2)  # camera shake

@@ -167,7 +167,8 @@ def frames_by_time(path, container, stream, pts, frame_indices, seek):
     if seek:
         container.seek(int(pts[0]), stream=stream)
     can_skip = stream.codec_context.name in SKIP_BY_PACKET
-    wanted, met, skipped, clip = set(pts.tolist()), [], 0, None
+    wanted, met, skipped = set(pts.tolist()), [], 0
+    clip, reformatter = None, av.video.reformatter.VideoReformatter()
     for packet in container.demux(stream):
         if packet.pts is not None and not packet.is_discard:
             if seek and not met:
@@ -183,7 +184,7 @@ def frames_by_time(path, container, stream, pts, frame_indices, seek):
             if frame.is_corrupt and frame.pts >= met[0]:
                 raise UnreadableVideo(path, f"the frame at {float(frame.pts * stream.time_base):.2f} s is damaged")
             if frame.pts in wanted:
-                clip = put(path, clip, pts == frame.pts, frame)
+                clip = put(path, clip, pts == frame.pts, frame, reformatter)
                 wanted.discard(frame.pts)
         if not wanted:
             break
@@ -212,22 +213,25 @@ def frames_by_number(path, container, stream, frame_indices):
     Codecs leave packets in AVI that hold no picture of their own (or stand for a repeated one), so a file may give
     fewer frames than it has packets: the last frame then stands for those that do not come.
     """
-    clip, number = None, -1
+    clip, number, reformatter = None, -1, av.video.reformatter.VideoReformatter()
     for number, frame in enumerate(container.decode(stream)):
         if frame.is_corrupt:
             raise UnreadableVideo(path, f"frame {number} is damaged")
         if number in frame_indices:
-            clip = put(path, clip, frame_indices == number, frame)
+            clip = put(path, clip, frame_indices == number, frame, reformatter)
         if number >= frame_indices[-1]:
             return clip
     if number < 0:
         raise UnreadableVideo(path, "none of its frames decodes")
-    return put(path, clip, frame_indices > number, frame)
+    return put(path, clip, frame_indices > number, frame, reformatter)
 
 
-def put(path, clip, positions, frame):
-    """Write a frame as RGB to `positions`, bool (T,), of `clip`, uint8 (T, H, W, 3); None makes a new clip."""
-    pixels = frame.to_ndarray(format="rgb24")
+def put(path, clip, positions, frame, reformatter):
+    """Write a frame as RGB to `positions`, bool (T,), of `clip`, uint8 (T, H, W, 3); None makes a new clip.
+
+    One reformatter a clip, of one thread: PyAV would set up another with several threads for each frame, at 4 ms each.
+    """
+    pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     if clip is None:
         clip = np.empty((len(positions), *pixels.shape), np.uint8)
     if clip.shape[1:] != pixels.shape:
