@@ -371,8 +371,11 @@ def print_profile(job):
     for layer in profile["execution_detail"]:
         units[layer["compute_unit"]] = units.get(layer["compute_unit"], 0) + 1
     milliseconds = summary["estimated_inference_time"] / 1000
-    verdict = "meets" if milliseconds < LATENCY_GATE_MS else "MISSES"
-    print(f"latency   {milliseconds:.2f} ms on {job.device.name}: {verdict} the {LATENCY_GATE_MS} ms gate")
+    if "//127.0.0.1:" in job.url:
+        print(f"latency   {milliseconds:.2f} ms on this CPU, which says nothing about the {LATENCY_GATE_MS} ms gate")
+    else:
+        verdict = "meets" if milliseconds < LATENCY_GATE_MS else "MISSES"
+        print(f"latency   {milliseconds:.2f} ms on {job.device.name}: {verdict} the {LATENCY_GATE_MS} ms gate")
     peak = summary.get("inference_memory_peak_range")
     if isinstance(peak, tuple):
         print(f"memory    {peak[0] / 2**20:.0f} to {peak[1] / 2**20:.0f} MiB at the peak of inference")

@@ -281,11 +281,15 @@ def job_of_chunk(hub, model, device, i, clips, tensor, state):
 def logits_of(job, num_clips, tensor):
     """What a finished job brought, float32 (num_clips, num_classes). Raises JobFailedError unless that is all."""
     import numpy as np
+    from qai_hub.client import UserError
 
     status = job.get_status()
     if not status.success:
         raise common.JobFailedError(f"the inference job failed: {status.message or 'no reason given'}; see {job.url}")
-    outputs = job.download_output_data()
+    try:
+        outputs = job.download_output_data()
+    except UserError as e:  # they expire, too
+        raise common.JobFailedError(f"the inference job's outputs cannot be had: {e}; see {job.url}") from None
     if not outputs:
         raise common.JobFailedError(f"the inference job succeeded but brought no outputs; see {job.url}")
     arrays = outputs.get(tensor["name"]) or next(iter(outputs.values()))
@@ -314,10 +318,8 @@ def run_chunks(hub, model, device, io, chunks, state):
 
     waiting = collections.deque(i for i in range(len(chunks)) if not state.part(i).exists())
     running, attempts, failed, seconds = {}, collections.Counter(), {}, 0.2
-    arrived = sum(map(len, chunks)) - sum(len(chunks[i]) for i in waiting)
-    bar = tqdm(total=sum(map(len, chunks)), initial=arrived, unit="clip", desc="inference")
 
-    def failure(i, error):
+    def failure(i, error, url=""):
         attempts[i] += 1
         reason = common.sentence_of(error)
         if attempts[i] < ATTEMPTS:
@@ -327,39 +329,38 @@ def run_chunks(hub, model, device, io, chunks, state):
         elif isinstance(error, common.JobFailedError):
             failed[i] = reason
         else:
-            job = running.get(i)
-            raise common.JobFailedError(
-                f"chunk {i}: AI Hub: {reason} {job.url if job else ''} What has arrived is kept, run the same "
-                f"command again"
-            )
+            kept = f"what has arrived is kept in {state.folder}, run the same command again"
+            raise common.JobFailedError(f"chunk {i}: AI Hub: {reason} {url}; {kept}")
 
-    while waiting or running:
-        while waiting and len(running) < CHUNKS_IN_FLIGHT:
-            i = waiting.popleft()
-            try:
-                running[i] = job_of_chunk(hub, model, device, i, chunks[i], io["input"], state)
-                seconds = 0.2
-            except Error as e:
-                failure(i, e)
-        for i, job in list(running.items()):
-            try:
-                if not job.get_status().finished:
-                    continue
-                logits = logits_of(job, len(chunks[i]), io["output"])
-                with common.written_then_renamed(state.part(i)) as temporary, open(temporary, "wb") as file:
-                    np.save(file, logits)
-                bar.update(len(chunks[i]))
-            except common.JobFailedError as e:
-                state.chunk(i)["job"] = ""
-                state.save()
-                failure(i, e)
-            except Error as e:
-                failure(i, e)
-            del running[i]
-        if running:
-            time.sleep(seconds)
-            seconds = min(10, 1.5 * seconds)
-    bar.close()
+    num_clips = sum(map(len, chunks))
+    arrived = num_clips - sum(len(chunks[i]) for i in waiting)
+    with tqdm(total=num_clips, initial=arrived, unit="clip", desc="inference") as bar:
+        while waiting or running:
+            while waiting and len(running) < CHUNKS_IN_FLIGHT:
+                i = waiting.popleft()
+                try:
+                    running[i] = job_of_chunk(hub, model, device, i, chunks[i], io["input"], state)
+                    seconds = 0.2
+                except Error as e:
+                    failure(i, e)
+            for i, job in list(running.items()):
+                try:
+                    if not job.get_status().finished:
+                        continue
+                    logits = logits_of(job, len(chunks[i]), io["output"])
+                    with common.written_then_renamed(state.part(i)) as temporary, open(temporary, "wb") as file:
+                        np.save(file, logits)
+                    bar.update(len(chunks[i]))
+                except common.JobFailedError as e:
+                    state.chunk(i)["job"] = ""
+                    state.save()
+                    failure(i, e)
+                except Error as e:
+                    failure(i, e, job.url)
+                del running[i]
+            if running:
+                time.sleep(seconds)
+                seconds = min(10, 1.5 * seconds)
     return failed
 
 

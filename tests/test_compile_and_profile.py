@@ -1,0 +1,88 @@
+"""compile_and_profile.py against a local hub in this process."""
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from small_models import small_onnx
+
+from local_hub import Fault, LocalHub
+
+SCRIPT = "tools/compile_and_profile.py"
+SHAPE = ("--t", 8, "--h", 16, "--w", 16)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with LocalHub() as hub:
+        hub.write_client_ini(tmp_path / "client.ini")
+        yield hub
+
+
+@pytest.fixture
+def run(run_script, tmp_path, hub):
+    return lambda *flags, **more: run_script(SCRIPT, *flags, QAIHUB_CLIENT_INI=tmp_path / "client.ini", **more)
+
+
+@pytest.mark.parametrize("channel_last", [False, True], ids=["NCTHW", "NTHWC"])
+def test_compiles_as_the_seed_says_and_profiles(tmp_path, hub, run, channel_last):
+    """One compile job to a QNN context binary in the file's own layout, one profile job; latency is reported."""
+    onnx.save(small_onnx(channel_last=channel_last, name="any_name"), tmp_path / "model.onnx")
+    result = run(*SHAPE)
+    compile_job, profile_job = hub.jobs.values()
+    assert (compile_job.kind, compile_job.options) == ("compile", "--target_runtime qnn_context_binary")
+    assert (profile_job.kind, profile_job.profiling) == ("profile", True)
+    shape = "(1, 8, 16, 16, 3), NTHWC" if channel_last else "(1, 3, 8, 16, 16), NCTHW"
+    assert result.stdout.count(f"any_name: float32 {shape}") == 2, result.stdout
+    assert "latency" in result.stdout and "layers    CPU" in result.stdout and compile_job.id in result.stdout
+
+
+def test_weights_in_a_second_file_travel_along(tmp_path, hub, run):
+    onnx.save(small_onnx(), tmp_path / "model.onnx", save_as_external_data=True, location="model.data", size_threshold=0)
+    run(*SHAPE)
+    assert [job.state for job in hub.jobs.values()] == ["done", "done"]
+
+
+def test_falls_back_to_a_dlc_that_is_linked(tmp_path, hub, run):
+    onnx.save(small_onnx(), tmp_path / "model.onnx")
+    hub.faults.append(Fault("compile", status=400, message="use a DLC", options="qnn_context_binary"))
+    result = run(*SHAPE)
+    assert [job.kind for job in hub.jobs.values()] == ["compile", "link", "profile"]
+    assert "use a DLC" in result.stdout and "compiling to a DLC and linking" in result.stdout
+
+
+def test_failed_jobs_are_reported(tmp_path, hub, run):
+    """Message and URL of the job on stderr, exit code 1, no job after it."""
+    onnx.save(small_onnx(), tmp_path / "model.onnx")
+    hub.faults.append(Fault("compile", fail=True, message="op Foo is unknown", times=2))
+    result = run(*SHAPE, code=1)
+    last = list(hub.jobs.values())[-1]
+    assert "op Foo is unknown" in result.stderr and last.id in result.stderr and len(hub.jobs) == 2
+
+
+def write_onnx(path, shape=(1, 3, 8, 16, 16), elem_type=TensorProto.FLOAT, opset=17, inputs=1):
+    values = [helper.make_tensor_value_info(f"x{i}", elem_type, shape) for i in range(inputs)]
+    node = helper.make_node("Identity", ["x0"], ["y"])
+    output = helper.make_tensor_value_info("y", elem_type, shape)
+    graph = helper.make_graph([node], "g", values, [output])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"shape": (1, 3, 16, 16, 16)}, "has shape (1, 3, 16, 16, 16), but BATCH, C, T, H, W are (1, 3, 8, 16, 16)"),
+    ({"shape": (1, 3, 16, 16)}, "has shape (1, 3, 16, 16)"),
+    ({"elem_type": TensorProto.DOUBLE}, "is not float32"),
+    ({"opset": 9}, "has opset 9"),
+    ({"inputs": 2}, "x0, x1, y"),
+    (None, "not a valid ONNX model"),
+], ids=lambda value: "")  # fmt: skip
+def test_files_that_do_not_fit_are_refused_before_upload(tmp_path, hub, run, change, words):
+    if change is None:
+        (tmp_path / "model.onnx").write_bytes(b"<html>not found</html>")
+    else:
+        write_onnx(tmp_path / "model.onnx", **change)
+    assert words in run(*SHAPE, code=2).stderr
+    assert not hub.requests
+
+
+def test_no_file(run):
+    assert "there is no ONNX file" in run("--onnx-dir", "nowhere", code=2).stderr

@@ -1,0 +1,42 @@
+"""A standalone ONNX file -> compiled by AI Hub for a device -> latency, memory and placement of its layers (optional).
+
+Reads ONNX_DIR/VIDEO_ONNX_NAME and writes nothing; the compiled model stays on AI Hub. The input keeps the layout that
+the ONNX file has. For a checkpoint use example_export.py, which also checks and downloads what it makes.
+
+$ python tools/compile_and_profile.py --onnx-dir /path/to/onnx_directory
+$ python tools/local_hub.py python tools/compile_and_profile.py     # without an account, emulated on this CPU
+"""
+
+from pathlib import Path
+
+import common
+
+# ----------------------------------------------------------------------------------------------------------------------
+ONNX_DIR = "."                          # folder of the ONNX file
+VIDEO_ONNX_NAME = "model.onnx"          # its name
+DEVICE_NAME = "Dragonwing IQ-9075 EVK"  # name of a device of AI Hub (qai-hub list-devices)
+BATCH, C, T, H, W = 1, 3, 16, 112, 112  # clip that the model takes; the file may have it as NCTHW or as NTHWC
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def main():
+    common.set_constants_from_flags(globals())
+    path = Path(ONNX_DIR, VIDEO_ONNX_NAME)
+    model, input_specs = common.load_onnx(path, (BATCH, C, T, H, W))
+    ((name, (shape, dtype)),) = input_specs.items()
+    print(f"{path}: valid, input {name}: {dtype} {shape}, {common.layout_of(shape)}")
+    hub = common.connect_to_hub()
+    with common.hub_errors_in_one_sentence():
+        device = common.find_device(hub, DEVICE_NAME)
+        target_model, io = common.compile_onnx(hub, model, input_specs, device)
+        job = hub.submit_inference_job(target_model, device, profile=True, name=path.stem)
+        common.wait_for(job)
+        common.print_profile(job)
+    if io:
+        print(f"input     {common.describe(io['input'])}")
+        print(f"output    {common.describe(io['output'])}")
+    print(f"model     {target_model.url}")
+
+
+if __name__ == "__main__":
+    main()
