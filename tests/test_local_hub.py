@@ -4,6 +4,7 @@ outputs, what it refuses, and each fault that can be ordered.
     $ python -m pytest tests/test_local_hub.py
 """
 
+import http.client
 import io
 import os
 import signal
@@ -376,7 +377,7 @@ def test_exported_program_of_another_length_is_refused(client, net):
 
 @pytest.mark.parametrize("options, sentence", [
     ("--target_runtime qnn_context_binary --no_such_option 1", "unknown option --no_such_option"),
-    ("--target_runtime hexagon", "unknown target runtime hexagon"),
+    ("--target_runtime hexagon", "hexagon is not known here; known are onnx, "),
     ("--target_runtime qnn_dlc --output_names", "--output_names needs a value"),
     ("--target_runtime qnn_dlc --qairt_version 1.0", "QAIRT version 1.0 is not available"),
 ])
@@ -403,6 +404,15 @@ def test_inference_inputs_are_checked(client, onnx_model, clips):
     }
     for reason, inputs in wrong.items():
         assert reason in failure_of(client.submit_inference_job(model, DEVICE, inputs, profile=False))
+
+
+def test_blob_addresses_reach_only_blobs(hub):
+    hub.write_client_ini(hub.folder / "client.ini")
+    for path in ("client.ini", f"../{hub.folder.name}/client.ini", f"{hub.folder}/client.ini"):
+        connection = http.client.HTTPConnection(*hub.server.server_address)  # requests would tidy the path up
+        connection.request("GET", f"/blob/{path}")
+        assert connection.getresponse().status == 404, path
+    assert requests.put(f"{hub.url}/blob/m12345678", data=b"not announced").status_code == 403
 
 
 def test_unknown_ids_and_devices(client):

@@ -15,6 +15,7 @@ import fnmatch
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import resource
@@ -44,11 +45,11 @@ from common import refuse
 
 # ----------------------------------------------------------------------------------------------------------------------
 NUM_THREADS = min(4, os.cpu_count())  # CPU threads of onnxruntime
-INLINE_SECONDS = 15         # s; a shorter job is done when its submission is answered (the client gives up after 28 s)
-MAX_PART_BYTES = 64 << 20   # a model is uploaded in parts of at most this many bytes
-MAX_DATASET_BYTES = 2 << 30 # a larger dataset is refused with status 413
-PROFILE_RUNS = 5            # timed runs of a profile job, after one that is not timed
-CACHED_SESSIONS = 2         # models kept loaded between inference jobs
+INLINE_SECONDS = 15  # s; a shorter job is done when its submission is answered (the client gives up after 28 s)
+MAX_PART_BYTES = 64 << 20  # a model is uploaded in parts of at most this many bytes
+MAX_DATASET_BYTES = 2 << 30  # a larger dataset is refused with status 413
+PROFILE_RUNS = 5  # timed runs of a profile job, after one that is not timed
+CACHED_SESSIONS = 2  # models kept loaded between inference jobs
 # ----------------------------------------------------------------------------------------------------------------------
 
 EMULATED = "emulated on the CPU by tools/local_hub.py"
@@ -176,7 +177,7 @@ class JobRecord:
 
     @property
     def state(self):
-        """ "created", "done", "failed" or what it is doing, say "running_inference"."""
+        """What it is doing, say "running_inference"; before that "created", in the end "done" or "failed"."""
         return pb.JobState.Name(self.details.job_state).removeprefix("JOB_STATE_").lower()
 
     @property
@@ -318,6 +319,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def transfer_blob(self, hub, key):
         """Take in an upload or give out a file, as a storage service does behind pre-signed addresses."""
+        if not re.fullmatch(r"[mdu][0-9a-f]{8}[-.\w]*", key):  # the name of a model, dataset or part, no path
+            raise RefusedError(404, f"there is no file {key}")
         if self.command == "GET":
             path = hub.folder / key
             if not path.is_file():
@@ -573,47 +576,51 @@ RUNTIMES = {
     "qnn_context_binary": pb.MODEL_TYPE_QNN_CONTEXT_BINARY,
     "tflite": pb.MODEL_TYPE_TFLITE,
 }
-# The options of each kind of job, and whether they take a value. Those about how a Qualcomm chip computes (qnn_options,
-# compute_unit …) change nothing here; an option that would change numbers is not known unless it is emulated.
-RUN_OPTIONS = {"qairt_version": True, "qnn_options": True, "compute_unit": True, "onnx_options": True,
-               "tflite_options": True, "max_profiler_iterations": True, "max_profiler_time": True}
+# The options of each kind of job: a flag, one that takes any value, or the values that it takes. Options about how a
+# Qualcomm chip computes (qnn_options, compute_unit …) change nothing here; one that would change numbers and is not
+# emulated is not known.
+FLAG, ANY = (), None
+RUN_OPTIONS = {"qairt_version": ANY, "qnn_options": ANY, "compute_unit": ANY, "onnx_options": ANY,
+               "tflite_options": ANY, "max_profiler_iterations": ANY, "max_profiler_time": ANY}
 OPTIONS = {
-    "compile": {"target_runtime": True, "output_names": True, "force_channel_last_input": True,
-                "force_channel_last_output": True, "quantize_io": False, "quantize_io_type": True,
-                "truncate_64bit_io": False, "truncate_64bit_tensors": False, "qairt_version": True,
-                "qnn_options": True, "qnn_graph_name": True, "compute_unit": True},
-    "quantize": {"range_scheme": True},
-    "link": {"qairt_version": True, "qnn_options": True},
+    "compile": {"target_runtime": tuple(RUNTIMES), "output_names": ANY, "force_channel_last_input": ANY,
+                "force_channel_last_output": ANY, "quantize_io": FLAG, "quantize_io_type": ("uint8",),
+                "truncate_64bit_io": FLAG, "truncate_64bit_tensors": FLAG, "qairt_version": ANY, "qnn_options": ANY,
+                "qnn_graph_name": ANY, "compute_unit": ANY},
+    "quantize": {"range_scheme": ("min_max",)},
+    "link": {"qairt_version": ANY, "qnn_options": ANY},
     "inference": RUN_OPTIONS,
     "profile": RUN_OPTIONS,
 }
 
 
 def parse_options(kind, text):
-    """"--a 1 --b" -> {"a": "1", "b": ""}. Raises RefusedError 400 for an option that this kind of job does not have."""
+    """The options in `text` as {name: value}, "" for a flag. Raises RefusedError 400 for what a job does not take."""
     options, words = {}, shlex.split(text)
     while words:
-        name, equals, value = words.pop(0).partition("=")
-        takes_value = OPTIONS[kind].get(name.removeprefix("--"))
-        if not name.startswith("--") or takes_value is None:
-            raise RefusedError(400, f"unknown option {name} of a {kind} job (or the local hub does not emulate it)")
-        if takes_value and not equals:
+        flag, equals, value = words.pop(0).partition("=")
+        name = flag.removeprefix("--")
+        if not flag.startswith("--") or name not in OPTIONS[kind]:
+            raise RefusedError(400, f"unknown option {flag} of a {kind} job (or the local hub does not emulate it)")
+        choices = OPTIONS[kind][name]
+        if choices != FLAG and not equals:
             if not words or words[0].startswith("--"):
-                raise RefusedError(400, f"option {name} needs a value")
+                raise RefusedError(400, f"option {flag} needs a value")
             value = words.pop(0)
-        options[name.removeprefix("--")] = value
+        if choices and value not in choices:
+            raise RefusedError(400, f"{flag} {value} is not known here; known are {', '.join(choices)}")
+        options[name] = value
     full_qairt_version(options.get("qairt_version", "default"))
-    if options.get("target_runtime", "tflite") not in RUNTIMES:
-        raise RefusedError(400, f"unknown target runtime {options['target_runtime']}; known are {', '.join(RUNTIMES)}")
     return options
 
 
 def create_job(hub, query, body):
     message = pb.Job.FromString(body)
-    details = getattr(message, message.WhichOneof("job"))
-    kind = message.WhichOneof("job").removesuffix("_job")
-    if kind not in OPTIONS:
-        raise RefusedError(400, f"the local hub runs no {kind} jobs")
+    field_name = message.WhichOneof("job")
+    if field_name not in ("compile_job", "quantize_job", "link_job", "inference_job"):
+        raise RefusedError(400, f"the local hub runs no {field_name}")
+    details = getattr(message, field_name)
+    kind = field_name.removesuffix("_job")
     if kind == "inference" and not details.dataset.dataset_id:
         kind = "profile"
     job = JobRecord(new_id("j"), kind, message, details, parse_options(kind, details.options))
@@ -1343,12 +1350,14 @@ def fill_in_profile(hub, job, microseconds):
     detail.after_execution_peak_memory = peak
     detail.execution_memory.peak.lower = detail.execution_memory.peak.upper = peak
     detail.execution_memory.increase.lower = detail.execution_memory.increase.upper = 0
-    proto = onnx.load_from_string(onnx_bytes_of(hub.models[job.model_id]))
+    model = hub.models[job.model_id]
+    proto = onnx.load_from_string(onnx_bytes_of(model))
     for node in proto.graph.node:
         layer = detail.layer_details.add(name=node.name or node.output[0], layer_type_name=node.op_type)
         layer.compute_unit, layer.delegate_name = pb.COMPUTE_UNIT_CPU, f"onnxruntime, {EMULATED}"
-    runtime = {pb.MODEL_TYPE_ONNX: "onnx", pb.MODEL_TYPE_TFLITE: "tflite"}
-    runtime = runtime.get(hub.models[job.model_id].message.model_type, "qnn")
+    runtime = {pb.MODEL_TYPE_ONNX: "onnx", pb.MODEL_TYPE_TFLITE: "tflite"}.get(model.message.model_type, "qnn")
+    if pb.MODEL_METADATA_KEY_QAIRT_SDK_VERSION in model.message.metadata.entries:
+        runtime = "qnn"
     detail.tool_versions.extend(tool_versions(runtime, job.parsed_options.get("qairt_version", "default")))
     job.details.execution_time = detail.execution_time
 
@@ -1385,6 +1394,7 @@ def main():
     if command[:1] in (["-h"], ["--help"]):
         print(__doc__)
         return
+    logging.disable(logging.WARNING)  # onnxruntime's quantizer warns on the root logger
     with LocalHub() as hub:
         client_ini = hub.write_client_ini(hub.folder / "client.ini")
         print(f"local hub at {hub.url}: jobs are {EMULATED}; figures are not a device's", file=sys.stderr)
