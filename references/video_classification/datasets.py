@@ -1,0 +1,179 @@
+"""Clips of a folder of videos, DATA_PATH/<split>/<class>/<video>.mp4, with class indices from the class map."""
+
+import json
+import math
+import sys
+from itertools import chain, cycle, islice
+from pathlib import Path
+
+import torch
+from torch.utils.data import Sampler, WeightedRandomSampler
+from torchvision.datasets import VisionDataset
+from torchvision.datasets.samplers import RandomClipSampler, UniformClipSampler
+
+import utils
+
+# `python references/video_classification/train.py` puts only that folder on the path; appended, to shadow nothing
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+from torchvision_patches.video_utils import UnreadableVideo, VideoClips, index_videos
+
+EXTENSIONS = (".mp4", ".avi")
+MAX_REPLACEMENTS = 10  # clips that are tried in place of one that does not decode
+
+MAP_FROM_FOLDERS = (
+    "python -c 'import json, os, sys; print(json.dumps({c: i for i, c in enumerate(sorted(os.listdir(sys.argv[1])))}))'"
+)
+
+
+def load_class_map(path):
+    """Read {class folder name: index}; exits with code 2 unless the indices are 0 … n-1, each once."""
+    try:
+        class_map = json.loads(Path(path).read_text(encoding="utf-8"))
+        indices = sorted(class_map.values())
+    except (OSError, ValueError, AttributeError, TypeError) as e:
+        utils.refuse(f"the class map {path} cannot be read ({e}); it is a JSON object {{class folder name: index}}")
+    if indices != list(range(len(class_map))) or not class_map:
+        utils.refuse(f"the class map {path} must give the indices 0 … n-1, each to one class")
+    return class_map
+
+
+def list_videos(data_path, split, class_map, class_map_path):
+    """The videos of a split: a sorted list of (path, class index). A class without a folder or videos is no error.
+
+    Exits with code 2 if the split is missing or empty, or has a folder that the class map does not know.
+    """
+    folder = Path(data_path) / split
+    if not folder.is_dir():
+        utils.refuse(f"there is no folder {folder}; --data-path is the folder that holds train/ and val/")
+    folders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    unknown = [f.name for f in folders if f.name not in class_map]
+    if unknown:
+        utils.refuse(
+            f"{folder} has {len(unknown)} class folders that are not in {class_map_path}, the first is {unknown[0]}. "
+            f"Move them away, or, if these are your own classes, make a map of them and name it with --class-map:\n"
+            f"  {MAP_FROM_FOLDERS} {folder} > my_class_map.json"
+        )
+    samples = [
+        (str(path), class_map[f.name])
+        for f in folders
+        for path in sorted(f.rglob("*"))
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+    ]
+    if not samples:
+        utils.refuse(f"{folder} has no videos; it must hold <class>/<video>.mp4")
+    return samples
+
+
+def index_split(samples, num_workers, cache_file, root):
+    """The frame times of all videos of a split; under torchrun read once, by the first process, for all."""
+    paths = [path for path, _ in samples]
+    return utils.from_main_process(lambda: index_videos(paths, num_workers, cache_file, root))
+
+
+class KineticsWithVideoId(VisionDataset):
+    """Clips of a split in Kinetics' folder layout, each with the number of its video.
+
+    torchvision's own Kinetics numbers the classes by the folders it meets and stops at an empty one; here the class
+    map numbers them. Items are asked for by (clip index, seed); all randomness of an item comes from its seed.
+    An item is (clip, class index, video index, failures): clip is what `transform` makes of uint8 (T, H, W, 3), or
+    None if nothing could be decoded; failures lists the UnreadableVideo met on the way. With `replace_bad`, a clip
+    that does not decode is replaced by one of another video of the same class.
+    """
+
+    def __init__(self, root, samples, metadata, frames_per_clip, frame_rate, transform, replace_bad=False):
+        super().__init__(root, transform=transform)
+        self.samples, self.replace_bad = samples, replace_bad
+        paths = [path for path, _ in samples]
+        self.video_clips = VideoClips(paths, frames_per_clip, 1, frame_rate, metadata)
+        self.videos_of = {}
+        for video_idx, (_, label) in enumerate(samples):
+            if len(self.video_clips.clips[video_idx]):
+                self.videos_of.setdefault(label, []).append(video_idx)
+        if not self.videos_of:
+            utils.refuse(f"no video under {root} can be read; tools/check_videos.py says what is wrong with each")
+
+    def __len__(self):
+        return self.video_clips.num_clips()
+
+    def random_clip_of(self, video_idx):
+        """The index of one of a video's clips."""
+        count = len(self.video_clips.clips[video_idx])
+        return self.video_clips.cumulative_sizes[video_idx] - 1 - int(torch.randint(count, ()))
+
+    def replacements(self, clip_idx):
+        """Yield clips of other videos of the same class, in random order."""
+        video_idx, _ = self.video_clips.get_clip_location(clip_idx)
+        videos = self.videos_of[self.samples[video_idx][1]]
+        for i in torch.randperm(len(videos)).tolist():
+            if videos[i] != video_idx:
+                yield self.random_clip_of(videos[i])
+
+    def __getitem__(self, clip_and_seed):
+        clip_idx, seed = clip_and_seed
+        video_idx, _ = self.video_clips.get_clip_location(clip_idx)
+        label, failures = self.samples[video_idx][1], []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            others = islice(self.replacements(clip_idx), MAX_REPLACEMENTS) if self.replace_bad else ()
+            for candidate in chain([clip_idx], others):
+                try:
+                    video, _, _, video_idx = self.video_clips.get_clip(candidate)
+                    return self.transform(video), label, video_idx, failures
+                except UnreadableVideo as e:
+                    failures.append(e)
+        return None, label, video_idx, failures
+
+
+def collate_fn(items):
+    """Items -> clips float32 (N, 3, T, H, W), class indices int64 (N,), video indices int64 (N,), failures.
+
+    Items without a clip are left out, so N may be less than the batch size, and 0.
+    """
+    failures = [failure for item in items for failure in item[3]]
+    good = [item[:3] for item in items if item[0] is not None]
+    if not good:
+        return torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), failures
+    clips, targets, video_idx = zip(*good)
+    return torch.stack(clips), torch.tensor(targets), torch.tensor(video_idx), failures
+
+
+class TrainSampler(Sampler):
+    """The clips of an epoch in random order, this process's share of them, each with a seed of its own.
+
+    Everything follows from (seed, epoch): not from workers, processes, or whether the run was interrupted. Shares are
+    made equally long by repeating the first clips, because every process must take part in every step. `balanced`
+    draws clips, with replacement, so that all classes are equally likely.
+    """
+
+    def __init__(self, dataset, clips_per_video, seed, rank=0, world_size=1, balanced=False):
+        self.dataset, self.clips_per_video, self.balanced = dataset, clips_per_video, balanced
+        self.seed, self.rank, self.world_size, self.epoch = seed, rank, world_size, 0
+        self.clips = RandomClipSampler(dataset.video_clips, clips_per_video)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return math.ceil(len(self.clips) / self.world_size)
+
+    def __iter__(self):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + 1000 * self.epoch)
+            clips = list(self.clips)
+            if self.balanced:
+                videos = [self.dataset.video_clips.get_clip_location(clip)[0] for clip in clips]
+                labels = torch.tensor([self.dataset.samples[video][1] for video in videos])
+                weights = 1 / labels.bincount()[labels]
+                clips = [clips[i] for i in WeightedRandomSampler(weights, len(clips))]
+            clips = list(islice(cycle(clips), len(self) * self.world_size))
+            seeds = torch.randint(2**62, (len(clips),)).tolist()
+        return islice(zip(clips, seeds), self.rank, None, self.world_size)
+
+
+def val_clips(dataset, clips_per_video, rank=0, world_size=1):
+    """`clips_per_video` clips of each video, evenly spread: this process's share, every clip in exactly one share.
+
+    Returns a list of (clip index, seed 0), for use as a sampler. It may be empty.
+    """
+    clips = list(UniformClipSampler(dataset.video_clips, clips_per_video))
+    return [(clip, 0) for clip in clips[rank::world_size]]

@@ -1,0 +1,53 @@
+"""Small tensor transforms on batches of clips; they run on the training device.
+
+A batch is float32 (N, 3, T, H, W), RGB.
+"""
+
+import re
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from torchvision_patches.spatial import PRESET
+
+
+def names_a_side(class_name):
+    """Whether a class stops being itself in a mirror: `left` or `right` is one of the words of its name."""
+    return not {"left", "right"}.isdisjoint(re.split(r"[^a-z]+", class_name.lower()))
+
+
+class Normalize(torch.nn.Module):
+    """[0, 1] -> the mean and standard deviation of Kinetics-400, per colour, that R(2+1)D-18 was trained with."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(PRESET.mean).view(3, 1, 1, 1))
+        self.register_buffer("std", torch.tensor(PRESET.std).view(3, 1, 1, 1))
+
+    def forward(self, clips):
+        return (clips - self.mean) / self.std
+
+
+class RandomHorizontalFlip(torch.nn.Module):
+    """Mirror each clip, all its frames alike, with probability `p`; never a clip whose class names a side."""
+
+    def __init__(self, class_names, p):
+        super().__init__()
+        probability = [0.0 if names_a_side(name) else p for name in class_names]
+        self.register_buffer("probability", torch.tensor(probability))
+
+    def forward(self, clips, targets):
+        flip = torch.rand(len(clips), device=clips.device) < self.probability[targets]
+        return torch.where(flip.view(-1, 1, 1, 1, 1), clips.flip(-1), clips)
+
+
+class MixUp(v2.MixUp):
+    """torchvision's MixUp on clips: it takes batches of videos only as tv_tensors.Video.
+
+    clips (N, 3, T, H, W), targets int64 (N,) -> clips of that shape, targets float32 (N, num_classes).
+    """
+
+    def forward(self, clips, targets):
+        clips, targets = super().forward(tv_tensors.Video(clips), targets)
+        return clips.as_subclass(torch.Tensor), targets
