@@ -20,6 +20,9 @@ import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
 import common
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -200,8 +203,6 @@ EXERCISES = {
 
 def bend(start, end, upper, lower, towards):
     """The joint and the end of a limb of two bones that reaches from `start` for `end` and bends `towards`."""
-    import numpy as np
-
     start, end, towards = (np.asarray(v, float) for v in (start, end, towards))
     reach = end - start
     distance = np.linalg.norm(reach)
@@ -209,19 +210,22 @@ def bend(start, end, upper, lower, towards):
     distance = min(max(distance, 1.05 * abs(upper - lower) + 1e-3), 0.999 * (upper + lower))
     across = towards - along * (towards @ along)
     across /= max(np.linalg.norm(across), 1e-6)
-    foot = (upper**2 - lower**2 + distance**2) / (2 * distance)
-    joint = start + along * foot + across * math.sqrt(max(upper**2 - foot**2, 0))
+    to_joint = (upper**2 - lower**2 + distance**2) / (2 * distance)
+    joint = start + along * to_joint + across * math.sqrt(max(upper**2 - to_joint**2, 0))
     return joint, start + along * distance
 
 
 def toe_of(knee, ankle):
     """Where the tip of a foot is: at a right angle to the shin, and flat where that would be under the floor."""
-    import numpy as np
-
     shin = (ankle - knee) / np.linalg.norm(ankle - knee)
     toe = ankle + FOOT * np.array([0.0, shin[2], -shin[1]])
     toe[1] = max(toe[1], 0.02)
     return toe
+
+
+def draw_disc(draw, centre, radius, colour):
+    x, y = centre
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
 
 
 def draw_limb(draw, start, end, start_radius, end_radius, colour):
@@ -235,8 +239,8 @@ def draw_limb(draw, start, end, start_radius, end_radius, colour):
                                (x0, y0, start_radius, -1))],
         fill=colour,
     )
-    for x, y, r in ((x0, y0, start_radius), (x1, y1, end_radius)):
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+    draw_disc(draw, start, start_radius, colour)
+    draw_disc(draw, end, end_radius, colour)
 
 
 def shade(colour, factor):
@@ -285,9 +289,8 @@ def draw_trunk(draw, camera, body, person):
         draw_limb(draw, corners[a], corners[b], 0.055 * size, 0.055 * size, person["shirt"])
     draw.polygon([corners[i] for i in (0, 1, 3, 2)], fill=person["shirt"])
     draw_limb(draw, corners[2], corners[3], 0.062 * size, 0.062 * size, person["trousers"])
-    for place, radius, colour in ((hair, 0.075, person["hair"]), (head, 0.07, person["skin"])):
-        x, y = camera(place)
-        draw.ellipse((x - radius * size, y - radius * size, x + radius * size, y + radius * size), fill=colour)
+    draw_disc(draw, camera(hair), 0.075 * size, person["hair"])
+    draw_disc(draw, camera(head), 0.07 * size, person["skin"])
 
 
 def draw_arm(draw, camera, body, person, shoulder, i, light):
@@ -297,7 +300,7 @@ def draw_arm(draw, camera, body, person, shoulder, i, light):
     shoulder, elbow, hand = camera(shoulder), camera(elbow), camera(hand)
     draw_limb(draw, elbow, hand, 0.033 * size, 0.026 * size, shade(person["skin"], light))
     draw_limb(draw, shoulder, elbow, 0.046 * size, 0.036 * size, shade(person["sleeves"], light))
-    draw_limb(draw, hand, hand, 0.036 * size, 0.036 * size, shade(person["skin"], light))
+    draw_disc(draw, hand, 0.036 * size, shade(person["skin"], light))
 
 
 def draw_leg(draw, camera, body, person, hip, i, light):
@@ -344,9 +347,6 @@ def draw_room(rng, horizon):
 
     Returns the picture, (HEIGHT + margins) x (WIDTH + margins) enlarged, and the floor's colour.
     """
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFilter
-
     width, height = WIDTH * SCALE + 2 * MARGIN, HEIGHT * SCALE + 2 * MARGIN
     wall = rng.uniform(90, 115) + rng.uniform(-12, 12, 3)
     floor = np.array([1.1, 1.0, 0.85]) * rng.uniform(80, 105)
@@ -378,9 +378,6 @@ def draw_room(rng, horizon):
 
 def frames_of(class_name, seeds, num_frames, fps):
     """Yield the `num_frames` frames of a video, uint8 (HEIGHT, WIDTH, 3) RGB."""
-    import numpy as np
-    from PIL import ImageDraw
-
     rng = np.random.default_rng(seeds)
     pose_function, (fastest, slowest), (least_view, most_view) = EXERCISES[class_name]
     seconds_per_repetition, first_phase, strength = rng.uniform(fastest, slowest), rng.random(), rng.uniform(0.85, 1)
@@ -443,8 +440,6 @@ def plan_videos():
     Ids have gaps and the four parts take a quarter of them each, as in QEVD. In every class and split the lengths are
     spread evenly over 3 to 6 s, so that some are too short for 16 frames at 4 fps.
     """
-    import numpy as np
-
     rng = np.random.default_rng(SEED)
     splits = {"train": TRAIN_VIDEOS_PER_CLASS, "val": VAL_VIDEOS_PER_CLASS}
     videos = []
@@ -511,8 +506,6 @@ def make_videos(videos):
 def write_contact_sheet(path, videos):
     """Two videos a class side by side, frames of about one and a half repetitions each, and the class's name."""
     import av
-    import numpy as np
-    from PIL import Image, ImageDraw
 
     width, height, columns = 120, 90, 7
     sheet = Image.new("RGB", (2 * columns * width + 16, len(CLASSES) * (height + 18)), "white")
