@@ -41,7 +41,7 @@ def find_videos(data_root):
     Returns (videos, failures): sorted paths relative to `data_root` (str, "/") of files at <class>/<video>, and
     {path: error} for folders that cannot be read, videos at another depth, and videos whose tensor another one takes.
     """
-    videos, failures, visited = [], {}, set()
+    videos, failures, visited = [], {}, {os.path.realpath(data_root)}
 
     def unreadable(error):
         failures[os.path.relpath(error.filename, data_root)] = f"this folder cannot be read: {error.strerror}"
@@ -67,8 +67,11 @@ def tensor_path(video):
 
 
 def source_of(video):
-    """What tells whether a video has changed: its size in bytes and mtime in ns."""
-    status = os.stat(os.path.join(DATA_ROOT, video))
+    """What tells whether a video has changed: its size in bytes and mtime in ns, None for a file that is not there."""
+    try:
+        status = os.stat(os.path.join(DATA_ROOT, video))
+    except OSError:
+        return {"source_size": None, "source_mtime_ns": None}
     return {"source_size": status.st_size, "source_mtime_ns": status.st_mtime_ns}
 
 
@@ -196,7 +199,7 @@ def run_share(videos, done, rank, world_size):
 
 
 def write_manifest(done, failures):
-    """Write manifest.jsonl and failures.jsonl, sorted by video path, and drop the progress files they replace."""
+    """Write manifest.jsonl and failures.jsonl, sorted by video path; drop the progress files, and what kills left."""
     journals = list(Path(OUT_ROOT, "progress").glob("*.jsonl"))
     rows = [{key: value for key, value in row.items() if key != "video"} for row in done.values()]
     errors = [{"video_path": os.path.join(DATA_ROOT, video), "error": error} for video, error in failures.items()]
@@ -204,8 +207,8 @@ def write_manifest(done, failures):
         with common.written_then_renamed(Path(OUT_ROOT, name)) as temporary, open(temporary, "w") as file:
             for line in sorted(lines, key=lambda line: line["video_path"]):
                 file.write(json.dumps(line) + "\n")
-    for journal in journals:
-        journal.unlink(missing_ok=True)
+    for file in (*journals, *Path(OUT_ROOT).glob("*/.*.npy.*.tmp")):
+        file.unlink(missing_ok=True)
 
 
 def main():

@@ -1,0 +1,271 @@
+"""tools/preprocess_and_save.py: values, resuming, sharing the work, and every kind of bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import preprocess_and_save
+import pytest
+import torch
+from conftest import REPO
+from torchvision.transforms import functional as F
+
+from make_videos import write_video
+
+SCRIPT = "tools/preprocess_and_save.py"
+SIZES = ((96, 128), (120, 90), (256, 340), (64, 64))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """A folder of 13 videos in 3 classes: long, short and odd ones, with names that are hard to write down."""
+    root = tmp_path_factory.mktemp("videos")
+    names = ["a b.mp4", "ü#é.mp4", "new\nline.mp4", "00000001.mp4", "x.y.mp4", "three.mp4", "one.mkv", "m.avi", "v.mp4"]
+    for k, name in enumerate([*names, "late.mp4", "ntsc.mp4", "hevc.mp4", "z.mp4"]):
+        folder = root / ("squats", "jab_+_cross", "side-plank")[k % 3]
+        folder.mkdir(exist_ok=True)
+        odd = {
+            "three.mp4": {"num_frames": 3},
+            "one.mkv": {"num_frames": 1},
+            "m.avi": {"codec": "mpeg4"},
+            "v.mp4": {"pts": [i + i // 9 * 4 for i in range(60)]},
+            "late.mp4": {"num_frames": 150, "pts": range(40, 190)},
+            "ntsc.mp4": {"num_frames": 140, "fps": Fraction(30000, 1001)},
+            "hevc.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none"}},
+        }.get(name, {})
+        height, width = SIZES[k % 4]
+        write_video(folder / name, **{"num_frames": 60, "height": height, "width": width, "seed": k} | odd)
+    return root
+
+
+def literal_tensor(path, num_frames=16, rate=4):
+    """The original's preprocessing, word by word: decode all, pick, float, resize, crop; (1, 3, T, H, W)."""
+    with av.open(str(path)) as container:
+        fps = float(container.streams.video[0].average_rate)
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    if len(frames) * rate / fps < num_frames:
+        rate = int(np.ceil(num_frames / (len(frames) / fps)))
+    step = fps / rate
+    picked = [int(i * step) if step == int(step) else int(np.float32(i) * np.float32(step)) for i in range(num_frames)]
+    clip = torch.stack([torch.from_numpy(frames[i]).permute(2, 0, 1) for i in picked])
+    clip = F.resize(F.convert_image_dtype(clip, torch.float32), [128, 171], antialias=False)
+    return F.center_crop(clip, [112, 112]).permute(1, 0, 2, 3)[None].numpy()
+
+
+def content_of(folder):
+    """{relative path: bytes} of all that a run leaves in OUT_ROOT; fails on leftovers."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    leftovers = [name for name in files if name.endswith(".tmp") or name.startswith("progress/")]
+    assert not leftovers, f"left in {folder}: {leftovers}"
+    return files
+
+
+@pytest.fixture(scope="module")
+def reference(videos, tmp_path_factory):
+    """What one undisturbed process writes for `videos`: (OUT_ROOT, its stdout)."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    command = [sys.executable, REPO / SCRIPT, "--data-root", videos, "--out-root", out, "--num-workers", "1"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out, result.stdout
+
+
+def test_values_manifest_and_counts(videos, reference):
+    out, printed = reference
+    rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [row["video_path"] for row in rows] == sorted(str(path) for path in videos.rglob("*.*"))
+    assert "found 13 = saved 13 + kept 0 + failed 0" in printed
+    short = sum(row["num_frames"] * 4 / row["fps"] < 16 for row in rows)
+    assert f"13 clips in {out}/manifest.jsonl, {short} of them of short videos" in printed and 0 < short < 13
+    for row in rows:
+        assert row["label"] == Path(row["video_path"]).parent.name
+        tensor = np.load(out / row["tensor_path"])
+        assert list(tensor.shape) == row["shape"] == [1, 3, 16, 112, 112]
+        assert str(tensor.dtype) == row["dtype"] == "float32"
+        difference = np.abs(tensor - literal_tensor(row["video_path"])).max()
+        assert difference < 1e-4, f"{row['video_path']} differs from the original's preprocessing by {difference}"
+        assert tensor.min() >= 0 and tensor.max() <= 1 and tensor.std() > 0.05
+    assert (out / "failures.jsonl").read_bytes() == b""
+
+
+def test_float16_is_half_the_size_and_close(videos, reference, run_script, tmp_path):
+    run_script(SCRIPT, "--data-root", videos, "--out-root", tmp_path / "half", "--dtype", "float16")
+    for name in ("squats/a b.npy", "jab_+_cross/x.y.npy"):
+        full, half = np.load(reference[0] / name), np.load(tmp_path / "half" / name)
+        assert half.dtype == np.float16 and np.abs(full - half).max() < 5e-4, name
+
+
+def test_two_processes_and_a_second_run(videos, reference, run_script, tmp_path):
+    arguments = (SCRIPT, "--data-root", videos, "--out-root", tmp_path / "out", "--num-workers", 2)
+    run_script(*arguments)
+    first = content_of(tmp_path / "out")
+    assert first == content_of(reference[0])
+    times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").rglob("*.npy"))]
+    assert "found 13 = saved 0 + kept 13 + failed 0" in run_script(*arguments).stdout
+    assert content_of(tmp_path / "out") == first
+    again = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").rglob("*.npy"))]
+    assert times == again, "tensors were written again"
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
+def test_shares_of_the_work_end_in_one_manifest(videos, reference, run_script, tmp_path, launcher):
+    arguments = (SCRIPT, "--data-root", videos, "--out-root", tmp_path / "out", "--num-workers", 1)
+    for rank in (2, 0, 1):
+        if launcher == "torchrun":
+            environment = {"RANK": rank, "WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 3}
+        else:
+            environment = {"SLURM_ARRAY_TASK_ID": rank + 5, "SLURM_ARRAY_TASK_MIN": 5, "SLURM_ARRAY_TASK_COUNT": 3}
+        printed = run_script(*arguments, **environment).stdout
+        assert (tmp_path / "out/manifest.jsonl").exists() == (rank == 1), f"after rank {rank}: {printed}"
+        assert f"saved {len(range(rank, 13, 3))} + kept 0 + failed 0" in printed
+    assert content_of(tmp_path / "out") == content_of(reference[0])
+
+
+def test_torchrun_itself(videos, reference, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", REPO / SCRIPT]
+    command += ["--data-root", videos, "--out-root", tmp_path / "out"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert content_of(tmp_path / "out") == content_of(reference[0])
+
+
+def test_killed_ten_times(videos, reference, run_script, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--data-root", videos, "--out-root", out, "--num-workers", "2"]
+    rng, killed = np.random.default_rng(0), 0
+    while killed < 10:
+        process = subprocess.Popen(
+            [sys.executable, REPO / SCRIPT, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        before = len(list(out.rglob("*.npy")))
+        while process.poll() is None and len(list(out.rglob("*.npy"))) <= before:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.1))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+        if (out / "manifest.jsonl").exists():  # it was done before it could be killed: give it work again
+            for tensor in list(out.rglob("*.npy"))[::2]:
+                tensor.unlink()
+    printed = run_script(SCRIPT, *arguments).stdout
+    assert content_of(out) == content_of(reference[0]), printed
+
+
+def test_a_changed_video_is_done_again_and_changed_settings_are_refused(run_script, tmp_path):
+    (tmp_path / "in/squats").mkdir(parents=True)
+    video = write_video(tmp_path / "in/squats/a.mp4", 60, height=32, width=32)
+    arguments = (SCRIPT, "--data-root", tmp_path / "in", "--out-root", tmp_path / "out")
+    run_script(*arguments)
+    before = np.load(tmp_path / "out/squats/a.npy")
+    write_video(video, 60, height=32, width=32, seed=5)
+    assert "saved 1 + kept 0" in run_script(*arguments).stdout
+    assert not np.array_equal(before, np.load(tmp_path / "out/squats/a.npy"))
+    (tmp_path / "out/squats/a.npy").unlink()
+    assert "saved 1 + kept 0" in run_script(*arguments).stdout
+    for flag, value in (("--clip-len", 8), ("--frame-rate", 5), ("--dtype", "float16")):
+        refused = run_script(*arguments, flag, value, code=2)
+        assert flag[2:].replace("-", "_") in refused.stderr and "choose another OUT_ROOT" in refused.stderr
+
+
+def test_bad_input_is_listed_and_the_rest_goes_on(run_script, tmp_path):
+    root = tmp_path / "in"
+    for folder in ("squats", "jabs/deeper"):
+        (root / folder).mkdir(parents=True)
+    good = write_video(root / "squats/good.mp4", 40, height=32, width=32)
+    os.link(good, root / "squats/good.avi")
+    os.link(good, root / "top.mp4")
+    os.link(good, root / "jabs/deeper/x.mp4")
+    os.symlink(root, root / "jabs/loop")
+    (root / "squats/broken.mp4").write_bytes(b"no video")
+    (root / "squats/cut.mp4").write_bytes(good.read_bytes()[:900])
+    (root / "squats/notes.txt").write_text("not a video at all")
+    os.symlink(root / "nowhere.mp4", root / "squats/dangling.mp4")
+    os.makedirs(os.fsencode(root) + b"/jabs2")
+    os.link(good, os.fsencode(root) + b"/jabs2/\xff\xfe.mp4")
+    arguments = (SCRIPT, "--data-root", root, "--out-root", tmp_path / "out")
+    for counts in ("saved 2 + kept 0 + failed 6", "saved 0 + kept 2 + failed 6"):
+        printed = run_script(*arguments, code=1).stdout
+        assert f"found 8 = {counts}" in printed, printed
+    failures = [json.loads(line) for line in (tmp_path / "out/failures.jsonl").read_text().splitlines()]
+    errors = {Path(row["video_path"]).relative_to(root).as_posix(): row["error"] for row in failures}
+    assert set(errors) == {
+        "jabs/deeper/x.mp4", "squats/broken.mp4", "squats/cut.mp4", "squats/dangling.mp4", "squats/good.mp4", "top.mp4",
+    }  # fmt: skip
+    assert "would overwrite that of squats/good.avi" in errors["squats/good.mp4"]
+    assert "DATA_ROOT/<class>/<video>" in errors["top.mp4"] and "DATA_ROOT/<class>" in errors["jabs/deeper/x.mp4"]
+    assert len((tmp_path / "out/manifest.jsonl").read_text().splitlines()) == 2
+
+
+def test_wrong_folders_are_refused(run_script, tmp_path):
+    assert "there is no folder" in run_script(SCRIPT, "--data-root", tmp_path / "nowhere", code=2).stderr
+    out = ("--out-root", tmp_path / "out")
+    assert "no video lies at" in run_script(SCRIPT, "--data-root", tmp_path, *out, code=2).stderr
+    (tmp_path / "val/squats").mkdir(parents=True)
+    write_video(tmp_path / "val/squats/a.mp4", 20, height=32, width=32)
+    refused = run_script(SCRIPT, "--data-root", tmp_path, *out, code=2).stderr
+    assert "val/squats/a.mp4: it does not lie at DATA_ROOT/<class>/<video>" in refused
+    (tmp_path / "file").write_text("in the way")
+    arguments = ("--data-root", tmp_path / "val", "--out-root", tmp_path / "file/out")
+    assert "cannot be written" in run_script(SCRIPT, *arguments, code=2).stderr
+    assert "float32 or float16" in run_script(SCRIPT, "--dtype", "int8", code=2).stderr
+
+
+@pytest.fixture
+def one_video(tmp_path, monkeypatch):
+    """The module set to one video, run in this process."""
+    (tmp_path / "in/squats").mkdir(parents=True)
+    write_video(tmp_path / "in/squats/a.mp4", 40, height=32, width=32)
+    monkeypatch.setattr(sys, "argv", ["preprocess_and_save.py"])
+    monkeypatch.setattr(preprocess_and_save, "DATA_ROOT", str(tmp_path / "in"))
+    monkeypatch.setattr(preprocess_and_save, "OUT_ROOT", str(tmp_path / "out"))
+    monkeypatch.setattr(preprocess_and_save, "NUM_WORKERS", 1)
+    return tmp_path
+
+
+def test_too_little_disk_space_is_refused_before_anything_is_decoded(one_video, monkeypatch, capsys):
+    monkeypatch.setattr(preprocess_and_save.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(SystemExit) as stop:
+        preprocess_and_save.main()
+    assert stop.value.code == 2 and "its disk has less" in capsys.readouterr().err
+    assert not list((one_video / "out").rglob("*.npy"))
+
+
+def out_of_space(*_):
+    raise OSError(28, "No space left on device")
+
+
+def hang(*_):
+    time.sleep(60)
+
+
+def crash(*_):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_keeps_the_video(one_video, monkeypatch, capsys):
+    monkeypatch.setattr(preprocess_and_save, "preprocess", out_of_space)
+    with pytest.raises(SystemExit) as stop:
+        preprocess_and_save.main()
+    assert stop.value.code == 2 and "No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert not (one_video / "out/failures.jsonl").exists(), "a full disk is not the video's failure"
+
+
+@pytest.mark.parametrize(("fault", "reason"), [(hang, "did not finish"), (crash, "decoder crashed")])
+def test_a_decoder_that_hangs_or_crashes_fails_one_video_only(one_video, monkeypatch, capsys, fault, reason):
+    monkeypatch.setattr(preprocess_and_save, "preprocess", fault)
+    monkeypatch.setattr(preprocess_and_save, "TIMEOUT", 1)
+    with pytest.raises(SystemExit) as stop:
+        preprocess_and_save.main()
+    assert stop.value.code == 1 and "found 1 = saved 0 + kept 0 + failed 1" in capsys.readouterr().out
+    assert reason in (one_video / "out/failures.jsonl").read_text()
