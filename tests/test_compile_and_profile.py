@@ -37,7 +37,8 @@ def test_compiles_as_the_seed_says_and_profiles(tmp_path, hub, run, channel_last
 
 
 def test_weights_in_a_second_file_travel_along(tmp_path, hub, run):
-    onnx.save(small_onnx(), tmp_path / "model.onnx", save_as_external_data=True, location="model.data", size_threshold=0)
+    weights = {"save_as_external_data": True, "location": "model.data", "size_threshold": 0}
+    onnx.save(small_onnx(), tmp_path / "model.onnx", **weights)
     run(*SHAPE)
     assert [job.state for job in hub.jobs.values()] == ["done", "done"]
 

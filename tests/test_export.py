@@ -1,0 +1,305 @@
+"""The recipe and example_export.py: what a checkpoint may be, the pipeline against a local hub, and its result."""
+
+import argparse
+import collections
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from qevd_r2plus1d import Model
+from qevd_r2plus1d.model import class_balanced, load_checkpoint
+from small_models import read_h5, write_clips
+from torchvision.models import get_model
+
+import common
+from local_hub import Fault, LocalHub
+
+SCRIPT = "tools/example_export.py"
+CLASSES = ["jab", "squats", "lunges", "cross_+_hook_right", "cross-legged_hamstring_stretch"]
+
+
+def write_checkpoint(path, model_name="mc3_18", frames=4, **changes):
+    """A checkpoint as train.py writes it, untrained; mc3_18 is the smallest network that the recipe takes."""
+    torch.manual_seed(0)
+    network = get_model(model_name, weights=None, num_classes=len(CLASSES))
+    content = {"model": network.state_dict(), "optimizer": {}, "lr_scheduler": {}, "epoch": 1, "args": {},
+               "classes": CLASSES, "clip_len": frames, "frame_rate": 4, "model_name": model_name}  # fmt: skip
+    torch.save(content | changes, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "checkpoint.pth")
+
+
+def refused(capsys, **arguments):
+    """The sentence with which the recipe refuses these arguments."""
+    with pytest.raises(SystemExit) as stop:
+        Model.from_pretrained(**arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+# --- the checkpoint ---------------------------------------------------------------------------------------------------
+
+
+def test_frames_classes_and_names_come_from_the_checkpoint(checkpoint):
+    model = Model.from_pretrained(str(checkpoint))
+    assert (model.classes, model.get_input_spec()["video"].shape) == (CLASSES, (1, 3, 4, 112, 112))
+    assert not model.get_output_spec()["class_probs"].softmax_applied
+
+
+def test_the_network_normalises_and_gives_logits(checkpoint):
+    """The same as torchvision's network on a clip normalised with the published numbers, without softmax."""
+    weights = load_checkpoint(checkpoint)["state_dict"]
+    network = get_model("mc3_18", weights=None, num_classes=len(CLASSES)).eval()
+    network.load_state_dict(weights)
+    clip = torch.rand(1, 3, 4, 112, 112, generator=torch.Generator().manual_seed(1))
+    mean, std = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
+    normalised = (clip - torch.tensor(mean).view(1, 3, 1, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1, 1)
+    with torch.no_grad():
+        expected = network(normalised)
+    torch.testing.assert_close(Model.from_pretrained(str(checkpoint))(clip), expected, atol=1e-5, rtol=0)
+
+
+def test_contradictions_and_missing_checkpoints_are_refused(checkpoint, tmp_path, capsys):
+    given = {"checkpoint": str(checkpoint)}
+    assert "trained with 5 classes" in refused(capsys, **given, num_classes=92)
+    assert "trained with 4 frames" in refused(capsys, **given, num_frames=16)
+    assert "--random-weights" in refused(capsys, checkpoint=str(tmp_path / "none.pth"))
+    write_checkpoint(tmp_path / "names.pth", classes=CLASSES[:3])
+    assert "names 3 classes but its last layer has 5" in refused(capsys, checkpoint=str(tmp_path / "names.pth"))
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(content | {"model_name": "r3d_18"}, tmp_path / "other.pth")
+    assert "do not fit r3d_18" in refused(capsys, checkpoint=str(tmp_path / "other.pth"))
+    torch.save(content | {"model_name": "swin3d_t"}, tmp_path / "other.pth")
+    assert "'swin3d_t'" in refused(capsys, checkpoint=str(tmp_path / "other.pth"))
+    (tmp_path / "page.pth").write_text("<html>quota exceeded</html>")
+    assert "page.pth" in refused(capsys, checkpoint=str(tmp_path / "page.pth"))
+
+
+def test_a_checkpoint_of_the_original_solution_loads(tmp_path):
+    """Its args is an argparse.Namespace, and it names neither classes nor network."""
+    weights = get_model("r2plus1d_18", weights=None, num_classes=2).state_dict()
+    content = {"model": weights, "epoch": 3, "args": argparse.Namespace(model="r2plus1d_18", clip_len=16)}
+    torch.save(content, tmp_path / "original.pth")
+    loaded = load_checkpoint(tmp_path / "original.pth")
+    assert (loaded["model_name"], loaded["clip_len"], loaded["classes"]) == ("r2plus1d_18", 16, None)
+
+
+class Attack:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, capsys):
+    torch.save({"model": {}, "extra": Attack(tmp_path / "owned")}, tmp_path / "evil.pth")
+    assert "is not loaded" in refused(capsys, checkpoint=str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_wrong_exported_program_is_not_uploaded(checkpoint, tmp_path, capsys, monkeypatch):
+    """The saved program is run before upload; a logit that differs stops the export."""
+    model = Model.from_pretrained(str(checkpoint), data_dir="")
+    load = torch.export.load
+
+    def load_changed(path):
+        program = load(path)
+        return argparse.Namespace(module=lambda: lambda clip: program.module()(clip) + 0.001)
+
+    monkeypatch.setattr(torch.export, "load", load_changed)
+    with pytest.raises(SystemExit):
+        model.serialize(tmp_path)
+    assert "differ from torch's by 0.001" in capsys.readouterr().err
+
+
+def test_calibration_clips_are_class_balanced(tmp_path):
+    """Unequal classes: as many of each as can be had, the same for any order of the manifest."""
+    labels = ["a"] * 9 + ["b"] * 2 + ["c"] * 5
+    rows = [{"label": label, "tensor_path": f"{label}/{i}.npy"} for i, label in enumerate(labels)]
+    chosen = class_balanced(rows, 9)
+    assert collections.Counter(row["label"] for row in chosen) == {"a": 4, "b": 2, "c": 3}
+    assert class_balanced(rows[::-1], 9) == chosen and len(class_balanced(rows, 100)) == 16
+
+
+# --- the script -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with LocalHub() as hub:
+        hub.write_client_ini(tmp_path / "client.ini")
+        yield hub
+
+
+SEND_AUDIT = """
+import os, sys
+def note(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        address = args[1] if event == "socket.connect" else args[0]
+        host = address[0] if isinstance(address, tuple) else address
+        with open(os.environ["AUDIT_FILE"], "a") as file:
+            file.write(f"{host}\\n")
+sys.addaudithook(note)
+"""
+
+
+def audited(folder):
+    """Environment that lets every Python process write the hosts it connects to or looks up to folder/hosts."""
+    (folder / "sitecustomize.py").write_text(SEND_AUDIT)
+    return {"PYTHONPATH": folder, "AUDIT_FILE": folder / "hosts", "HOME": folder, "OMP_NUM_THREADS": 2}
+
+
+def test_the_real_network_from_checkpoint_to_logits(tmp_path, hub, run_script):
+    """R(2+1)D-18 in float with the seed's flags: jobs, options, files, sharing, and logits equal to torch's."""
+    write_checkpoint(tmp_path / "checkpoint.pth", "r2plus1d_18", frames=4)
+    paths = write_clips(tmp_path / "preprocessed_tensors", 10, frames=4, size=112, labels=CLASSES)
+    environment = audited(tmp_path) | {"QAIHUB_CLIENT_INI": tmp_path / "client.ini"}
+    flags = ("--device", "Samsung Galaxy S25", "--skip-profiling", "false", "--do-inferencing")
+    result = run_script(SCRIPT, *flags, "--share", "jury@example.org", **environment)
+
+    compile_job, link_job, profile_job, inference_job = hub.jobs.values()
+    assert [job.kind for job in hub.jobs.values()] == ["compile", "link", "profile", "inference"]
+    assert all(job.device == "Samsung Galaxy S25" for job in hub.jobs.values())
+    for option in ("--target_runtime qnn_dlc", "--force_channel_last_input video", "--output_names class_probs"):
+        assert option in compile_job.options
+    assert (profile_job.profiling, inference_job.profiling, inference_job.num_samples) == (True, False, 8)
+    assert compile_job.shared_with == ["jury@example.org"] and f"quote compile job {compile_job.id}" in result.stdout
+    assert "real clip" in result.stdout and "latency" in result.stdout and "for 8 of 8 clips" in result.stdout
+    assert 'DLC_PATH = "export_assets/resnet_2plus1d.bin"' in result.stdout
+
+    binary = tmp_path / "export_assets/resnet_2plus1d.bin"
+    description = json.loads(binary.with_suffix(".json").read_text())
+    assert description["sha256"] == hashlib.sha256(binary.read_bytes()).hexdigest()
+    assert description["input"]["shape"] == [1, 4, 112, 112, 3] and description["classes"] == CLASSES
+    (bundle,) = (tmp_path / "export_assets").glob("qevd_r2plus1d-*/")
+    assert (bundle / "labels.txt").read_text().split("\n")[:-1] == CLASSES
+    assert (bundle / "qevd_r2plus1d.bin").read_bytes() == binary.read_bytes()
+    outputs = json.loads((bundle / "metadata.json").read_text())["model_files"]["qevd_r2plus1d.bin"]["outputs"]
+    assert not outputs["class_probs"].get("softmax_applied")
+
+    run_script("tools/run_inference.py", "--max-chunk", 6, **environment)
+    logits, written = read_h5(tmp_path / "dataset-export.h5")
+    model = Model.from_pretrained(str(tmp_path / "checkpoint.pth"))
+    clips = [torch.from_numpy(np.load(tmp_path / "preprocessed_tensors" / path)) for path in paths]
+    expected = np.concatenate([model(clip).numpy() for clip in clips])
+    assert written == paths
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    with h5py.File(tmp_path / "dataset-export.h5") as file:
+        assert json.loads(file.attrs["classes"]) == CLASSES
+
+    hosts = set((tmp_path / "hosts").read_text().split())
+    assert hosts == {"127.0.0.1"}, f"the export or the inference talked to {hosts}"
+
+
+def test_w8a8_is_calibrated_with_our_clips(tmp_path, hub, run_script, checkpoint):
+    """The calibration set holds 2 clips of each class; the quantised binary agrees with torch and runs on uint8."""
+    paths = write_clips(tmp_path / "clips", 25, frames=4, size=112, labels=CLASSES)
+    by_content = {np.load(tmp_path / "clips" / path).tobytes(): path.split("/")[0] for path in paths}
+    environment = audited(tmp_path) | {"QAIHUB_CLIENT_INI": tmp_path / "client.ini"}
+    flags = ("--checkpoint", checkpoint, "--data-dir", "clips", "--precision", "w8a8")
+    result = run_script(SCRIPT, *flags, "--num-calibration-samples", 10, "--skip-inferencing", "false", **environment)
+
+    kinds = [job.kind for job in hub.jobs.values()]
+    assert kinds == ["compile", "quantize", "compile", "link", "inference"]
+    quantize_job = list(hub.jobs.values())[1]
+    with h5py.File(hub.datasets[quantize_job.dataset_id].path) as file:
+        labels = collections.Counter(by_content[clip[()].tobytes()] for clip in file["data/0"].values())
+    assert labels == dict.fromkeys(CLASSES, 2), f"calibration is not class-balanced: {labels}"
+    psnr = float(result.stdout.split("PSNR ")[1].split(" dB")[0])
+    assert psnr > 20, f"w8a8 differs too much from torch: {psnr} dB"
+
+    run_script("tools/run_inference.py", "--data-path", "clips", **environment)
+    logits, _ = read_h5(tmp_path / "dataset-export.h5")
+    model = Model.from_pretrained(str(checkpoint))
+    expected = np.concatenate([model(torch.from_numpy(np.load(tmp_path / "clips" / path))).numpy() for path in paths])
+    assert np.abs(logits - expected).max() < 0.15 * np.abs(expected).max()
+    job = list(hub.jobs.values())[-1]
+    with h5py.File(hub.datasets[job.dataset_id].path) as file:
+        assert file["data/0/batch_0"].dtype == np.uint8
+    assert set((tmp_path / "hosts").read_text().split()) == {"127.0.0.1"}
+
+
+def test_a_failed_compile_job_ends_the_export(tmp_path, hub, run_script, checkpoint):
+    """Message and URL, exit code 1, no job after it and no file; the pipeline alone would go on with its handle."""
+    hub.faults.append(Fault("compile", fail=True, message="op Foo is unknown"))
+    flags = ("--checkpoint", checkpoint, "--data-dir", "")
+    result = run_script(SCRIPT, *flags, code=1, QAIHUB_CLIENT_INI=tmp_path / "client.ini")
+    (job,) = hub.jobs.values()
+    assert "op Foo is unknown" in result.stderr and job.id in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "export_assets").exists()
+
+
+def test_wrong_usage(tmp_path, run_script, checkpoint):
+    """One sentence each, before the network is built or AI Hub is asked."""
+
+    def refused(*flags):
+        return run_script(SCRIPT, *flags, code=2).stderr
+
+    assert "possible are float, w8a8" in refused("--precision", "int4")
+    assert "qnn_context_binary, qnn_dlc, tflite" in refused("--target-runtime", "genie")
+    assert "no checkpoint" in refused()
+    assert "no manifest.jsonl in nowhere" in refused("--checkpoint", checkpoint, "--data-dir", "nowhere")
+    assert "calibrated" in refused("--checkpoint", checkpoint, "--data-dir", "", "--precision", "w8a8")
+
+
+@pytest.mark.parametrize("script", ["example_export", "compile_and_profile", "run_inference"])
+def test_without_a_token(tmp_path, run_script, checkpoint, script):
+    """Exit 2 with one sentence: where the token goes, and how to run without one."""
+    from onnx import save
+    from small_models import small_onnx
+
+    write_clips(tmp_path / "clips", 2)
+    save(small_onnx(), tmp_path / "model.onnx")
+    shape = ("--t", 8, "--h", 16, "--w", 16)
+    flags = {
+        "example_export": ("--checkpoint", checkpoint, "--data-dir", ""),
+        "compile_and_profile": shape,
+        "run_inference": ("--dlc-path", "", "--onnx-dir", ".", "--data-path", "clips", *shape),
+    }
+    result = run_script(f"tools/{script}.py", *flags[script], code=2, QAIHUB_CLIENT_INI=tmp_path / "none.ini")
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert "none.ini" in line and f"python tools/local_hub.py python tools/{script}.py" in line
+
+
+@pytest.mark.parametrize(("flags", "value"), [
+    ([], True), (["--skip-profiling"], True), (["--skip-profiling", "false"], False), (["--do-profiling"], False),
+    (["--skip-profiling", "true"], True),
+])  # fmt: skip
+def test_the_three_ways_to_skip(flags, value):
+    script = {"__file__": str(common.REPO / SCRIPT), "__doc__": "An export."}
+    exec(compile((common.REPO / SCRIPT).read_text(), SCRIPT, "exec"), script | {"__name__": "example_export"}, script)
+    script |= {"__file__": str(common.REPO / SCRIPT)}
+    common.set_constants_from_flags(script, flags)
+    assert script["skip_profiling"] is value
+
+
+@pytest.mark.skipif(
+    not (os.environ.get("TEST_REAL_AI_HUB") and Path("~/.qai_hub/client.ini").expanduser().is_file()),
+    reason="opt-in: set TEST_REAL_AI_HUB=1 with a token in ~/.qai_hub/client.ini; uses minutes of a real device",
+)
+def test_the_real_service(tmp_path, run_script):
+    """A small ONNX network is compiled, profiled and run on two clips on the real device; logits within float16."""
+    from onnx import save
+    from small_models import expected_logits, small_onnx
+
+    save(small_onnx(), tmp_path / "model.onnx")
+    paths = write_clips(tmp_path / "clips", 2)
+    shape = ("--t", 8, "--h", 16, "--w", 16)
+    run_script("tools/compile_and_profile.py", *shape, timeout=3600)
+    flags = ("--dlc-path", "", "--onnx-dir", ".", "--data-path", "clips", *shape)
+    run_script("tools/run_inference.py", *flags, timeout=3600)
+    logits, written = read_h5(tmp_path / "dataset-export.h5")
+    assert written == paths
+    np.testing.assert_allclose(logits, expected_logits(tmp_path / "clips", paths), atol=0.02)
