@@ -599,6 +599,21 @@ def test_command_runs_against_the_hub(run_script, tmp_path):
     assert "emulated on the CPU" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+TWO_EXPORTED_PROGRAMS = """
+import qai_hub, torch
+program = torch.export.export(torch.nn.Conv3d(3, 8, 3), (torch.zeros(1, 3, 4, 8, 10),))
+for _ in range(2):
+    job = qai_hub.submit_compile_job(program, qai_hub.Device("Samsung Galaxy S25"), options="--target_runtime qnn_dlc")
+    assert job.wait().success
+"""
+
+
+def test_a_hub_alone_compiles_several_exported_programs(run_script, tmp_path):
+    """Loading them in threads that end crashed the hub's process, unless its main thread had used torch before."""
+    (tmp_path / "script.py").write_text(TWO_EXPORTED_PROGRAMS)
+    run_script("tools/local_hub.py", "python", "script.py")
+
+
 def test_usage(run_script):
     assert "python tools/local_hub.py" in run_script("tools/local_hub.py", "--help").stdout
     assert "cannot run no-such-command" in run_script("tools/local_hub.py", "no-such-command", code=2).stderr

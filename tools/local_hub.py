@@ -32,6 +32,7 @@ import traceback
 import urllib.parse
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -55,6 +56,9 @@ CACHED_SESSIONS = 2  # models kept loaded between inference jobs
 EMULATED = "emulated on the CPU by tools/local_hub.py"
 # First line of every binary made here: no program can take it for one of Qualcomm's.
 TAG = b"LOCAL HUB: EMULATED ON THE CPU, NOT A QUALCOMM BINARY\n"
+# Jobs compute one at a time, all in one thread that lives as long as the process: torch.export.load keeps something of
+# the first thread that called it and crashes the process when that thread has ended (torch 2.11 without a GPU).
+COMPUTER = ThreadPoolExecutor(max_workers=1)
 
 
 class RefusedError(Exception):
@@ -200,7 +204,6 @@ class LocalHub:
         self.requests, self.faults = [], []
         self.models, self.datasets, self.jobs = {}, {}, {}
         self.upload_keys, self.sessions = {}, {}
-        self.cpu = threading.Lock()  # one job computes at a time
         self.faults_lock = threading.Lock()
         self.stopping = False
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -216,8 +219,7 @@ class LocalHub:
         self.stopping = True
         self.server.shutdown()
         self.server.server_close()
-        with self.cpu:  # the job that computes sees `stopping` and ends
-            shutil.rmtree(self.folder)
+        COMPUTER.submit(shutil.rmtree, self.folder).result()  # after the job that computes: it sees `stopping` and ends
 
     def write_client_ini(self, path, token=None):
         """Write a client.ini for QAIHUB_CLIENT_INI that points here; returns `path`."""
@@ -693,10 +695,7 @@ def run_job(hub, job):
         time.sleep(hub.job_seconds + job.fault.delay)
         if job.fault.fail:
             raise JobFailedError(job.fault.message)
-        with hub.cpu, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            check_not_stopping(hub)
-            function(hub, job)
+        COMPUTER.submit(compute, function, hub, job).result()
         state = pb.JOB_STATE_DONE
     except JobFailedError as e:
         job.details.failure_reason = f"{e} (local hub)"
@@ -707,6 +706,13 @@ def run_job(hub, job):
     job.details.completion_time.CopyFrom(timestamp())
     job.details.job_state = state
     job.finished.set()
+
+
+def compute(function, hub, job):
+    check_not_stopping(hub)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        function(hub, job)
 
 
 def wait_for_models(hub, job):
