@@ -28,6 +28,7 @@ import concurrent.futures
 import contextlib
 import csv
 import filecmp
+import functools
 import glob
 import itertools
 import multiprocessing
@@ -61,7 +62,7 @@ REASONS = {
     "unreadable": "the disk will not read it",
     "not_a_video": "the content is no video (a web page, a text or a picture under a video's name)",
     "no_moov": "cut off before it was complete: its index, the moov box, is missing or cut",
-    "bad_header": "the container's header is damaged",
+    "bad_header": "the container's header is damaged or names no stream",
     "no_video_stream": "no video in it, sound at most",
     "cover_picture_only": "sound with a cover picture, no moving picture",
     "no_decoder": "no decoder for its codec here, or the codec's name is damaged",
@@ -72,8 +73,8 @@ REASONS = {
     "decoder_crash": "the decoder crashed, twice",
 }
 REPAIRABLE = "no_frames", "truncated", "corrupt_frames"  # what opens and does not take the decoder down
-COLUMNS = ["video", "reason", "action", "detail", "quarantined_to", "repaired_by", "frames", "fps"]
-COLUMNS += ["variable_frame_rate", "duration_s", "shorter_than_4_s", "width", "height", "codec", "rotation"]
+COLUMNS = ["video", "reason", "action", "detail", "quarantined_to", "repaired_by", "frames", "corrupt_frames"]
+COLUMNS += ["fps", "variable_frame_rate", "duration_s", "shorter_than_4_s", "width", "height", "codec", "rotation"]
 COLUMNS += ["size_bytes", "mtime_ns"]
 FORMATS = {"m4v": "mp4", "mkv": "matroska"}  # muxers whose name is not the file's ending
 
@@ -201,6 +202,7 @@ def properties(stream, seen):
     duration = seen.frames / rate if rate else 0
     return {
         "frames": seen.frames,
+        "corrupt_frames": seen.corrupt,
         "fps": f"{float(rate or 0):.3f}",
         "variable_frame_rate": "yes" if variable else "no",
         "duration_s": f"{float(duration):.3f}",
@@ -262,7 +264,7 @@ def examine(path):
             if not moving:
                 if container.streams.video:
                     return verdict("cover_picture_only")
-                return verdict("no_moov" if index_cut else "no_video_stream")
+                return verdict("no_moov" if index_cut else "no_video_stream" if container.streams else "bad_header")
             if moving[0].codec_context is None or not has_decoder(moving[0]):
                 return verdict("no_moov" if index_cut else "no_decoder")
             seen = decode(container, moving[0])
@@ -329,7 +331,7 @@ def remux(original, repaired, **options):
         streams = {stream.index: target.add_stream_from_template(stream) for stream in wanted_streams(source)}
         last_dts = {}
         for packet in source.demux(wanted_streams(source)):
-            copy_packet(packet, streams[packet.stream_index], last_dts, target)
+            copy_packet(packet, streams[packet.stream.index], last_dts, target)
 
 
 def remux_without_corrupt_packets(original, repaired):
@@ -337,8 +339,11 @@ def remux_without_corrupt_packets(original, repaired):
     remux(original, repaired, fflags="+discardcorrupt")
 
 
-def reencode(original, repaired):
-    """Encode what can be decoded as H.264 (crf 18), each frame at its own time; copy sound and subtitles."""
+def reencode(original, repaired, rotation):
+    """Encode what can be decoded as H.264 (crf 18), each frame at its own time; copy sound and subtitles.
+
+    `rotation` in degrees goes into the new header (PyAV before 18 cannot write one: then this raises).
+    """
     import av
 
     with open_video(original) as source, create_video(repaired, original) as target:
@@ -350,19 +355,19 @@ def reencode(original, repaired):
         encoder.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"  # 4:2:0 needs even sides
         encoder.codec_context.time_base = encoder.time_base = picture.time_base
         encoder.codec_context.thread_count = 1
+        if rotation:
+            encoder.set_display_rotation(rotation)
         streams = {stream.index: target.add_stream_from_template(stream) for stream in others}
         last_pts, last_dts = None, {}
         for packet in source.demux([picture, *others]):
-            if packet.stream_index in streams:
-                copy_packet(packet, streams[packet.stream_index], last_dts, target)
+            if packet.stream.index in streams:
+                copy_packet(packet, streams[packet.stream.index], last_dts, target)
                 continue
             try:
                 frames = packet.decode()
             except av.error.FFmpegError:
                 continue  # what cannot be decoded is what this repair leaves out
             for frame in frames:
-                if last_pts is None and frame.rotation:
-                    encoder.set_display_rotation(frame.rotation)
                 frame = frame.reformat(width, height, encoder.pix_fmt)
                 if last_pts is not None and (frame.pts is None or frame.pts <= last_pts):  # AVI stores no pts
                     frame.pts = last_pts + 1
@@ -372,25 +377,30 @@ def reencode(original, repaired):
         target.mux(encoder.encode())
 
 
-def repair(original, repaired, with_reencode):
+def repair(original, repaired, original_row, with_reencode):
     """Climb the ladder until a step gives a file that decodes completely; it then lies, synced, in `repaired`.
 
+    It must have at least as many frames as are intact in the original, and one: a repair may not lose any.
     Returns the row of the repaired file with `repaired_by`, or {"tried": why each step failed}.
     """
     steps = [("copy remux", remux), ("remux without corrupt packets", remux_without_corrupt_packets)]
+    least_frames = max(1, original_row["frames"] - original_row["corrupt_frames"])
     tried = []
-    for name, step in steps + [("re-encoding", reencode)] * with_reencode:
+    if with_reencode:
+        steps.append(("re-encoding", functools.partial(reencode, rotation=original_row["rotation"])))
+    for name, step in steps:
         try:
             step(original, repaired)
             row = examine(repaired)
         except Exception as e:  # a muxer may refuse a damaged file with any error; the next step may still do
             tried.append(f"{name}: {getattr(e, 'strerror', None) or e!r}")
             continue
-        if row["reason"] == "healthy":
+        if row["reason"] == "healthy" and row["frames"] >= least_frames:
             shutil.copymode(original, repaired)
             sync(repaired)
             return row | {"repaired_by": name}
-        tried.append(f"{name}: still {row['reason']}")
+        found = f"only {row['frames']} frames" if row["reason"] == "healthy" else f"still {row['reason']}"
+        tried.append(f"{name}: {found}")
     return {"tried": "; ".join(tried)}
 
 
@@ -417,8 +427,10 @@ def examined_and_repaired(videos, temporary_of):
 
         def start(video, row=None, crashes=0):
             temporary = temporary_of(video) if row else None
-            function, arguments = (repair, (video, temporary, REENCODE)) if row else (examine, (video,))
-            future = pool.schedule(function, args=(str(video), *arguments[1:]), timeout=TIMEOUT)
+            if row:
+                future = pool.schedule(repair, args=(str(video), temporary, row, REENCODE), timeout=TIMEOUT)
+            else:
+                future = pool.schedule(examine, args=(str(video),), timeout=TIMEOUT)
             running[future] = video, row, temporary, crashes
 
         try:
@@ -447,6 +459,7 @@ def examined_and_repaired(videos, temporary_of):
                     if row is None:
                         yield video, result, None
                     elif "tried" in result:
+                        temporary.unlink(missing_ok=True)
                         yield video, row | {"detail": f"{row['detail']}; not repaired ({result['tried']})"}, None
                     else:
                         faults = {key: row[key] for key in ("reason", "detail")}

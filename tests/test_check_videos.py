@@ -1,0 +1,575 @@
+"""check_videos.py on videos damaged and odd in every way we know: run as a user runs it, killed, stopped, shared out.
+
+$ python -m pytest tests/test_check_videos.py
+"""
+
+import csv
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import check_videos
+import numpy as np
+import pytest
+from conftest import REPO
+
+from make_videos import draw_frames, write_video
+
+SCRIPT = "tools/check_videos.py"
+ROTATION = 90 if hasattr(av.video.stream.VideoStream, "set_display_rotation") else 0  # PyAV 17 cannot write one
+FASTSTART = {"movflags": "faststart"}
+HEVC = dict(codec="libx265", options={"x265-params": "log-level=error"})
+
+
+# --- the files -------------------------------------------------------------------------------------------------------
+
+
+def write_with_sound(path, num_frames=40, video=True, cover=False, reading=None, rotation=0):
+    """A file with a sine tone and, as asked for, a moving picture and a cover picture."""
+    with av.open(str(path), "w", options=FASTSTART) as container:
+        sound = container.add_stream("aac", rate=8000)
+        picture = container.add_stream("libx264", rate=30) if video else None
+        if video:
+            picture.width, picture.height, picture.pix_fmt = 128, 96, "yuv420p"
+        if video and rotation:
+            picture.set_display_rotation(rotation)
+        if cover:
+            image = container.add_stream("mjpeg")
+            image.width, image.height, image.pix_fmt = 64, 48, "yuvj420p"
+            image.disposition = av.stream.Disposition.attached_pic
+        if cover:
+            frame = av.VideoFrame.from_ndarray(next(draw_frames(1, 48, 64)), format="rgb24")
+            frame.pts, frame.time_base = 0, Fraction(1, 30)
+            container.mux(image.encode(frame) + image.encode())
+        if video:
+            for array in draw_frames(num_frames, 96, 128):
+                container.mux(picture.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+            container.mux(picture.encode())
+        tone = (8000 * np.sin(np.arange(8000 * num_frames // 30) / 5)).astype(np.int16)[None]
+        chunk = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
+        chunk.rate = 8000
+        container.mux(sound.encode(chunk))
+        container.mux(sound.encode())
+    return path
+
+
+def overwrite(data, start, patch):
+    return data[:start] + patch + data[start + len(patch) :]
+
+
+def middle(data, num_bytes, fill):
+    """Replace `num_bytes` in the middle of the media data."""
+    at = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2 - num_bytes // 2
+    return overwrite(data, at, fill(num_bytes))
+
+
+def lying_duration(data):
+    """Set the durations of mvhd, tkhd and mdhd (version 0) to ten minutes and more."""
+    for kind, offset in (b"mvhd", 20), (b"tkhd", 24), (b"mdhd", 20):
+        data = overwrite(data, data.index(kind) + offset, (10_000_000).to_bytes(4, "big"))
+    return data
+
+
+def lying_avi_header(data):
+    """Let both frame counts of an AVI's header (avih dwTotalFrames, strh dwLength) claim more than there are."""
+    data = overwrite(data, data.index(b"avih") + 8 + 16, (999).to_bytes(4, "little"))
+    return overwrite(data, data.index(b"strh") + 8 + 32, (999).to_bytes(4, "little"))
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory):
+    """Bytes of healthy videos, by name."""
+    folder = tmp_path_factory.mktemp("sources")
+    write_video(folder / "h264.mp4", 60)
+    write_video(folder / "fast.mp4", 60, options={"bf": "3", "g": "20"}, container_options=FASTSTART)
+    write_video(folder / "hevc.mp4", 40, **HEVC, container_options=FASTSTART)
+    write_video(folder / "mpeg4.mp4", 60, codec="mpeg4", container_options=FASTSTART)
+    write_video(
+        folder / "fragments.mp4", 60, options={"g": "15"}, container_options={"movflags": "frag_keyframe+empty_moov"}
+    )
+    write_video(folder / "h264.avi", 60)
+    write_video(folder / "mpeg4.avi", 60, codec="mpeg4", options={"bf": "2"})
+    write_video(folder / "h264.mkv", 60)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+REMUXED, ENCODED, NEVER = "remux", "re-encoding", "never"  # the step of the ladder that repairs a file
+
+
+def damaged_files(sources, folder):
+    """Write every damaged file; returns {name: (reason code, what repairs it)}."""
+    noise, media = random.Random(0).randbytes, sources["fast.mp4"].index(b"mdat")
+    made = {
+        "empty.mp4": (b"", "empty", NEVER),
+        "html.mp4": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>" * 50, "not_a_video", NEVER),
+        "no_moov_half.mp4": (sources["h264.mp4"][: len(sources["h264.mp4"]) // 2], "no_moov", NEVER),
+        "no_moov_98.mp4": (sources["h264.mp4"][: -len(sources["h264.mp4"]) // 50], "no_moov", NEVER),
+        "moov_only_begun.mp4": (sources["fast.mp4"][:500], "no_moov", NEVER),
+        "moov_zeroed.mp4": (
+            overwrite(sources["fast.mp4"], sources["fast.mp4"].index(b"moov") + 4, bytes(600)),
+            "bad_header",
+            NEVER,
+        ),
+        "playlist.mp4": (
+            b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n",
+            "not_a_video",
+            NEVER,
+        ),
+        "all_zeros.mp4": (
+            sources["fast.mp4"][: media + 4] + bytes(len(sources["fast.mp4"]) - media - 4),
+            "no_frames",
+            NEVER,
+        ),
+        "flipped.mp4": (middle(sources["mpeg4.mp4"], 1, lambda n: b"\xff"), "corrupt_frames", ENCODED),
+        "mpeg4_cut.avi": (sources["mpeg4.avi"][: len(sources["mpeg4.avi"]) // 2], "truncated", REMUXED),
+        "h264_cut.mkv": (sources["h264.mkv"][: len(sources["h264.mkv"]) // 2], "truncated", REMUXED),
+        "fragments_cut.mp4": (sources["fragments.mp4"][: len(sources["fragments.mp4"]) // 2], "truncated", REMUXED),
+    }
+    for name in "fast", "hevc", "mpeg4":
+        data = sources[f"{name}.mp4"]
+        for percent in 50, 98:
+            made[f"{name}_cut_{percent}.mp4"] = data[: len(data) * percent // 100], "truncated", REMUXED
+        made[f"{name}_noise.mp4"] = middle(data, 2000, noise), "corrupt_frames", ENCODED
+        made[f"{name}_zeros.mp4"] = middle(data, 3000, bytes), "corrupt_frames", ENCODED
+    for name, (data, _, _) in made.items():
+        (folder / name).write_bytes(data)
+    write_with_sound(folder / "sound_only.mp4", video=False)
+    write_with_sound(folder / "sound_and_cover.mp4", video=False, cover=True)
+    av.VideoFrame.from_ndarray(next(draw_frames(1, 96, 128)), format="rgb24").save(str(folder / "picture.png"))
+    os.rename(folder / "picture.png", folder / "picture.mp4")
+    others = {
+        "sound_only.mp4": ("no_video_stream", NEVER),
+        "sound_and_cover.mp4": ("cover_picture_only", NEVER),
+        "picture.mp4": ("not_a_video", NEVER),
+    }
+    return {name: (reason, step) for name, (_, reason, step) in made.items()} | others
+
+
+def odd_files(sources, folder):
+    """Write every healthy but odd file; returns their names."""
+    write_video(folder / "variable_rate.mp4", 30, pts=[3 * i + i % 3 for i in range(30)])
+    write_video(folder / "three_frames.mp4", 3)
+    write_video(folder / "one_frame.mp4", 1)
+    write_video(folder / "av1.mp4", 10, codec="libsvtav1")
+    write_video(folder / "hevc_10_bit.mp4", 20, pix_fmt="yuv420p10le", **HEVC)
+    write_video(folder / "late_start.mp4", 30, pts=range(50, 80))
+    write_video(folder / "B_FRAMES.MP4", 60, options={"bf": "5", "b_strategy": "0"})
+    write_video(folder / "vp9.mp4", 10, codec="libvpx-vp9", options={"cpu-used": "8", "deadline": "realtime"})
+    write_video(folder / "interlaced.mp4", 30, options={"x264-params": "interlaced=1"})
+    write_with_sound(folder / "sound_cover_and_rotation.mp4", cover=True, rotation=ROTATION)
+    with_comment = write_video(folder / "metadata.mp4", 10).read_bytes()
+    made = {
+        "metadata.mp4": with_comment.replace(b"Lavf", b"\xff\xfe\xfa\xfb"),
+        "h264_no_pts.avi": sources["h264.avi"],
+        "mpeg4_b_frames.avi": sources["mpeg4.avi"],
+        "lying_header.avi": lying_avi_header(sources["mpeg4.avi"]),
+        "lying_duration.mp4": lying_duration(sources["fast.mp4"]),
+        "fragments.mp4": sources["fragments.mp4"],
+        "matroska.mkv": sources["h264.mkv"],
+        "bytes_behind_the_end.mp4": sources["fast.mp4"] + random.Random(1).randbytes(999),
+        os.fsdecode('caf\xe9 \u2019,\n"x"'.encode("utf-8")[:3] + b'\xe9, "x".mp4'): sources["mpeg4.mp4"],
+    }
+    for name, data in made.items():
+        (folder / name).write_bytes(data)
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory, sources):
+    """A dataset of damaged (train/damaged) and odd but healthy (val/odd) files: (root, expectations, odd names)."""
+    root = tmp_path_factory.mktemp("zoo") / "full_dataset"
+    for folder in "train/damaged", "val/odd":
+        (root / folder).mkdir(parents=True)
+    return root, damaged_files(sources, root / "train/damaged"), odd_files(sources, root / "val/odd")
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def contents(*folders):
+    """{path: bytes} of all files."""
+    return {path: path.read_bytes() for folder in folders for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def report(path="bad_videos.csv"):
+    """{file name: row}"""
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {Path(row["video"]).name: row for row in csv.DictReader(file)}
+
+
+def decodes(path):
+    return check_videos.examine(path)["reason"] == "healthy"
+
+
+def cut_videos(sources, folder, num_cut, num_empty=0, num_healthy=0):
+    """Small truncated, empty and healthy videos; every one of its own content."""
+    folder.mkdir(parents=True)
+    data = sources["mpeg4.mp4"]
+    for i in range(num_cut):
+        (folder / f"cut_{i:02}.mp4").write_bytes(data[: len(data) // 2 + 50 * i])
+    for i in range(num_empty):
+        (folder / f"page_{i:02}.mp4").write_bytes(b"<html>%d</html>" % i)
+    for i in range(num_healthy):
+        (folder / f"good_{i:02}.mp4").write_bytes(data + bytes(i))
+
+
+def processes_with(marker):
+    """Ids of live processes whose environment holds `marker`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (
+                    marker.encode() in (entry / "environ").read_bytes()
+                    and "Z" not in (entry / "stat").read_text().split()[2]
+                ):
+                    found.append(int(entry.name))
+            except OSError:
+                continue  # it has just ended
+    return found
+
+
+def wait_until(condition, seconds=60):
+    for _ in range(seconds * 100):
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+# --- every fault in every mode ---------------------------------------------------------------------------------------
+
+SEED = ["--root", "full_dataset", "--quarantine", "bad_videos", "--ext", "mp4", "avi", "mkv", "--jobs", "2"]
+SEED += ["--report", "bad_videos.csv"]
+MODES = {
+    "quarantine": [],
+    "remux": ["--remux"],
+    "replace": ["--remux", "--replace"],
+    "reencode": ["--remux", "--replace", "--reencode"],
+    "dry": ["--remux", "--replace", "--dry-run"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_fault_is_found_and_no_healthy_file_flagged(zoo, mode, run_script, tmp_path, monkeypatch):
+    root, damaged, odd = zoo
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(root, "full_dataset")
+    before = contents("full_dataset")
+    result = run_script(SCRIPT, *SEED, *MODES[mode], code=1)
+    rows = report()
+    assert len(damaged) >= 14 and len(odd) >= 8
+    assert {name: rows[name]["reason"] for name in odd} == dict.fromkeys(odd, "healthy"), "a healthy file was flagged"
+    assert {name: rows[name]["reason"] for name in damaged} == {name: reason for name, (reason, _) in damaged.items()}
+    assert len(rows) == len(damaged) + len(odd)
+
+    repairs = {"remux": [REMUXED], "replace": [REMUXED], "reencode": [REMUXED, ENCODED], "dry": [REMUXED]}.get(mode, [])
+    for name, (reason, step) in damaged.items():
+        path, place = Path("full_dataset/train/damaged", name), Path("bad_videos/train/damaged", name)
+        copy = place.with_name(f"{place.stem}.repaired{place.suffix}")
+        told = f"{name} ({reason}): {rows[name]}"
+        repaired = step in repairs
+        expected = "replaced" if repaired and mode != "remux" else "quarantined"
+        assert rows[name]["action"] == ("would be " if mode == "dry" else "") + expected, told
+        assert bool(rows[name]["repaired_by"]) == repaired, told
+        if mode == "dry":
+            continue
+        assert place.read_bytes() == before[path], f"the original is not in quarantine: {told}"
+        assert path.exists() == (expected == "replaced") and copy.exists() == (repaired and mode == "remux"), told
+        if repaired:
+            assert decodes(path if expected == "replaced" else copy), told
+    for name in odd:
+        assert Path("full_dataset/val/odd", name).read_bytes() == before[Path("full_dataset/val/odd", name)]
+    assert not [path for path in contents(".") if ".repairing" in path.name or ".tmp" in path.name]
+    assert f"sum{len(rows):26,}" in result.stdout, result.stdout
+    if mode == "dry":
+        assert contents("full_dataset") == before and not Path("bad_videos").exists()
+        return
+    result = run_script(SCRIPT, *SEED, *MODES[mode], code=0)
+    left = len(contents("full_dataset"))
+    assert f"{left:,} videos under full_dataset, {left:,} unchanged" in result.stdout, result.stdout
+    assert {name: row["action"] for name, row in report().items() if name in odd} == dict.fromkeys(odd, "kept")
+
+
+def test_properties_of_a_video_are_reported(zoo, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(zoo[0] / "val", "full_dataset/val")
+    run_script(SCRIPT, *SEED)
+    rows = report()
+    keys = ["frames", "fps", "variable_frame_rate", "duration_s", "shorter_than_4_s", "width", "height", "codec"]
+    assert [rows["three_frames.mp4"][key] for key in keys] == ["3", "30.000", "no", "0.100", "yes", "128", "96", "h264"]
+    assert rows["variable_rate.mp4"]["variable_frame_rate"] == "yes"
+    assert rows["av1.mp4"]["codec"] == "av1" and rows["hevc_10_bit.mp4"]["codec"] == "hevc"
+    assert rows["sound_cover_and_rotation.mp4"]["rotation"] == str(ROTATION)
+    assert rows["lying_duration.mp4"]["duration_s"] == "2.000" and rows["lying_header.avi"]["frames"] == "60"
+
+
+def test_a_repair_keeps_sound_rotation_and_metadata(run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("full_dataset/train/a")
+    folder.mkdir(parents=True)
+    data = write_with_sound(folder / "a.mp4", num_frames=90, rotation=ROTATION).read_bytes()
+    for name, flags in ("a", []), ("b", ["--reencode"]):
+        (folder / f"{name}.mp4").write_bytes(middle(data, 2000, bytes) if flags else data[: len(data) * 8 // 10])
+        run_script(SCRIPT, *SEED, "--remux", "--replace", *flags, code=1)
+        with av.open(str(folder / f"{name}.mp4")) as repaired:
+            assert [stream.type for stream in repaired.streams] == ["video", "audio"], name
+            assert sum(packet.size > 0 for packet in repaired.demux(audio=0)) > 15, name  # of 25, 64 ms each
+            repaired.seek(0)
+            assert next(repaired.decode(video=0)).rotation == ROTATION, name
+
+
+# --- nothing is lost -------------------------------------------------------------------------------------------------
+
+
+def test_nothing_in_quarantine_is_overwritten(sources, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_empty=1)
+    place = Path("bad_videos/train/a/page_00.mp4")
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"another one")
+    run_script(SCRIPT, *SEED, code=1)
+    assert place.read_bytes() == b"another one"
+    assert place.with_name("page_00.1.mp4").read_bytes() == b"<html>0</html>"
+
+
+def test_a_link_moves_as_a_link_and_its_source_stays(sources, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("part"), num_cut=1, num_empty=1)
+    before = contents("part")
+    Path("full_dataset/train/a").mkdir(parents=True)
+    for name in "cut_00.mp4", "page_00.mp4", "gone.mp4":
+        Path("full_dataset/train/a", name).symlink_to(Path("part", name).resolve())
+    run_script(SCRIPT, *SEED, "--remux", "--replace", code=1)
+    assert contents("part") == before
+    assert decodes("full_dataset/train/a/cut_00.mp4") and not Path("full_dataset/train/a/cut_00.mp4").is_symlink()
+    assert Path("bad_videos/train/a/page_00.mp4").resolve() == Path("part/page_00.mp4").resolve()
+    row = report()["gone.mp4"]
+    assert (row["reason"], row["action"]) == ("unreadable", "kept") and os.path.lexists("full_dataset/train/a/gone.mp4")
+
+
+def test_quarantine_on_another_file_system(tmp_path, monkeypatch):
+    def refuse_link(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    (tmp_path / "x.mp4").write_bytes(b"content")
+    monkeypatch.setattr(os, "link", refuse_link)
+    check_videos.preserve(tmp_path / "x.mp4", tmp_path / "bad/train/a/x.mp4")
+    assert (tmp_path / "bad/train/a/x.mp4").read_bytes() == b"content" and (tmp_path / "x.mp4").exists()
+
+
+def test_a_quarantine_that_cannot_be_written_leaves_every_video(sources, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=1, num_empty=1)
+    before = contents("full_dataset")
+    Path("bad_videos").write_text("a file, no folder")
+    run_script(SCRIPT, *SEED, "--remux", "--replace", code=1)
+    assert contents("full_dataset") == before
+    assert {row["action"] for row in report().values()} == {"failed"}
+
+
+def check_nothing_lost(originals):
+    """Every original is in its place, or in quarantine with its place empty or taken by a video that decodes."""
+    quarantined = set(contents("bad_videos").values())
+    for path, data in originals.items():
+        if path.exists() and path.read_bytes() == data:
+            continue
+        assert data in quarantined, f"{path} is neither in its place nor in quarantine"
+        assert not path.exists() or decodes(path), f"{path} was replaced by a video that does not decode"
+
+
+def test_killed_at_twenty_moments_nothing_is_lost_and_the_next_run_finishes(sources, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng, interrupted = random.Random(0), 0
+    command = [sys.executable, str(REPO / SCRIPT), *SEED, "--remux", "--replace"]
+    originals = {}
+    marker = f"KILLED_TEST_OF={tmp_path}"
+    for moment in range(20):
+        if all(not path.exists() or path.read_bytes() != data for path, data in originals.items()):
+            for folder in "full_dataset", "bad_videos":
+                shutil.rmtree(folder, ignore_errors=True)
+            cut_videos(sources, Path("full_dataset/train/a"), num_cut=70, num_empty=10)
+            originals = contents("full_dataset")
+        started = time.time_ns()
+        with open("output.txt", "w") as output:
+            run = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | dict([marker.split("=")]))
+        if moment % 4:  # while it repairs and moves; every fourth kill comes at any time
+            wait_until(lambda run=run, started=started: run.poll() is not None or has_moved_since(started), 30)
+            time.sleep(rng.uniform(0, 0.25))
+        else:
+            time.sleep(rng.uniform(0.05, 0.6))
+        interrupted += run.poll() is None
+        run.kill()
+        run.wait()
+        check_nothing_lost(originals)
+    assert interrupted >= 10, "most runs had ended before they were killed"
+    assert wait_until(lambda: not processes_with(marker), 30), "children outlive a killed run"
+    Path("bad_videos.csv").write_bytes(Path("bad_videos.csv").read_bytes()[:-7])  # and the disk lost half a row
+    subprocess.run(command, capture_output=True, check=False)
+    check_nothing_lost(originals)
+    for path in originals:
+        assert path.exists() == path.name.startswith("cut") and (not path.exists() or decodes(path)), path
+    assert not list(Path("full_dataset").rglob(".*")), "half-written repairs were left"
+    assert "unchanged" in run_script(SCRIPT, *SEED, "--remux", "--replace", code=0).stdout
+
+
+def has_moved_since(time_ns):
+    """Whether anything came to quarantine since then."""
+    folder = Path("bad_videos/train/a")
+    return folder.exists() and folder.stat().st_mtime_ns > time_ns
+
+
+def report_lines():
+    return Path("bad_videos.csv").read_bytes().splitlines() if Path("bad_videos.csv").exists() else []
+
+
+# --- hangs, crashes, stops -------------------------------------------------------------------------------------------
+
+
+def examine_badly(path):
+    """Stands in for check_videos.examine in the children: a decoder that crashes, hangs, or crashes only once."""
+    if "crash_once" in path and not Path(path + ".crashed").exists():
+        Path(path + ".crashed").touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "always_crash" in path:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if "hang" in path:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # as a loop in C, which never looks at signals
+        time.sleep(3600)
+    return check_videos.examine(path)
+
+
+def test_a_decoder_that_hangs_or_crashes_costs_its_own_video_only(sources, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=1, num_healthy=6)
+    for name in "always_crash", "crash_once", "hang":
+        Path(f"full_dataset/train/a/{name}.mp4").write_bytes(sources["mpeg4.mp4"])
+    monkeypatch.setattr(check_videos, "examine", examine_badly)
+    monkeypatch.setattr(sys, "argv", ["check_videos.py", *SEED, "--timeout", "5"])
+    with pytest.raises(SystemExit) as stop:
+        check_videos.main()
+    assert stop.value.code == 1
+    reasons = {name: row["reason"] for name, row in report().items()}
+    assert reasons.pop("always_crash.mp4") == "decoder_crash" and reasons.pop("hang.mp4") == "timeout"
+    assert reasons.pop("cut_00.mp4") == "truncated"
+    assert set(reasons.values()) == {"healthy"} and len(reasons) == 7, reasons
+    assert Path("bad_videos/train/a/hang.mp4").read_bytes() == sources["mpeg4.mp4"]
+
+
+def long_video(path, num_frames=6000):
+    """A video of one still that takes seconds to decode and is soon written."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(next(draw_frames(1, 480, 640)), format="rgb24").reformat(format="yuv420p")
+        for i in range(num_frames):
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_a_video_that_takes_too_long_is_a_row(run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("full_dataset/val/a").mkdir(parents=True)
+    long_video("full_dataset/val/a/long.mp4")
+    run_script(SCRIPT, *SEED, "--remux", "--replace", "--timeout", "0.2", code=1)
+    assert report()["long.mp4"]["reason"] == "timeout" and Path("bad_videos/val/a/long.mp4").exists()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_children_too_and_keeps_the_report(sources, stop, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=3)
+    long_video("full_dataset/train/a/long_0.mp4")
+    for i in range(1, 8):
+        os.link("full_dataset/train/a/long_0.mp4", f"full_dataset/train/a/long_{i}.mp4")
+    marker = f"STOPPED_TEST_OF={tmp_path}"
+    command = [sys.executable, str(REPO / SCRIPT), *SEED]
+    run = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | dict([marker.split("=")])
+    )
+    assert wait_until(lambda: len(report_lines()) >= 4), "no row was written"
+    os.killpg(run.pid, stop) if stop == signal.SIGINT else run.terminate()
+    errors = run.communicate(timeout=30)[1]
+    assert run.returncode == 130 and "run the same command again" in errors and "Traceback" not in errors, errors
+    assert wait_until(lambda: not processes_with(marker), 10), "children outlive the run"
+    assert len(report()) >= 3 and len(report()) < 11
+    run_script(SCRIPT, *SEED)
+    assert len(report()) == 11 and sum(row["reason"] == "healthy" for row in report().values()) == 8
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_changed_is_checked_again(sources, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_healthy=5)
+    run_script(SCRIPT, *SEED)
+    whole = Path("bad_videos.csv").read_bytes()
+    Path("bad_videos.csv").write_bytes(whole[:-9])  # a kill cut off the last row
+    Path("full_dataset/train/a/good_01.mp4").write_bytes(sources["mpeg4.mp4"][:-3000])
+    result = run_script(SCRIPT, *SEED, code=1)
+    assert "5 videos under full_dataset, 3 unchanged" in result.stdout, result.stdout
+    assert report()["good_01.mp4"]["reason"] == "truncated" and len(report()) == 5
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_shares_of_several_processes_merge_into_the_same_report(together, zoo, run_script, tmp_path, monkeypatch):
+    def comparable():
+        return {name: {k: v for k, v in row.items() if k != "mtime_ns"} for name, row in report().items()}
+
+    for name in "one", "three":
+        shutil.copytree(zoo[0], tmp_path / name / "full_dataset")
+    flags = [*SEED, "--remux", "--replace", "--jobs", "1"]
+    run_script(SCRIPT, *flags, code=1, cwd=tmp_path / "one")
+    monkeypatch.chdir(tmp_path / "one")
+    alone = comparable()
+    monkeypatch.chdir(tmp_path / "three")
+    command = [sys.executable, str(REPO / SCRIPT), *flags]
+    if together:  # as torchrun does
+        environments = [{"RANK": str(r), "WORLD_SIZE": "3"} for r in range(3)]
+    else:  # as a SLURM array does that starts at 1, and whose second task was lost at first
+        environments = [
+            {"SLURM_ARRAY_TASK_ID": str(r + 1), "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
+            for r in (0, 2, 1)
+        ]
+    runs = []
+    for environment in environments:
+        runs.append(
+            subprocess.Popen(
+                command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+        )
+        if not together:
+            runs[-1].wait()
+    codes = [run.wait() for run in runs]
+    assert set(codes) <= {0, 1} and 1 in codes, "only a process that finds all shares done reports the faults"
+    assert together or codes == [0, 0, 1]
+    assert comparable() == alone
+    assert [path.name for path in Path().glob("*.csv")] == ["bad_videos.csv"], "share files were left"
+
+
+def test_wrong_usage_is_told_in_one_sentence(sources, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("classes_only/squats").mkdir(parents=True)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=1)
+    Path("notes.csv").write_text("my,own,table\n1,2,3\n")
+    for flags, words in (
+        (["--root", "classes_only"], "neither train/ nor val/"),
+        (["--ext", "webm"], "no .webm file"),
+        (["--replace"], "give --remux"),
+        (["--quarantine", "full_dataset/train/bad"], "lies in the dataset"),
+        (["--report", "notes.csv"], "no report of check_videos.py"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+    ):
+        result = run_script(SCRIPT, *SEED, *flags, code=2)
+        assert words in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert Path("notes.csv").read_text() == "my,own,table\n1,2,3\n"
