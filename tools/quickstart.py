@@ -74,8 +74,8 @@ def steps():
         ),
         (
             "run it on every tensor",
-            f"python tools/local_hub.py python tools/run_inference.py --dlc-path {FOLDER}/export_assets/resnet_2plus1d.bin"
-            f" --data-path {tensors} --output-h5 {FOLDER}/dataset-export.h5",
+            "python tools/local_hub.py python tools/run_inference.py"
+            f" --dlc-path {FOLDER}/export_assets/resnet_2plus1d.bin --data-path {tensors} --output-h5 {FOLDER}/dataset-export.h5",
         ),
         (
             "evaluate what came back",
