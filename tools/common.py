@@ -116,9 +116,12 @@ def load_class_map(path):
         class_map = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         refuse(f"there is no class map {path}; it is a JSON object {{class folder name: index}}, as class_map.json")
+    except OSError as e:
+        refuse(f"cannot read the class map {path}: {e.strerror}")
     except ValueError as e:
         refuse(f"{path} is not JSON ({e}); it must be an object {{class folder name: index}}")
-    if not isinstance(class_map, dict) or set(class_map.values()) != set(range(len(class_map))):
+    indices = list(class_map.values()) if isinstance(class_map, dict) else []
+    if not indices or any(type(i) is not int for i in indices) or sorted(indices) != list(range(len(indices))):
         refuse(f"{path} must map class folder names to the indices 0 … n-1, each index once")
     return class_map
 
@@ -132,10 +135,10 @@ def read_manifest(path):
     path, rows = Path(path), []
     if not path.is_file():
         refuse(f"there is no manifest {path}; run tools/preprocess_and_save.py first, it writes one into OUT_ROOT")
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
+                row = json.loads(line)  # of bytes: text that is not UTF-8 is a ValueError, too
                 rows.append(row | {key: row[key] for key in ("video_path", "label", "tensor_path")})
             except (ValueError, KeyError, TypeError) as e:
                 refuse(f"{path}, line {number}, is no manifest row ({e!r}); run tools/preprocess_and_save.py again")
@@ -150,14 +153,18 @@ def read_manifest(path):
 def rank_and_world_size(environ=os.environ):
     """This process's share of the work, as its launcher says: (rank, world size); (0, 1) without a launcher.
 
-    `torchrun` sets RANK and WORLD_SIZE; a SLURM array sets SLURM_ARRAY_TASK_ID, _MIN and _COUNT. Items
-    `sorted_items[rank::world_size]` are this process's.
+    `torchrun` sets RANK and WORLD_SIZE; a SLURM array sets SLURM_ARRAY_TASK_ID, _MIN, _STEP and _COUNT. Items
+    `sorted_items[rank::world_size]` are this process's. Exits with code 2 in the last task of an array with gaps.
     """
     if "WORLD_SIZE" in environ:
         return int(environ["RANK"]), int(environ["WORLD_SIZE"])
     if "SLURM_ARRAY_TASK_COUNT" in environ:
-        first = int(environ.get("SLURM_ARRAY_TASK_MIN", 0))
-        return int(environ["SLURM_ARRAY_TASK_ID"]) - first, int(environ["SLURM_ARRAY_TASK_COUNT"])
+        task, count = int(environ["SLURM_ARRAY_TASK_ID"]), int(environ["SLURM_ARRAY_TASK_COUNT"])
+        first, step = int(environ.get("SLURM_ARRAY_TASK_MIN", 0)), int(environ.get("SLURM_ARRAY_TASK_STEP", 1))
+        rank = (task - first) // step
+        if rank >= count:
+            refuse(f"task {task} of the SLURM array has no share among {count}; use a range, as --array 0-{count - 1}")
+        return rank, count
     return 0, 1
 
 

@@ -1,0 +1,185 @@
+"""common.py: flags from constants, files that are whole or absent, refusals in one sentence, shares of the work."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import common
+
+SCRIPT = '''"""Show what the flags made of the constants.
+
+More text.
+"""
+
+import json
+
+import common
+
+BEFORE = 1  # not a constant of the user
+# ----------------------------------------------------------------------------------------------------------------------
+CLIP_LEN = 16  # frames a clip
+data_path = "./clips"  # folder, 100 % of it is read
+SCALE = 0.5  # a factor
+SHUFFLE = False  # true: in any order
+skip_profiling = True  # no measuring
+parts = [  # folders
+    "a",
+    "b",
+]
+T, H = 16, 112  # frames, pixels
+# ----------------------------------------------------------------------------------------------------------------------
+AFTER = 1
+
+
+def main():
+    common.set_constants_from_flags(globals())
+    print(json.dumps([CLIP_LEN, data_path, SCALE, SHUFFLE, skip_profiling, parts, T, H]))
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+@pytest.fixture
+def flags(tmp_path):
+    """flags("--clip-len", "8", …) -> what a script with the constants above prints, its exit code and its stderr."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+
+    def run(*arguments):
+        environment = os.environ | {"PYTHONPATH": str(common.REPO / "tools"), "COLUMNS": "200"}
+        command = [sys.executable, script, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+@pytest.mark.parametrize(("arguments", "position", "value"), [
+    ([], slice(None), [16, "./clips", 0.5, False, True, ["a", "b"], 16, 112]),
+    (["--clip-len", "8"], 0, 8),
+    (["--clip_len=8"], 0, 8),
+    (["--data-path", "x y"], 1, "x y"),
+    (["--scale", "2"], 2, 2.0),
+    (["--shuffle"], 3, True),
+    (["--shuffle", "TRUE"], 3, True),
+    (["--skip-profiling", "false"], 4, False),
+    (["--skip_profiling"], 4, True),
+    (["--do-profiling"], 4, False),
+    (["--parts", "c", "d", "e"], 5, ["c", "d", "e"]),
+    (["--parts"], 5, []),
+    (["--h", "224"], 7, 224),
+])  # fmt: skip
+def test_flags_replace_constants(flags, arguments, position, value):
+    result = flags(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)[position] == value
+
+
+@pytest.mark.parametrize("arguments", [["--clip-len", "8.5"], ["--shuffle", "maybe"], ["--colour", "red"], ["8"],
+                                       ["--before", "2"], ["--after", "2"], ["--data-path"]])  # fmt: skip
+def test_bad_flags_exit_with_2(flags, arguments):
+    result = flags(*arguments)
+    assert result.returncode == 2 and "error:" in result.stderr and "Traceback" not in result.stderr, result.stderr
+
+
+def test_help_shows_values_and_comments(flags):
+    shown = flags("--help").stdout
+    for text in ("Show what the flags made", "frames a clip (now: 16)", "folder, 100 % of it is read (now: './clips')",
+                 "--clip-len CLIP_LEN", "true|false", "folders (now: ['a', 'b'])", "frames, pixels (now: 112)"):
+        assert text in shown, f"{text!r} is not in\n{shown}"
+    assert "More text" not in shown and "--before" not in shown and "--after" not in shown, shown
+
+
+def test_written_then_renamed(tmp_path):
+    """Whole or as before, also when the writing fails half-way; nothing is left behind."""
+    path = tmp_path / "file"
+    path.write_text("old")
+    with common.written_then_renamed(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old", "the file changed before it was whole"
+        assert temporary.parent == path.parent, "a rename from another folder may cross file systems"
+    assert path.read_text() == "new"
+    with pytest.raises(RuntimeError), common.written_then_renamed(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["file"]
+
+
+def refused(capsys, function, *arguments):
+    """The sentence that `function` refuses its arguments with."""
+    with pytest.raises(SystemExit) as stopped:
+        function(*arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
+
+
+def test_the_class_map_of_the_repository():
+    """92 classes, numbered in the order of their folder names."""
+    class_map = common.load_class_map(common.REPO / "class_map.json")
+    assert len(class_map) == 92 and list(class_map) == sorted(class_map)
+    assert list(class_map.values()) == list(range(92))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"a": 1}', '{"a": 0, "b": 0}', '{"a": 0, "b": 2}', '{"a": "0"}',
+                                  '{"a": [0]}', '{"a": 0, "b": true}', '{"a": 0.0}', "\udcff"])  # fmt: skip
+def test_bad_class_maps(tmp_path, capsys, text):
+    path = tmp_path / "map.json"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    assert str(path) in refused(capsys, common.load_class_map, path)
+
+
+def test_no_class_map(tmp_path, capsys):
+    assert "there is no class map" in refused(capsys, common.load_class_map, tmp_path / "map.json")
+    assert "cannot read the class map" in refused(capsys, common.load_class_map, tmp_path)
+
+
+ROW = {"video_path": "squats/1.mp4", "label": "squats", "tensor_path": "squats/1.npy", "shape": [1, 3, 16, 112, 112]}
+
+
+def test_read_manifest(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text(f"{json.dumps(ROW)}\n{json.dumps(ROW)}\n")
+    assert common.read_manifest(tmp_path / "manifest.jsonl") == [ROW, ROW]
+
+
+@pytest.mark.parametrize(("second", "words"), [
+    (b'{"video_path": "squats', "line 2"),
+    (b'{"video_path": "a", "label": "squats"}', "line 2"),
+    (b'["video_path"]', "line 2"),
+    (b"\xff\xfe", "line 2"),
+    (None, "is empty"),
+])  # fmt: skip
+def test_bad_manifests(tmp_path, capsys, second, words):
+    path = tmp_path / "manifest.jsonl"
+    path.write_bytes(b"" if second is None else json.dumps(ROW).encode() + b"\n" + second + b"\n")
+    assert words in refused(capsys, common.read_manifest, path)
+
+
+def test_no_manifest(tmp_path, capsys):
+    assert "there is no manifest" in refused(capsys, common.read_manifest, tmp_path / "manifest.jsonl")
+
+
+def array(task, first, last, step, count):
+    numbers = {"ID": task, "MIN": first, "MAX": last, "STEP": step, "COUNT": count}
+    return {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in numbers.items()}
+
+
+def test_shares():
+    """No launcher, torchrun (also inside a SLURM array), and arrays that start anywhere and count in steps."""
+    assert common.rank_and_world_size({}) == (0, 1)
+    torchrun = {"RANK": "3", "WORLD_SIZE": "8"}
+    assert common.rank_and_world_size(torchrun | array(1, 0, 1, 1, 2)) == (3, 8)
+    for tasks in (range(8), range(1, 9), range(0, 16, 2), range(5, 12, 3)):
+        settings = (tasks[0], tasks[-1], tasks.step, len(tasks))
+        shares = [common.rank_and_world_size(array(task, *settings)) for task in tasks]
+        assert shares == [(i, len(tasks)) for i in range(len(tasks))], f"--array {tasks}"
+
+
+def test_an_array_with_gaps_is_noticed(capsys):
+    """Its last task would take a share that does not exist, and another one would be nobody's."""
+    assert "--array 0-2" in refused(capsys, common.rank_and_world_size, array(6, 1, 6, 1, 3))
