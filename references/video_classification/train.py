@@ -44,6 +44,7 @@ def train_one_epoch(model, ema, criterion, optimizer, scheduler, scaler, loader,
     metric_logger = utils.MetricLogger()
     meters = metric_logger.meters
     parameters = [p for p in model.parameters() if p.requires_grad]
+    device_type = torch.device(args.device).type
     # the first step with a loss or gradient that is not finite; on the device, so that no step waits for it
     never = len(loader)
     bad_step = torch.tensor(never, device=args.device)
@@ -61,7 +62,7 @@ def train_one_epoch(model, ema, criterion, optimizer, scheduler, scaler, loader,
         last_of_group = i == group_start + group - 1
         wait = model.no_sync() if args.distributed and not last_of_group else contextlib.nullcontext()
         with wait:
-            with autocast(args):
+            with torch.autocast(device_type, amp_dtype(args), enabled=args.amp):
                 output = model(clips)
             loss = criterion(output.float(), soft_targets)
             scaler.scale(loss / group).backward()
@@ -273,11 +274,10 @@ def unwrapped(model):
 # --- optimisation ---------------------------------------------------------------------------------------------------
 
 
-def autocast(args):
-    """bfloat16 where the hardware has it, float16 on other GPUs; no-op without --amp."""
-    kind = torch.device(args.device).type
-    half = torch.float16 if kind == "cuda" and not torch.cuda.is_bf16_supported(False) else torch.bfloat16
-    return torch.autocast(kind, half, enabled=args.amp)
+def amp_dtype(args):
+    """bfloat16 where the hardware has it, float16 on other GPUs."""
+    on_gpu = args.device.startswith("cuda")
+    return torch.float16 if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False) else torch.bfloat16
 
 
 def make_optimizer(model, args):
@@ -387,7 +387,8 @@ def settle_args(args, checkpoint):
     args.workers = min(args.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     saved = {**checkpoint["args"], **checkpoint} if checkpoint else {}
     saved["model"] = saved.get("model_name", saved.get("args", {}).get("model"))
-    saved["val_resize_size"], saved["val_crop_size"] = saved.get("resize_size"), saved.get("crop_size")
+    saved["val_resize_size"] = saved.get("resize_size", saved.get("val_resize_size"))
+    saved["val_crop_size"] = saved.get("crop_size", saved.get("val_crop_size"))
     for name, default in CLIP_DEFAULTS.items():
         flag, stored = getattr(args, name), saved.get(name)
         stored = list(stored) if isinstance(stored, (list, tuple)) else stored
@@ -419,7 +420,6 @@ def main(args):
     args.num_classes = len(classes)
     if checkpoint and checkpoint.get("classes", classes) != classes:
         utils.refuse(f"{args.resume} was trained with other classes, or another order, than {args.class_map}")
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     utils.log(f"{args.model} on {args.world_size} x {args.device}, {args.workers} decoding processes each")
 
     bad_videos = utils.BadVideos(args.max_bad_share)
@@ -430,9 +430,9 @@ def main(args):
 
     torch.manual_seed(args.seed)
     if args.test_only:
-        if not checkpoint and not args.weights:
-            utils.refuse("--test-only needs a network: name a checkpoint with --resume")
-        model = make_model(args, {"model": checkpoint["model"]} if checkpoint else None)
+        if not checkpoint:
+            utils.refuse("--test-only needs a trained network: name its checkpoint with --resume")
+        model = make_model(args, {"model": checkpoint["model"]})
         metrics = evaluate(model, loader_test, bad_videos, args)
         utils.log(json.dumps(metrics))
         return
@@ -441,6 +441,7 @@ def main(args):
 
 def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
     """Train from --start-epoch, or after the checkpoint's epoch, to --epochs; validate, log and save on the way."""
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     exact = checkpoint is not None and not args.resume_weights_only
     if exact:
         refuse_other_recipe(args, checkpoint)
@@ -458,8 +459,8 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
     ema = swa_utils.AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if args.model_ema else None
     optimizer = make_optimizer(model, args)
     scheduler = make_scheduler(optimizer, math.ceil(len(loader) / args.accumulate), args)
-    with autocast(args) as cast:
-        scaler = torch.amp.GradScaler(args.device, enabled=args.amp and cast.fast_dtype == torch.float16)
+    device_type = torch.device(args.device).type
+    scaler = torch.amp.GradScaler(device_type, enabled=args.amp and amp_dtype(args) == torch.float16)
     start_epoch, best = args.start_epoch, -1.0
     if exact:
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -515,9 +516,9 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
             state |= {"raw_model": raw_model.state_dict(), "ema_steps": int(ema.n_averaged)}
         numbered = args.save_every and (epoch + 1) % args.save_every == 0
         others = [output_dir / f"model_{epoch}.pth"] * bool(numbered) + [output_dir / "model_best.pth"] * is_best
-        utils.save_on_master(state, output_dir / "checkpoint.pth", *others)
         if metrics_file:
             metrics_file.append(metrics)
+        utils.save_on_master(state, output_dir / "checkpoint.pth", *others)
         if writer:
             for key, value in metrics.items():
                 writer.add_scalar(key, value, epoch)
@@ -636,3 +637,4 @@ def get_args_parser(add_help=True):
 
 if __name__ == "__main__":
     main(get_args_parser().parse_args())
+    utils.leave_distributed_mode()

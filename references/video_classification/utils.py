@@ -40,6 +40,11 @@ def init_distributed_mode(args):
     dist.init_process_group(backend, args.dist_url, timeout=hours, rank=args.rank, world_size=args.world_size)
 
 
+def leave_distributed_mode():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def is_main_process():
     return not dist.is_initialized() or dist.get_rank() == 0
 

@@ -1,0 +1,135 @@
+"""How fast train.py loads clips, trains on them, and does both at once.
+
+Makes VIDEOS videos of 320 x 240, 5 s at 30 fps, in a temporary folder; writes nothing else. Every figure is the median
+of REPEATS runs of train.py's own loader and train_one_epoch, in clips of 16 frames a second. The last line is one JSON
+object.
+
+    $ python tests/benchmarks/bench_train.py                   # the GPU if there is one, else the CPU
+    $ python tests/benchmarks/bench_train.py --videos 96 --batch-size 24 --workers 16
+
+Loading and step share the cores on a CPU, so there the two at once cannot reach the slower of the two: the bound is
+1 / (1/loading + 1/step), and both ratios are shown. On a GPU the share of its time that it waits for clips is shown.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPO / "references/video_classification"), str(REPO / "tests")]
+
+import torch
+import train
+
+import datasets
+import presets
+import utils
+from make_videos import write_video
+
+MODES = [  # name, --trainable-layers, --amp
+    ("layer4 + fc, float32", ["layer4", "fc"], False),
+    ("layer4 + fc, bfloat16", ["layer4", "fc"], True),
+    ("all layers, float32", ["all"], False),
+    ("all layers, bfloat16", ["all"], True),
+]
+
+
+def write_videos(root, count):
+    (root / "train" / "squats").mkdir(parents=True)
+    for i in range(count):
+        path = root / "train" / "squats" / f"{i:08d}.mp4"
+        write_video(path, num_frames=150, height=240, width=320, seed=i, options={"bf": "3", "g": "60"})
+
+
+def parse_train_args(root, options, layers, amp):
+    flags = ["--data-path", str(root), "--batch-size", str(options.batch_size), "--workers", str(options.workers)]
+    args = train.get_args_parser().parse_args([*flags, "--trainable-layers", *layers] + ["--amp"] * amp)
+    args.rank, args.distributed, args.gpu, args.num_classes, args.print_freq = 0, False, 0, 92, 10**6
+    train.settle_args(args, None)
+    return args
+
+
+class Stepper:
+    """train_one_epoch on any iterable of batches."""
+
+    def __init__(self, args):
+        self.args = args
+        self.model = train.make_model(args, None)
+        self.optimizer = train.make_optimizer(self.model, args)
+        self.scheduler = torch.optim.lr_scheduler.ConstantLR(self.optimizer, 1.0)
+        self.scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=False)
+        self.augment = train.make_augment([f"class {i}" for i in range(92)], args)
+        self.bad_videos = utils.BadVideos(0.0)
+
+    def run(self, loader):
+        self.bad_videos.start(10**9)
+        criterion = torch.nn.CrossEntropyLoss()
+        parts = self.optimizer, self.scheduler, self.scaler, loader, self.augment, self.bad_videos
+        return train.train_one_epoch(self.model, None, criterion, *parts, 0, self.args)
+
+
+def clips_per_second(run, num_clips, device, repeats):
+    """The median of `repeats` timed calls of `run`, after one that is not timed."""
+    rates = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        run()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        rates.append(num_clips / (time.perf_counter() - start))
+    return statistics.median(rates[1:])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", default=32, type=int)
+    parser.add_argument("--batch-size", default=8, type=int)
+    parser.add_argument("--workers", default=10, type=int, help="decoding processes, at most one for each core")
+    parser.add_argument("--repeats", default=3, type=int)
+    parser.add_argument("--modes", default=len(MODES), type=int, help="how many of the four ways to train, in order")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        write_videos(Path(folder), options.videos)
+        bench(Path(folder), options)
+
+
+def bench(root, options):
+    args = parse_train_args(root, options, ["all"], False)
+    class_map = datasets.load_class_map(args.class_map)
+    preset = presets.VideoClassificationPresetTrain(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
+    dataset = train.load_dataset("train", class_map, preset, utils.BadVideos(0.0), args)
+    loader = train.make_loader(dataset, datasets.TrainSampler(dataset, 1, 0), args)
+    batch = next(iter(loader))
+    batches = [batch] * max(1, min(4, len(loader)))
+    loading = clips_per_second(lambda: list(loader), options.videos, args.device, options.repeats)
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{where}; {args.workers} decoding processes; batch {args.batch_size}; loading alone {loading:.2f} clips/s")
+    print(f"{'':24}{'step':>10}{'both':>10}{'both / slower':>16}{'both / bound':>15}{'waiting':>10}")
+    rows = {}
+    for name, layers, amp in MODES[: options.modes]:
+        stepper = Stepper(parse_train_args(root, options, layers, amp))
+        try:
+            count = len(batches) * len(batch[0])
+            with contextlib.redirect_stdout(io.StringIO()):
+                step = clips_per_second(lambda s=stepper: s.run(batches), count, args.device, options.repeats)
+                both = clips_per_second(lambda s=stepper: s.run(loader), options.videos, args.device, options.repeats)
+        except SystemExit:
+            print(f"{name:24}  not trainable here: its gradients are not finite")
+            continue
+        bound = 1 / (1 / loading + 1 / step)
+        row = dict(step=step, both=both, to_slower=both / min(loading, step), to_bound=both / bound)
+        row["waiting"] = 1 - both / step  # share of the time in which the step waits, where it has a device of its own
+        rows[name] = {key: round(value, 3) for key, value in row.items()}
+        shown = f"{row['to_slower']:>16.2f}{row['to_bound']:>15.2f}{100 * row['waiting']:>8.0f} %"
+        print(f"{name:24}{step:>10.2f}{both:>10.2f}{shown}", flush=True)
+    print(json.dumps({"device": where, "loading": round(loading, 3), "modes": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,333 @@
+"""train.py as a user runs it, on tiny videos: labels, freezing, exact validation, exact resume, bad input.
+
+$ python -m pytest tests/test_train.py
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from conftest import REPO
+
+from make_videos import write_video
+
+TRAIN = "references/video_classification/train.py"
+CLASSES = ["hook_left", "jumping_jacks", "squats"]
+# frames of 28 x 28 pixels
+SMALL = "--train-resize-size 32 43 --train-crop-size 28 28 --val-resize-size 32 43 --val-crop-size 28 28".split()  # noqa: SIM905
+FAST = ["--device", "cpu", "--clip-len", 4, *SMALL, "--print-freq", 1, "--workers", 1]
+# every part of the recipe that has a state or draws random numbers
+RECIPE = """
+    --epochs 3 --batch-size 3 --accumulate 2 --amp --model-ema 0.9 --mixup-alpha 0.4 --color-jitter 0.2 --opt adamw
+    --lr 0.001 --class-balanced --lr-scheduler cosine --lr-warmup-epochs 1 --label-smoothing 0.1 --clip-grad-norm 5
+""".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """12 training and 37 validation videos of 3 classes, 1 to 3 s long."""
+    root = tmp_path_factory.mktemp("videos")
+    for split, count in ("train", 12), ("val", 37):
+        for i in range(count):
+            folder = root / split / CLASSES[i % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            write_video(folder / f"{i:08d}.mp4", num_frames=30 + 5 * (i % 13), height=64, width=64, seed=i)
+    return root
+
+
+def command(*arguments, processes=None):
+    launcher = [sys.executable]
+    if processes:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*launcher, str(REPO / TRAIN), *map(str, arguments)]
+
+
+def environment(**more):
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", **more}
+
+
+def train(*arguments, processes=None, code=0, **more):
+    """Run train.py, under torchrun with `processes`; returns (stdout, stderr)."""
+    command_line = command(*arguments, processes=processes)
+    result = subprocess.run(command_line, env=environment(**more), capture_output=True, text=True, timeout=600)
+    shown = f"$ {' '.join(command_line)}\n{result.stdout}\n{result.stderr}"
+    assert result.returncode == code, f"exit code {result.returncode} instead of {code}\n{shown}"
+    return result.stdout, result.stderr
+
+
+def metrics_of(output_dir):
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def leaves(tree, name=""):
+    """{path: value} of everything in nested dicts and lists."""
+    if isinstance(tree, (dict, list, tuple)):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {k: v for key, value in items for k, v in leaves(value, f"{name}/{key}").items()}
+    return {name: tree}
+
+
+@pytest.fixture(scope="module")
+def trained(videos, tmp_path_factory):
+    """The output of a run that nothing interrupted: (folder, stdout, stderr)."""
+    output_dir = tmp_path_factory.mktemp("trained")
+    out, err = train("--data-path", videos, "--output-dir", output_dir, *FAST, *RECIPE, "--save-every", 2)
+    return output_dir, out, err
+
+
+def test_a_run_writes_what_later_steps_read(trained):
+    output_dir, out, err = trained
+    assert "Warning" not in err, err
+    assert "sanity check passed" in out
+    assert "train: 12 videos, 0 unusable" in out and "3 of 92 classes" in out
+    names = {path.name for path in output_dir.iterdir()}
+    assert names == {"checkpoint.pth", "model_1.pth", "model_best.pth", "metrics.jsonl", "curves.png"}
+    checkpoint = load(output_dir / "checkpoint.pth")
+    class_map = json.loads((REPO / "class_map.json").read_text())
+    assert checkpoint["classes"] == sorted(class_map, key=class_map.get)
+    settings = {k: checkpoint[k] for k in ("clip_len", "frame_rate", "resize_size", "crop_size", "model_name", "epoch")}
+    assert settings == dict(
+        clip_len=4, frame_rate=4, resize_size=[32, 43], crop_size=[28, 28], model_name="r2plus1d_18", epoch=2
+    )
+    assert isinstance(checkpoint["args"], dict) and checkpoint["args"]["lr_scheduler"] == "cosine"
+    assert checkpoint["model"]["fc.weight"].shape == (92, 512)
+    assert [row["epoch"] for row in metrics_of(output_dir)] == [0, 1, 2]
+    assert metrics_of(output_dir)[-1]["num_videos"] == 37
+
+
+def test_only_trainable_layers_move(trained):
+    first, last = (load(trained[0] / name) for name in ("model_1.pth", "checkpoint.pth"))
+    for key in ("model", "raw_model"):
+        moved = {k.split(".")[0] for k, v in last[key].items() if not torch.equal(v, first[key][k])}
+        assert moved == {"layer4", "fc"}, f"{key}: these layers changed: {moved}"
+    trainable = [k for k in last["model"] if k.split(".")[0] in moved and not k.endswith(("mean", "var", "tracked"))]
+    assert len(last["optimizer"]["state"]) == len(trainable), "the optimizer holds frozen parameters"
+
+
+def test_killed_and_resumed_equals_uninterrupted(videos, trained, tmp_path):
+    flags = ["--data-path", videos, "--output-dir", tmp_path, *FAST, *RECIPE, "--save-every", 2]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command(*flags), env=environment(), stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 300
+            while not (tmp_path / "checkpoint.pth").exists():
+                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.05)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert load(tmp_path / "checkpoint.pth")["epoch"] < 2, "the run was killed too late to show anything"
+    train(*flags, "--resume", tmp_path / "checkpoint.pth")
+    ours, theirs = (leaves(load(folder / "checkpoint.pth")) for folder in (tmp_path, trained[0]))
+    theirs["/args/output_dir"], theirs["/args/resume"] = ours["/args/output_dir"], ours["/args/resume"]
+    assert ours.keys() == theirs.keys()
+    different = [k for k, v in ours.items() if not (v.equal(theirs[k]) if torch.is_tensor(v) else v == theirs[k])]
+    assert not different, f"{len(different)} values differ, the first is {different[0]}"
+    assert [r["train_loss"] for r in metrics_of(tmp_path)] == [r["train_loss"] for r in metrics_of(trained[0])]
+
+
+def test_resume_refuses_another_recipe(videos, trained, tmp_path):
+    flags = ["--data-path", videos, "--output-dir", tmp_path, *FAST, *RECIPE]
+    checkpoint = ["--resume", trained[0] / "checkpoint.pth"]
+    assert "has lr 0.001, not 0.01" in train(*flags, *checkpoint, "--lr", 0.01, code=2)[1]
+    assert "--clip-len 8" in train(*flags, *checkpoint, "--clip-len", 8, code=2)[1]
+
+
+@pytest.mark.parametrize("clips_per_video", [1, 3])
+def test_validation_is_the_same_at_any_world_size(videos, trained, clips_per_video):
+    flags = ["--data-path", videos, "--resume", trained[0] / "checkpoint.pth", "--test-only", "--workers", 0]
+    flags += ["--device", "cpu", "--clips-per-video", clips_per_video, "--batch-size", 5, "--cache-dataset"]
+    reference = None
+    for processes in (None, 1, 2, 3) if clips_per_video == 1 else (1, 2, 3):
+        out, err = train(*flags, processes=processes)
+        assert "Warning" not in err and "warn(" not in err, err
+        assert "37 videos, 0 unusable" in out
+        lines = [line for line in out.splitlines() if line.startswith(" * ")]
+        result = json.loads(out.splitlines()[-1])
+        assert (result["num_videos"], result["num_clips"]) == (37, 37 * clips_per_video)
+        loss = result.pop("val_loss")
+        if reference is None:
+            reference = lines, result, loss
+        assert (lines, result) == reference[:2], f"{processes} processes give other figures than one"
+        assert loss == pytest.approx(reference[2], rel=1e-6)
+    if clips_per_video == 1:
+        last = metrics_of(trained[0])[-1]
+        assert {k: last[k] for k in reference[1]} == reference[1], "--test-only does not reproduce training's figures"
+
+
+def test_video_accuracy_is_what_the_clips_say(videos, trained):
+    """The figures of --test-only, computed once more by plain torchvision from the patched VideoClips."""
+    from torchvision.datasets.samplers import UniformClipSampler
+
+    from torchvision_patches.spatial import PRESET, resize_and_crop
+    from torchvision_patches.video_utils import VideoClips
+
+    checkpoint = load(trained[0] / "model_best.pth")
+    model = torchvision.models.get_model("r2plus1d_18", num_classes=92).eval()
+    model.load_state_dict(checkpoint["model"])
+    paths = sorted((videos / "val").rglob("*.mp4"))
+    clips = VideoClips([str(p) for p in paths], 4, 1, 4)
+    scores = torch.zeros(len(paths), 92)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (PRESET.mean, PRESET.std))
+    with torch.inference_mode():
+        for index in UniformClipSampler(clips, 3):
+            video, _, _, video_idx = clips.get_clip(index)
+            clip = (resize_and_crop(video, (32, 43), (28, 28)) - mean) / std
+            scores[video_idx] += model(clip[None])[0].softmax(0)
+    torch.set_num_threads(threads)
+    labels = torch.tensor([checkpoint["classes"].index(path.parent.name) for path in paths])
+    right = scores.topk(5).indices == labels[:, None]
+    out, _ = train(
+        "--data-path", videos, "--resume", trained[0] / "model_best.pth", "--test-only", "--device", "cpu",
+        "--clips-per-video", 3, "--workers", 0,
+    )  # fmt: skip
+    acc1, acc5 = 100 * right[:, 0].float().mean().item(), 100 * right.any(1).float().mean().item()
+    assert f" * Video Acc@1 {acc1:.3f} Video Acc@5 {acc5:.3f}" in out
+
+
+def test_one_step_of_two_processes_is_one_of_the_whole_batch(videos, tmp_path):
+    """From pre-trained weights. BatchNorm sees one process's clips only, so what learns here is what has none: fc."""
+    (tmp_path / "data" / "val" / CLASSES[0]).mkdir(parents=True)
+    (tmp_path / "data" / "train").symlink_to(videos / "train")
+    video = next((videos / "val" / CLASSES[0]).iterdir())
+    (tmp_path / "data" / "val" / CLASSES[0] / video.name).symlink_to(video)
+    cached = tmp_path / "hub/checkpoints/r2plus1d_18-91a641e6.pth"
+    cached.parent.mkdir(parents=True)
+    torch.manual_seed(1)
+    pretrained = torchvision.models.get_model("r2plus1d_18").state_dict()
+    torch.save(pretrained, cached)
+    flags = [
+        "--data-path",
+        tmp_path / "data",
+        *FAST,
+        "--epochs",
+        1,
+        "--lr-warmup-epochs",
+        0,
+        "--trainable-layers",
+        "fc",
+    ]
+    flags += ["--save-every", 0, "--hflip-prob", 0, "--weights", "KINETICS400_V1"]
+    # --lr is multiplied by the number of processes
+    for name, processes, batch_size, lr in ("one", None, 12, 0.2), ("two", 2, 6, 0.1):
+        flags_of_run = ["--batch-size", batch_size, "--lr", lr, "--output-dir", tmp_path / name]
+        train(*flags, *flags_of_run, processes=processes, TORCH_HOME=str(tmp_path))
+    one, two = (load(tmp_path / name / "checkpoint.pth")["model"] for name in ("one", "two"))
+    torch.manual_seed(0)
+    start = torchvision.models.get_model("r2plus1d_18", num_classes=92).fc.weight
+    assert (one["fc.weight"] - start).abs().max() > 1e-3, "the step moved nothing"
+    for key in one:
+        assert key.startswith("fc.") or torch.equal(one[key], pretrained[key]), f"{key} is not the pre-trained one"
+        assert (one[key].double() - two[key].double()).abs().max() < 1e-5, key
+
+
+def test_checkpoint_of_the_original(videos, trained, tmp_path):
+    ours = load(trained[0] / "checkpoint.pth")
+    args = argparse.Namespace(clip_len=4, frame_rate=4, val_resize_size=(32, 43), val_crop_size=(28, 28))
+    original = {"model": ours["model"], "optimizer": {}, "lr_scheduler": {}, "epoch": 2, "args": args}
+    torch.save(original, tmp_path / "original.pth")
+    out, _ = train("--data-path", videos, "--resume", tmp_path / "original.pth", "--test-only", "--device", "cpu")
+    assert json.loads(out.splitlines()[-1])["video_acc1"] == metrics_of(trained[0])[-1]["video_acc1"]
+
+
+class Explosive:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+def test_a_pickle_that_runs_code_is_refused(videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {}, "args": Explosive()}, tmp_path / "bad.pth", pickle_module=pickle)
+    _, err = train("--data-path", videos, "--resume", "bad.pth", "--test-only", code=2)
+    assert "could run code" in err and not (tmp_path / "exploded").exists()
+
+
+def test_damaged_data(videos, tmp_path):
+    """A class missing from val, an empty class folder, a video that is no video, and one that breaks off."""
+    data = tmp_path / "data"
+    for split, classes in ("train", CLASSES), ("val", CLASSES[1:]):
+        for name in classes:
+            (data / split / name).mkdir(parents=True)
+            for video in sorted((videos / split / name).iterdir())[:3]:
+                (data / split / name / video.name).symlink_to(video)
+    (data / "train" / "burpee").mkdir()
+    (data / "val" / "burpee").mkdir()
+    (data / "train" / "squats" / "empty.mp4").touch()
+    broken = data / "train" / "squats" / "broken.mp4"
+    whole = write_video(tmp_path / "whole.mp4", 90, height=64, width=64, container_options={"movflags": "faststart"})
+    broken.write_bytes(whole.read_bytes()[: whole.stat().st_size // 4])
+    broken_too = data / "val" / "squats" / "broken.mp4"
+    broken_too.write_bytes(broken.read_bytes())
+    flags = ["--data-path", data, *FAST, "--batch-size", 4, "--epochs", 1, "--output-dir", tmp_path, "--save-every", 0]
+    out, _ = train(*flags, "--max-bad-share", 0.3)
+    assert "train: 11 videos, 1 unusable" in out and "3 of 92 classes" in out
+    assert out.count(f"no clip from {broken}:") == 1 and out.count(f"{data}/train/squats/empty.mp4:") == 1
+    assert "10 clips in" in out and "1 that did not decode replaced" in out
+    assert out.count(f"no clip from {broken_too}:") == 1 and "6 videos, 6 clips; 1 unreadable" in out
+    # labels come from the map, not from the folders of the split
+    assert load(tmp_path / "checkpoint.pth")["classes"].index("squats") == 72
+    _, err = train(*flags, "--max-bad-share", 0.05, code=2)
+    assert "1 of 11 videos of train cannot be decoded" in err and "check_videos.py" in err
+    (data / "train" / "squats" / "empty.mp4").unlink()
+    _, err = train(*flags, "--max-bad-share", 0.05, code=2)
+    assert "1 of 10 clips cannot be decoded" in err
+    (data / "val" / "Squats").mkdir()
+    _, err = train(*flags, code=2)
+    assert "the first is Squats" in err and "--class-map" in err
+
+
+def test_not_finite_stops_and_saves_nothing(videos, tmp_path):
+    flags = ["--data-path", videos, *FAST, "--batch-size", 3, "--epochs", 1, "--lr-warmup-epochs", 0, "--lr", 1e20]
+    _, err = train(*flags, "--output-dir", tmp_path, code=2)
+    assert "not finite at epoch 0, step " in err and "learning rate" in err
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_weights_without_network(videos, tmp_path):
+    flags = ["--data-path", videos, *FAST, "--weights", "KINETICS400_V1", "--output-dir", tmp_path]
+    _, err = train(*flags, code=2, TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9")
+    assert str(tmp_path / "hub/checkpoints/r2plus1d_18-91a641e6.pth") in err and "leave --weights away" in err
+
+
+@pytest.fixture(scope="module")
+def transforms():
+    spec = importlib.util.spec_from_file_location(
+        "reference_transforms", REPO / "references/video_classification/transforms.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_classes_that_name_a_side_are_never_flipped(transforms):
+    class_map = json.loads(Path(REPO / "class_map.json").read_text())
+    sided = {name for name in class_map if transforms.names_a_side(name)}
+    assert sided == {"hook_left", "cross_+_hook_right", "jab_+_uppercut_left", "uppercut_right"}
+    clips, targets = torch.rand(3, 3, 2, 4, 4), torch.tensor([class_map[c] for c in ("hook_left", "squats", "jabs")])
+    flipped = transforms.RandomHorizontalFlip(list(class_map), 1.0)(clips, targets)
+    assert torch.equal(flipped[0], clips[0]) and torch.equal(flipped[1:], clips[1:].flip(-1))
+
+
+def test_mixup_mixes_clips_and_labels_alike(transforms):
+    torch.manual_seed(0)
+    clips, targets = torch.eye(4).view(4, 1, 1, 2, 2).expand(4, 3, 2, 2, 2), torch.arange(4)
+    mixed, soft = transforms.MixUp(alpha=1.0, num_classes=4)(clips, targets)
+    assert type(mixed) is torch.Tensor and mixed.shape == clips.shape
+    assert torch.allclose(mixed[:, 0, 0].flatten(1), soft), "a clip and its label are mixed with different weights"
+    assert 0.01 < soft[0, 0] < 0.99
