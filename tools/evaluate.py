@@ -243,7 +243,7 @@ def refuse_mismatch(path, left_out, fitting, total):
     """Exit with code 2, naming what does not fit with counts and examples."""
     lines = [f"{path}, {manifest} and {class_map} do not fit together:"]
     for what, names in left_out.items():
-        lines.append(f"  {len(names):,} {what} ({some(names, len(names))})")
+        lines.append(f"  {what}: {len(names):,} ({some(names, len(names))})")
     if fitting:
         lines.append(
             "Run tools/run_inference.py again on this manifest, or pass --allow-partial to evaluate the "
@@ -454,7 +454,7 @@ def remarks(report):
         lines += part["notes"]
         for what, these in part["left_out"].items():
             count, examples = these["count"], some(these["first"], these["count"])
-            lines.append(f"left out of {part['about']['h5']}: {count:,} {what} ({examples})")
+            lines.append(f"left out of {part['about']['h5']}: {what}: {count:,} ({examples})")
     return lines
 
 

@@ -1,0 +1,370 @@
+"""evaluate.py: every figure against a case worked out by hand, every refusal, the three kinds of file, the report."""
+
+import base64
+import csv
+import json
+import re
+
+import evaluate
+import h5py
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from scipy.stats import binom
+
+CLASSES = ["squats", "lunges", "arm_circles", "high_knees", "toe_touch", "jabs"]
+# true class and logits of six clips; Top-1 right: 0, 2, 3; Top-5 wrong: 4 (its class comes last)
+CASE = [
+    (0, [4, 0, 0, 0, 0, 0]),
+    (0, [0, 3, 0, 0, 0, 0]),
+    (1, [0, 2, 1, 0, 0, 0]),
+    (2, [0, 0, 9, 0, 0, 0]),
+    (3, [5, 1, 1, 0, 1, 1]),
+    (3, [1, 2, 0, 1, 0, 0]),
+]
+TENSORS = [f"{CLASSES[label]}/{i:08d}.npy" for i, (label, _) in enumerate(CASE)]
+
+
+def write_inputs(folder, case=CASE, tensors=TENSORS):
+    """class_map.json and manifest.jsonl in the folder where the script runs."""
+    (folder / "class_map.json").write_text(json.dumps({name: i for i, name in enumerate(CLASSES)}))
+    rows = [
+        {"video_path": f"val/{tensor[:-4]}.mp4", "label": CLASSES[label], "tensor_path": tensor, "fps": 30.0}
+        for (label, _), tensor in zip(case, tensors)
+    ]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_h5(path, scores, paths=TENSORS, **attributes):
+    """As run_inference.py writes it; paths None leaves them out."""
+    with h5py.File(path, "w") as file:
+        for i, row in enumerate(scores):
+            file.create_dataset(f"data/0/batch_{i}", data=np.array([row], np.float32), compression="gzip")
+        file["data/0"].attrs.update({"name": "class_logits", "order": 0, "batch_count": len(scores)})
+        if paths is not None:
+            file.create_dataset("tensor_paths", data=paths, dtype=h5py.string_dtype())
+        file.attrs.update(attributes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_inputs(tmp_path)
+    write_h5(tmp_path / "dataset-export.h5", [scores for _, scores in CASE], output_kind="logits")
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder, run_script):
+    """run(*flags, code=0) -> (CompletedProcess, its last line as a dict), on the files of `folder`."""
+
+    def run(*flags, code=0):
+        inputs = ["--h5", "dataset-export.h5", "--manifest", "manifest.jsonl", "--class_map", "class_map.json"]
+        result = run_script("tools/evaluate.py", *inputs, *flags, cwd=folder, code=code)
+        return result, json.loads(result.stdout.splitlines()[-1]) if code < 2 else None
+
+    return run
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_main_figures_by_hand(run, folder):
+    result, last = run("--verbose")
+    # per class: squats 1 of 2, lunges 1 of 1, arm_circles 1 of 1, high_knees 0 of 2
+    assert (last["top1"], last["top5"], last["mean_class_accuracy"]) == (50.0, 83.333, 62.5), last
+    z = 1.959964
+    half = z * np.sqrt(0.5 * 0.5 / 6 + z**2 / (4 * 6**2)) / (1 + z**2 / 6)  # Wilson 1927, at p = 1/2
+    assert last["ci95_low"] == pytest.approx(100 * (0.5 - half), abs=0.001)
+    assert last["ci95_high"] == pytest.approx(100 * (0.5 + half), abs=0.001)
+    assert (last["n"], last["num_videos"], last["partial"]) == (6, 6, False)
+    assert "Top-1 50.000 %, Top-5 83.333 % of 6 of 6 videos" in result.stdout
+    probability = 100 * np.exp(4) / (np.exp(4) + 5)
+    assert f"val/squats/00000000.mp4: label squats, right; top 5: squats {probability:.2f} %" in result.stdout
+
+    report = json.loads((folder / "report/report.json").read_text())
+    assert report["figures"] == last
+    table = {row["class"]: row for row in report["per_class"]}
+    assert (table["squats"]["n"], table["squats"]["accuracy"]) == (2, 50.0)
+    assert (table["squats"]["most_frequent_mistake"], table["squats"]["times"]) == ("lunges", 1)
+    assert (table["jabs"]["n"], table["jabs"]["accuracy"]) == (0, None)
+    pairs = [tuple(pair.values()) for pair in report["confused_pairs"]]
+    by_hand = [("squats", "lunges"), ("high_knees", "squats"), ("high_knees", "lunges")]
+    assert pairs == [(label, predicted, 1, 50.0) for label, predicted in by_hand]
+    assert [m["video_path"][-6:-4] for m in report["mistakes"]] == ["04", "01", "05"], "most confident mistake first"
+
+
+def test_ties_go_to_the_lower_index():
+    scores = np.array([[1, 1, 0], [1, 1, 0], [0, 2, 2], [3, 3, 3]], np.float32)
+    labels = np.array([0, 1, 2, 2])
+    assert evaluate.rank_of_label(scores, labels).tolist() == [0, 1, 1, 2]
+    assert (scores.argmax(1) == labels).tolist() == [True, False, False, False], "rank 0 must be what is predicted"
+
+
+def test_calibration_error_by_hand():
+    # 15 bins of 1/15: 0.95 and 0.99 share the last, 0.5 and 0.52 the 8th, (7/15, 8/15]
+    confidence, right = np.array([0.95, 0.99, 0.5, 0.52]), np.array([True, False, True, True])
+    by_hand = 2 / 4 * abs(0.5 - 0.97) + 2 / 4 * abs(1 - 0.51)
+    assert evaluate.expected_calibration_error(confidence, right) == pytest.approx(by_hand)
+    # a confidence on a boundary belongs to the bin below it, 1.0 to the last and 0 to the first
+    edges = evaluate.expected_calibration_error(np.array([1 / 15, 1.0, 0.0]), np.array([False, True, False]))
+    assert edges == pytest.approx(1 / 15 / 3)
+
+
+def test_confidence_of_logits_and_probabilities():
+    logits = np.array([[0, np.log(3)], [1000, 0]], np.float32)
+    assert evaluate.confidence(logits, "logits") == pytest.approx([0.75, 1])
+    assert evaluate.confidence(np.array([[0.2, 0.8]], np.float32), "probabilities") == pytest.approx([0.8])
+
+
+def test_same_digits_as_training_prints():
+    """train.py's own arithmetic: softmax and topk in float64, the mean of right or wrong times 100, three decimals."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    for n in (7, 192, 1001):
+        scores, labels = rng.normal(size=(n, 92)).astype(np.float32), rng.integers(0, 92, n)
+        scores[np.arange(n), labels] += 2
+        right = torch.from_numpy(scores).double().softmax(1).topk(5).indices == torch.from_numpy(labels)[:, None]
+        rank = evaluate.rank_of_label(scores, labels)
+        for k in (1, 5):
+            theirs = 100 * right[:, :k].sum(1).double().mean().item()
+            assert f"{evaluate.percent((rank < k).sum(), n):.3f}" == f"{theirs:.3f}", (n, k)
+
+
+# --- three kinds of file ---------------------------------------------------------------------------------------------
+
+
+def test_joins_by_path_not_by_order(run, folder):
+    order = [3, 0, 5, 1, 4, 2]
+    write_h5(folder / "dataset-export.h5", [CASE[i][1] for i in order], [TENSORS[i] for i in order])
+    assert run()[1]["top1"] == 50.0, "the predictions were shuffled together with their paths"
+
+
+def test_file_of_the_real_client(run, folder):
+    """What AI Hub's web page gives: the client's own layout, no paths, so the manifest's order."""
+    from qai_hub.util.dataset_entries_converters import dataset_entries_to_h5
+
+    scores = [np.array([row], np.float32) for _, row in CASE]
+    with h5py.File(folder / "dataset-export.h5", "w") as file:
+        dataset_entries_to_h5({"class_logits": scores}, file)
+    result, last = run()
+    assert last["top1"] == 50.0
+    assert "names no tensors: its predictions were matched to the manifest by order" in result.stdout
+    # two predictions too few: no way to know which
+    with h5py.File(folder / "dataset-export.h5", "w") as file:
+        dataset_entries_to_h5({"class_logits": scores[:4]}, file)
+    assert "it has 4 (batch_0 to batch_3) for the 6 of manifest.jsonl" in run("--allow-partial", code=2)[0].stderr
+
+
+def test_file_of_the_original_solution(run, folder):
+    """Bare vectors, no attributes, more than ten: batch_10 must not come before batch_2."""
+    tensors = [f"lunges/{i:02d}.npy" for i in range(12)]
+    write_inputs(folder, [(1, None)] * 12, tensors)
+    with h5py.File(folder / "dataset-export.h5", "w") as file:
+        for i in range(12):
+            row = np.zeros(6, np.float32)
+            row[1 if i != 2 else 4] = 5
+            file[f"data/0/batch_{i}"] = row
+    last = run()[1]
+    assert last["top1"] == round(100 * 11 / 12, 3)
+    report = json.loads((folder / "report/report.json").read_text())
+    assert [m["tensor_path"] for m in report["mistakes"]] == ["lunges/02.npy"]
+
+
+def test_single_tensor_meets_its_own_label(run, folder):
+    write_h5(folder / "dataset-export.h5", [CASE[3][1]], [TENSORS[3]])
+    result, last = run("--verbose")
+    assert (last["top1"], last["n"], last["num_videos"], last["partial"]) == (100.0, 1, 6, True)
+    assert "val/arm_circles/00000003.mp4: label arm_circles, right; top 5: arm_circles 99." in result.stdout
+    assert "holds one prediction (USE_SINGLE_TENSOR)" in result.stdout
+
+
+def test_probabilities_are_told_from_logits(run, folder):
+    def kind():
+        run()
+        return json.loads((folder / "report/report.json").read_text())["about"]["output_kind"]
+
+    logits = np.array([scores for _, scores in CASE], np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    write_h5(folder / "dataset-export.h5", logits)
+    assert kind() == "logits"
+    ece = json.loads((folder / "report/report.json").read_text())["figures"]["ece"]
+    write_h5(folder / "dataset-export.h5", probabilities)
+    assert kind() == "probabilities"
+    assert json.loads((folder / "report/report.json").read_text())["figures"]["ece"] == ece
+    write_h5(folder / "dataset-export.h5", probabilities, output_kind="logits")
+    assert "says it holds logits, but they look like probabilities" in run()[0].stdout
+    write_h5(folder / "dataset-export.h5", logits, output_kind="probabilities")
+    assert "says it holds probabilities, but its values lie between 0 and 9" in run(code=2)[0].stderr
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def damage_missing(scores, paths):
+    return scores[:4], paths[:4]
+
+
+def damage_extra(scores, paths):
+    return scores + [[1] * 6], paths + ["jabs/unknown.npy"]
+
+
+def damage_duplicate(scores, paths):
+    return scores + [scores[0]], paths + [paths[0]]
+
+
+def damage_nan(scores, paths):
+    return scores[:1] + [[np.nan] * 6] + scores[2:], paths
+
+
+def damage_shape(scores, paths):
+    return scores[:1] + [[1] * 400] + scores[2:], paths
+
+
+@pytest.mark.parametrize(
+    "damage, sentence, n, top1",
+    [
+        (damage_missing, "clips without a prediction: 2 (high_knees/00000004.npy, high_knees/00000005.npy)", 4, 75.0),
+        (damage_extra, "predictions without a clip in the manifest: 1 (jabs/unknown.npy)", 6, 50.0),
+        (damage_duplicate, "second predictions for one clip: 1 (squats/00000000.npy)", 6, 50.0),
+        (damage_nan, "predictions with NaN or infinite values: 1 (squats/00000001.npy)", 5, 60.0),
+        (damage_shape, "predictions of shape (1, 400) for 6 classes: 1 (squats/00000001.npy)", 5, 60.0),
+    ],
+)
+def test_what_does_not_fit_is_refused_or_said(run, folder, damage, sentence, n, top1):
+    scores, paths = damage([scores for _, scores in CASE], TENSORS)
+    write_h5(folder / "dataset-export.h5", scores, paths)
+    refused = run(code=2)[0].stderr
+    assert sentence in refused and f"--allow-partial to evaluate the {n} of 6 clips" in refused, refused
+    assert not (folder / "report").exists(), "a refused evaluation must write nothing"
+    result, last = run("--allow-partial", code=1)
+    assert f"note: left out of dataset-export.h5: {sentence}" in result.stdout
+    assert (last["n"], last["top1"], last["partial"]) == (n, top1, n < 6)
+    left_out = json.loads((folder / "report/report.json").read_text())["left_out"]
+    assert [entry["count"] for entry in left_out.values()] == [2 if damage is damage_missing else 1]
+
+
+def test_label_that_is_not_in_the_class_map(run, folder):
+    lines = (folder / "manifest.jsonl").read_text().replace('"label": "lunges"', '"label": "yoga"')
+    (folder / "manifest.jsonl").write_text(lines)
+    sentence = "labels that are not in the class map: 1 (lunges/00000002.npy: yoga)"
+    assert sentence in run(code=2)[0].stderr
+    assert run("--allow-partial", code=1)[1]["n"] == 5
+
+
+def test_missing_and_later_batches(run, folder):
+    """A hole among the batches is a missing prediction, a batch beyond the paths an extra one."""
+    with h5py.File(folder / "dataset-export.h5", "a") as file:
+        file.move("data/0/batch_2", "data/0/batch_9")
+    refused = run(code=2)[0].stderr
+    assert "clips without a prediction: 1 (lunges/00000002.npy)" in refused
+    assert "predictions without a clip in the manifest: 1 (batch_9, which has no path)" in refused
+
+
+def write_other_classes(path):
+    write_h5(path, [[0] * 6] * 6, classes=json.dumps(["lunges", "squats", *CLASSES[2:]]))
+
+
+def write_quantised(path):
+    with h5py.File(path, "w") as file:
+        for i in range(6):
+            file[f"data/0/batch_{i}"] = np.zeros((1, 6), np.uint8)
+
+
+def write_two_outputs(path):
+    write_h5(path, [[0] * 6] * 6)
+    with h5py.File(path, "a") as file:
+        file["data/1/batch_0"] = np.zeros((1, 6))
+
+
+@pytest.mark.parametrize(
+    "write, sentence",
+    [
+        (lambda path: path.unlink(), "there is no dataset-export.h5; run tools/run_inference.py first"),
+        (lambda path: path.write_bytes(path.read_bytes()[:3000]), "is not a complete HDF5 file"),
+        (lambda path: h5py.File(path, "w").close(), "holds no prediction"),
+        (lambda path: write_h5(path, [[1] * 400] * 6), "predictions of shape (1, 400) for 6 classes: 6"),
+        (lambda path: write_h5(path, [[np.nan] * 6] * 6), "Nothing is left to evaluate"),
+        (lambda path: write_h5(path, [[1] * 6] * 6, output_kind="scores"), "its output_kind is 'scores'"),
+        (write_other_classes, "they differ at 2 indices (at 0: ['lunges'] and ['squats'])"),
+        (write_quantised, "holds uint8 values, a quantised output without its scale"),
+        (write_two_outputs, "holds 2 model outputs"),
+    ],
+)
+def test_files_that_are_refused_whatever_the_flags(run, folder, write, sentence):
+    write(folder / "dataset-export.h5")
+    refused = run("--allow-partial", code=2)[0].stderr
+    assert sentence in refused and "Traceback" not in refused, refused
+
+
+def test_manifest_that_names_a_tensor_twice(run, folder):
+    lines = (folder / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (folder / "manifest.jsonl").write_text("".join(lines + lines[:1]))
+    assert "manifest.jsonl names a tensor_path twice" in run(code=2)[0].stderr
+
+
+# --- comparison ------------------------------------------------------------------------------------------------------
+
+
+def test_comparison_by_hand(run, folder):
+    """The other file loses clips 0, 2, 3, wins clip 1 and errs differently on clip 5: McNemar of 3 against 1."""
+    other = [list(scores) for _, scores in CASE]
+    for clip, predicted in {0: 5, 2: 5, 3: 5, 1: 0, 5: 4}.items():
+        other[clip][predicted] = 20
+    write_h5(folder / "other.h5", other)
+    result, last = run("--compare", "other.h5")
+    assert last["agreement"] == round(100 / 6, 3), "only clip 4 keeps its class"
+    assert last["mcnemar_p"] == pytest.approx(2 * binom.cdf(1, 4, 0.5)) == pytest.approx(0.625)
+    against = json.loads((folder / "report/report.json").read_text())["comparison"]
+    assert (against["right_to_wrong"], against["wrong_to_right"], against["wrong_to_other_wrong"]) == (3, 1, 1)
+    assert (against["top1"], against["other_top1"]) == (50.0, round(100 / 6, 3))
+    assert [flip["video_path"][-5] for flip in against["flips"]] == list("01235")
+    assert against["flips"][1] == {
+        "video_path": "val/squats/00000001.mp4", "label": "squats", "predicted": "lunges", "other_predicted": "squats"
+    }  # fmt: skip
+    assert "McNemar's exact p = 0.625" in result.stdout
+    same = run("--compare", "dataset-export.h5")[1]
+    assert (same["agreement"], same["mcnemar_p"]) == (100.0, 1.0)
+
+
+def test_comparison_with_a_partial_file_says_so(run, folder):
+    write_h5(folder / "other.h5", [scores for _, scores in CASE[:5]], TENSORS[:5])
+    assert "other.h5, manifest.jsonl and class_map.json do not fit" in run("--compare", "other.h5", code=2)[0].stderr
+    result, last = run("--compare", "other.h5", "--allow-partial", code=1)
+    assert "left out of other.h5: clips without a prediction: 1" in result.stdout
+    assert (last["n"], last["agreement"]) == (6, 100.0)
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_report_folder(run, folder):
+    """Six complete files; the page holds its three pictures, asks for nothing else and escapes names."""
+    clip = np.zeros((1, 3, 16, 112, 112), np.float32)
+    clip[:, 0] = 1
+    (folder / "high_knees").mkdir()
+    np.save(folder / TENSORS[4], clip)
+    (folder / TENSORS[5]).write_bytes(b"not a tensor")
+    manifest = (folder / "manifest.jsonl").read_text().replace("val/squats", "<script>alert(1)</script>&$x$")
+    (folder / "manifest.jsonl").write_text(manifest)
+    run()
+    report = folder / "report"
+    names = ["confused_pairs.png", "confusion.png", "mistakes.png", "per_class.csv", "report.html", "report.json"]
+    assert sorted(path.name for path in report.iterdir()) == names
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;&amp;$x$" in page
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert [base64.b64decode(picture) for picture in pictures] == [
+        (report / name).read_bytes() for name in ("confused_pairs.png", "mistakes.png", "confusion.png")
+    ]
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|url\(|@import|https?:", page)
+    red = imread(report / "mistakes.png")[..., :3]
+    assert (np.abs(red - [1, 0, 0]).max(axis=2) < 0.01).sum() > 20_000, "the red clip is not on the contact sheet"
+    with open(report / "per_class.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == CLASSES and rows[0]["accuracy"] == "50.0" and rows[5]["accuracy"] == ""
+
+
+def test_report_without_a_mistake(run, folder):
+    write_h5(folder / "dataset-export.h5", [10 * np.eye(6)[label] for label, _ in CASE])
+    assert run()[1]["top1"] == 100.0
+    assert len(list((folder / "report").iterdir())) == 6, "older pictures must not stay beside a new report"
