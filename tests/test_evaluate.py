@@ -105,9 +105,13 @@ def test_calibration_error_by_hand():
     confidence, right = np.array([0.95, 0.99, 0.5, 0.52]), np.array([True, False, True, True])
     by_hand = 2 / 4 * abs(0.5 - 0.97) + 2 / 4 * abs(1 - 0.51)
     assert evaluate.expected_calibration_error(confidence, right) == pytest.approx(by_hand)
-    # a confidence on a boundary belongs to the bin below it, 1.0 to the last and 0 to the first
-    edges = evaluate.expected_calibration_error(np.array([1 / 15, 1.0, 0.0]), np.array([False, True, False]))
-    assert edges == pytest.approx(1 / 15 / 3)
+    # bins are (a, b]: 0.2 shares (2/15, 3/15] with 0.19; 0.05 and 0.1 share none
+    on_boundary = evaluate.expected_calibration_error(np.array([0.19, 0.2]), np.array([False, True]))
+    assert on_boundary == pytest.approx(abs(1 - 0.39) / 2)
+    apart = evaluate.expected_calibration_error(np.array([0.05, 0.1]), np.array([False, True]))
+    assert apart == pytest.approx((0.05 + 0.9) / 2)
+    ends = evaluate.expected_calibration_error(np.array([0.0, 1.0]), np.array([False, True]))
+    assert ends == pytest.approx(0)
 
 
 def test_confidence_of_logits_and_probabilities():
