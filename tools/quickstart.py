@@ -18,9 +18,9 @@ import common
 
 # ----------------------------------------------------------------------------------------------------------------------
 FOLDER = "sample"  # everything is written here, relative to the repository; git ignores it
-TRAIN_VIDEOS_PER_CLASS = 24  # drawn videos to train on
+TRAIN_VIDEOS_PER_CLASS = 16  # drawn videos to train on
 VAL_VIDEOS_PER_CLASS = 8  # drawn videos to validate on
-EPOCHS = 12  # passes over the training videos
+EPOCHS = 8  # passes over the training videos
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -57,11 +57,12 @@ def steps():
         (
             "train R(2+1)D-18",
             f"{train} --data-path {organized} --output-dir {training}{weights} --device cpu --amp --cache-dataset"
-            f" --trainable-layers layer3 layer4 fc --epochs {EPOCHS} --batch-size 8 --lr 0.01 --workers 2",
+            f" --trainable-layers layer3 layer4 fc --epochs {EPOCHS} --batch-size 4 --opt adamw --lr 0.0005"
+            f" --lr-scheduler onecycle --workers 1 --eval-every {EPOCHS} --save-every 0",
         ),
         (
             "validate it",
-            f"{train} --data-path {organized} --resume {training}/checkpoint.pth --test-only --device cpu --workers 2",
+            f"{train} --data-path {organized} --resume {training}/checkpoint.pth --test-only --device cpu",
         ),
         (
             "turn the validation videos into tensors",
