@@ -44,7 +44,7 @@ def write_with_sound(path, num_frames=40, video=True, cover=False, reading=None,
         if cover:
             image = container.add_stream("mjpeg")
             image.width, image.height, image.pix_fmt = 64, 48, "yuvj420p"
-            image.disposition = av.stream.Disposition.attached_pic
+            image.disposition = av.stream.Disposition.attached_pic.value
         if cover:
             frame = av.VideoFrame.from_ndarray(next(draw_frames(1, 48, 64)), format="rgb24")
             frame.pts, frame.time_base = 0, Fraction(1, 30)
@@ -130,6 +130,7 @@ def damaged_files(sources, folder):
         ),
         "flipped.mp4": (middle(sources["mpeg4.mp4"], 1, lambda n: b"\xff"), "corrupt_frames", ENCODED),
         "mpeg4_cut.avi": (sources["mpeg4.avi"][: len(sources["mpeg4.avi"]) // 2], "truncated", REMUXED),
+        "absurd_size.mkv": (overwrite(sources["h264.mkv"], 4, b"\x01\x7f" + b"\xff" * 6), "bad_header", NEVER),
         "h264_cut.mkv": (sources["h264.mkv"][: len(sources["h264.mkv"]) // 2], "truncated", REMUXED),
         "fragments_cut.mp4": (sources["fragments.mp4"][: len(sources["fragments.mp4"]) // 2], "truncated", REMUXED),
     }
@@ -383,6 +384,7 @@ def check_nothing_lost(originals):
         if path.exists() and path.read_bytes() == data:
             continue
         assert data in quarantined, f"{path} is neither in its place nor in quarantine"
+        assert path.exists() or not path.name.startswith("cut"), f"{path} can be repaired and its place is empty"
         assert not path.exists() or decodes(path), f"{path} was replaced by a video that does not decode"
 
 
@@ -439,6 +441,8 @@ def examine_badly(path):
     if "crash_once" in path and not Path(path + ".crashed").exists():
         Path(path + ".crashed").touch()
         os.kill(os.getpid(), signal.SIGSEGV)
+    if "error" in path:
+        raise ZeroDivisionError("a rate of 1/0")
     if "always_crash" in path:
         os.kill(os.getpid(), signal.SIGSEGV)
     if "hang" in path:
@@ -450,7 +454,7 @@ def examine_badly(path):
 def test_a_decoder_that_hangs_or_crashes_costs_its_own_video_only(sources, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cut_videos(sources, Path("full_dataset/train/a"), num_cut=1, num_healthy=6)
-    for name in "always_crash", "crash_once", "hang":
+    for name in "always_crash", "crash_once", "error", "hang":
         Path(f"full_dataset/train/a/{name}.mp4").write_bytes(sources["mpeg4.mp4"])
     monkeypatch.setattr(check_videos, "examine", examine_badly)
     monkeypatch.setattr(sys, "argv", ["check_videos.py", *SEED, "--timeout", "5"])
@@ -459,6 +463,7 @@ def test_a_decoder_that_hangs_or_crashes_costs_its_own_video_only(sources, tmp_p
     assert stop.value.code == 1
     reasons = {name: row["reason"] for name, row in report().items()}
     assert reasons.pop("always_crash.mp4") == "decoder_crash" and reasons.pop("hang.mp4") == "timeout"
+    assert reasons.pop("error.mp4") == "decoder_crash" and "a rate of 1/0" in report()["error.mp4"]["detail"]
     assert reasons.pop("cut_00.mp4") == "truncated"
     assert set(reasons.values()) == {"healthy"} and len(reasons) == 7, reasons
     assert Path("bad_videos/train/a/hang.mp4").read_bytes() == sources["mpeg4.mp4"]
@@ -567,9 +572,11 @@ def test_wrong_usage_is_told_in_one_sentence(sources, run_script, tmp_path, monk
         (["--ext", "webm"], "no .webm file"),
         (["--replace"], "give --remux"),
         (["--quarantine", "full_dataset/train/bad"], "lies in the dataset"),
+        (["--quarantine", "full_dataset"], "lies in the dataset"),
         (["--report", "notes.csv"], "no report of check_videos.py"),
         (["--jobs", "0"], "--jobs must be at least 1"),
     ):
         result = run_script(SCRIPT, *SEED, *flags, code=2)
         assert words in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert len(contents("full_dataset")) == 1
     assert Path("notes.csv").read_text() == "my,own,table\n1,2,3\n"

@@ -24,7 +24,7 @@ skipped. `torchrun` and SLURM arrays share the videos between processes, by a ha
 finishes last merges the reports. Exit codes: 0 all healthy, 1 faults found (listed), 2 wrong usage, 130 stopped.
 """
 
-import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import csv
 import filecmp
@@ -33,6 +33,7 @@ import glob
 import itertools
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -70,7 +71,7 @@ REASONS = {
     "truncated": "the end is missing",
     "corrupt_frames": "damaged data in the middle",
     "timeout": "decoding did not end within the time limit",
-    "decoder_crash": "the decoder crashed, twice",
+    "decoder_crash": "the decoder crashed or failed in an unknown way, twice",
 }
 REPAIRABLE = "no_frames", "truncated", "corrupt_frames"  # what opens and does not take the decoder down
 COLUMNS = ["video", "reason", "action", "detail", "quarantined_to", "repaired_by", "frames", "corrupt_frames"]
@@ -109,7 +110,9 @@ def outermost_boxes(path):
                 length = int.from_bytes(bytes([first[0] & (0xFF >> width)]) + file.read(width - 1), "big")
                 if length < (1 << 7 * width) - 1:
                     ends[kind] = file.tell() + length
-                file.seek(length + 4, os.SEEK_CUR)
+                if length > size:
+                    break
+                file.seek(length + 4, os.SEEK_CUR)  # to the size of the Segment, behind its 4-byte name
             return ends
         position = 0
         while position + 8 <= size:
@@ -136,7 +139,7 @@ def read_through(path):
 
 def why_not_openable(path, boxes):
     """Reason code for a file in which no decodable stream can be found."""
-    if "Segment" in boxes or "RIFF" in boxes:
+    if boxes.keys() & {"EBML", "Segment", "RIFF"}:
         return "bad_header"
     if not boxes:
         return "not_a_video"
@@ -413,6 +416,22 @@ def sync(path):
 # --- child processes -------------------------------------------------------------------------------------------------
 
 
+def result_of(future):
+    """(what the child returned, None), or (None, (reason code, figures)) if it hung or crashed."""
+    import pebble
+
+    try:
+        return future.result(), None
+    except concurrent.futures.TimeoutError:
+        return None, ("timeout", f"{TIMEOUT:g} s")
+    except concurrent.futures.process.BrokenProcessPool:
+        raise
+    except pebble.ProcessExpired as e:
+        return None, ("decoder_crash", f"exit code {e.exitcode}")
+    except Exception as e:  # whatever a mangled file made the bindings raise
+        return None, ("decoder_crash", repr(e))
+
+
 def examined_and_repaired(videos, temporary_of):
     """Yield (video, row, temporary path of the repaired file or None) for each video, in the order in which they end.
 
@@ -440,17 +459,12 @@ def examined_and_repaired(videos, temporary_of):
                 ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in ended:
                     video, row, temporary, crashes = running.pop(future)
-                    try:
-                        result = future.result()
-                    except concurrent.futures.TimeoutError:
-                        limit = f"{TIMEOUT:g} s"
-                        result = {"tried": f"none within {limit}"} if row else verdict("timeout", limit)
-                    except pebble.ProcessExpired as e:
-                        if not crashes:
-                            start(video, row, crashes=1)
-                            continue
-                        crash = f"exit code {e.exitcode}"
-                        result = {"tried": f"the repair crashed, {crash}"} if row else verdict("decoder_crash", crash)
+                    result, failure = result_of(future)
+                    if failure and failure[0] == "decoder_crash" and not crashes:
+                        start(video, row, crashes=1)
+                        continue
+                    if failure:
+                        result = {"tried": ", ".join(failure)} if row else verdict(*failure)
                     if row is None and REMUX and result["reason"] in REPAIRABLE:
                         start(video, result)
                         continue
@@ -495,7 +509,8 @@ def list_videos():
     if not videos:
         common.refuse(f"no {' or '.join(endings)} file in {ROOT}/train or {ROOT}/val; --ext names other endings")
     for file in files:
-        if file.suffix == ".repairing" and not DRY_RUN and is_ours(file.with_name(file.name[1:].rsplit(".", 2)[0])):
+        leftover = re.fullmatch(r"\.(.+)\.\d+\.repairing", file.name, re.DOTALL)  # as temporary_path() names them
+        if leftover and not DRY_RUN and is_ours(file.with_name(leftover[1])):
             file.unlink()
     return sorted(filter(is_ours, videos))
 
@@ -525,6 +540,8 @@ def place_in_quarantine(file, wanted):
 
 def preserve(file, place):
     """Have the content of `file` at `place`, too: by a hard link, across file systems a copy, of a link a link."""
+    if file.parent.resolve() == place.parent.resolve():  # links inside QUARANTINE may lead back into the dataset
+        raise OSError(f"the quarantine folder {place.parent} is the video's own folder")
     if os.path.lexists(place):
         return
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -543,11 +560,9 @@ def plan(video, row, temporary):
     """Complete a row: what to do with the video, where it goes, size and mtime of what then stands in its place."""
     row = {"video": str(video), "action": "kept"} | row
     stands = temporary if temporary and REPLACE else video
-    try:
+    with contextlib.suppress(OSError):  # a broken link has no size
         stat = os.stat(stands)
         row |= {"size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    except OSError:  # a broken link: unreadable
-        pass
     if row["reason"] not in ("healthy", "unreadable"):
         action = "replaced" if temporary and REPLACE else "quarantined"
         row["action"] = f"would be {action}" if DRY_RUN else action
@@ -694,7 +709,8 @@ def check_usage():
     folders = [Path(ROOT, split) for split in ("train", "val")]
     if not any(folder.is_dir() for folder in folders):
         common.refuse(f"{ROOT} has neither train/ nor val/; --root names the folder of {{train,val}}/<class>/<video>")
-    if any(Path(QUARANTINE).resolve().is_relative_to(folder.resolve()) for folder in folders):
+    places = [Path(QUARANTINE), *(Path(QUARANTINE, folder.name) for folder in folders)]
+    if any(place.resolve().is_relative_to(folder.resolve()) for place in places for folder in folders):
         common.refuse(f"the quarantine {QUARANTINE} lies in the dataset; name a folder outside of train/ and val/")
     if (REPLACE or REENCODE) and not REMUX:
         common.refuse("--replace and --reencode say what to do with a repair; give --remux with them")
