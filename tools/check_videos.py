@@ -682,11 +682,11 @@ def merge(rank, world_size):
     return rows
 
 
-def print_summary(rows, num_skipped):
+def print_summary(rows):
     """A table of reasons and what was done, whose counts add up to the number of videos; and where things lie."""
     earlier = [row for row in rows.values() if row["action"] == "quarantined earlier"]
     now = [row for row in rows.values() if row["action"] != "quarantined earlier"]
-    print(f"\n{len(now):,} videos under {ROOT}, {num_skipped:,} unchanged since an earlier run and not decoded again")
+    print()
     for reason in REASONS:
         actions = [row["action"] for row in now if row["reason"] == reason]
         if actions:
@@ -755,7 +755,9 @@ def main():
     kept = {video: row_to_keep(row) for video, row in earlier_rows().items() if is_ours(video)}
     kept = {video: row for video, row in kept.items() if row}
     todo = [video for video in videos if str(video) not in kept]
-    num_skipped = len(videos) - len(todo)
+    share = f" in share {rank} of {world_size}" if world_size > 1 else ""
+    unchanged = len(videos) - len(todo)
+    print(f"{len(videos):,} videos under {ROOT}{share}, {unchanged:,} unchanged since an earlier run and not decoded again")
 
     part = share_path("part", rank, world_size)
     write_rows(part, kept)
@@ -772,7 +774,7 @@ def main():
     if rows is None:
         print(f"share {rank} of {world_size} is done; the process that finishes last merges the reports into {REPORT}")
         return
-    print_summary(rows, num_skipped)
+    print_summary(rows)
     if any(row["reason"] != "healthy" and row["action"] != "quarantined earlier" for row in rows.values()):
         raise SystemExit(1)
 
