@@ -757,7 +757,7 @@ def main():
     todo = [video for video in videos if str(video) not in kept]
     share = f" in share {rank} of {world_size}" if world_size > 1 else ""
     unchanged = len(videos) - len(todo)
-    print(f"{len(videos):,} videos under {ROOT}{share}, {unchanged:,} unchanged since an earlier run and not decoded again")
+    print(f"{len(videos):,} videos under {ROOT}{share}, {unchanged:,} unchanged since an earlier run and skipped")
 
     part = share_path("part", rank, world_size)
     write_rows(part, kept)
