@@ -212,18 +212,8 @@ def test_one_step_of_two_processes_is_one_of_the_whole_batch(videos, tmp_path):
     torch.manual_seed(1)
     pretrained = torchvision.models.get_model("r2plus1d_18").state_dict()
     torch.save(pretrained, cached)
-    flags = [
-        "--data-path",
-        tmp_path / "data",
-        *FAST,
-        "--epochs",
-        1,
-        "--lr-warmup-epochs",
-        0,
-        "--trainable-layers",
-        "fc",
-    ]
-    flags += ["--save-every", 0, "--hflip-prob", 0, "--weights", "KINETICS400_V1"]
+    flags = ["--data-path", tmp_path / "data", *FAST, "--epochs", 1, "--lr-warmup-epochs", 0, "--hflip-prob", 0]
+    flags += ["--save-every", 0, "--trainable-layers", "fc", "--weights", "KINETICS400_V1"]
     # --lr is multiplied by the number of processes
     for name, processes, batch_size, lr in ("one", None, 12, 0.2), ("two", 2, 6, 0.1):
         flags_of_run = ["--batch-size", batch_size, "--lr", lr, "--output-dir", tmp_path / name]
@@ -303,6 +293,34 @@ def test_weights_without_network(videos, tmp_path):
     flags = ["--data-path", videos, *FAST, "--weights", "KINETICS400_V1", "--output-dir", tmp_path]
     _, err = train(*flags, code=2, TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9")
     assert str(tmp_path / "hub/checkpoints/r2plus1d_18-91a641e6.pth") in err and "leave --weights away" in err
+
+
+WHERE_BFLOAT16 = """
+import torch, train
+args = train.get_args_parser().parse_args(["--data-path", ".", "--amp", "--device", "cpu"])
+train.settle_args(args, None)
+args.num_classes, args.distributed = 92, False
+model = train.make_model(args, None)
+for name in ("layer3", "layer4", "fc"):
+    report = lambda module, inputs, output, name=name: print(name, output.dtype)
+    model.get_submodule(name).register_forward_hook(report)
+for enabled in (args.amp, False):
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        model(torch.rand(1, 3, 4, 28, 28))
+        print("outside", torch.is_autocast_enabled("cpu") == enabled)
+print("amp", args.amp)
+"""
+
+
+def test_on_a_cpu_only_frozen_layers_compute_in_bfloat16():
+    """The others' gradients would be wrong: see `keep_float32` in train.py."""
+    folder = REPO / "references/video_classification"
+    result = subprocess.run([sys.executable, "-c", WHERE_BFLOAT16], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if not line.startswith(("training from", "--amp"))]
+    frozen = "torch.bfloat16" if lines[-1] == "amp True" else "torch.float32"
+    learning = ["layer4 torch.float32", "fc torch.float32", "outside True"]
+    assert lines[:-1] == [f"layer3 {frozen}", *learning, "layer3 torch.float32", *learning]
 
 
 @pytest.fixture(scope="module")

@@ -105,12 +105,10 @@ def train_one_epoch(model, ema, criterion, optimizer, scheduler, scaler, loader,
 
 def stop_if_not_finite(step, never, epoch, args):
     if step < never:
-        cause = (
-            "bfloat16 on CPU gives NaN gradients in layer2 (torch 2.11): leave --amp away, or freeze stem to layer2"
-            if args.amp and "cpu" in args.device
-            else "most often the learning rate is too high: try a tenth of --lr, or --clip-grad-norm 1"
+        utils.refuse(
+            f"loss or gradient is not finite at epoch {epoch}, step {step}; most often the learning rate is too high: "
+            f"try a tenth of --lr, or --clip-grad-norm 1. Nothing of this epoch was saved"
         )
-        utils.refuse(f"loss or gradient is not finite at epoch {epoch}, step {step}; {cause}. Nothing of it was saved")
 
 
 @torch.inference_mode()
@@ -240,6 +238,27 @@ def freeze(model, args):
     model.requires_grad_(False)
     for name in args.trainable_layers:
         model.get_submodule(name).requires_grad_(True)
+        if args.device == "cpu":
+            keep_float32(model.get_submodule(name))
+
+
+def keep_float32(module):
+    """Let a module compute in float32 under autocast.
+
+    On CPUs, torch 2.11's bfloat16 gives wrong weight gradients for some convolutions: NaN in layer2 with AMX, what the
+    memory held before in the temporal ones of layer4 with AVX-512. The forward pass is right.
+    """
+
+    def enter(module, inputs):
+        module.float32 = torch.autocast("cpu", enabled=False)
+        module.float32.__enter__()
+        return tuple(x.float() for x in inputs)
+
+    def leave(module, inputs, output):
+        module.float32.__exit__(None, None, None)
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave)
 
 
 def set_train_mode(model, args):
@@ -380,8 +399,9 @@ def settle_args(args, checkpoint):
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         utils.refuse("--device cuda: torch finds no CUDA device here; leave the flag away to use the CPU")
     bf16_on_cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if args.amp and args.device == "cpu" and not bf16_on_cpu:
-        print("--amp is left out: this CPU cannot compute in bfloat16")
+    if args.amp and args.device == "cpu" and (not bf16_on_cpu or args.trainable_layers == ["all"]):
+        reason = "it is for frozen layers only" if bf16_on_cpu else "it cannot compute in bfloat16"
+        print(f"--amp is left out on this CPU: {reason}")
         args.amp = False
     # more decoding processes than cores only get into each other's way
     args.workers = min(args.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
@@ -600,7 +620,11 @@ def get_args_parser(add_help=True):
     add("--lr-warmup-epochs", default=10, type=int, help="(multistep and cosine; onecycle has its own warm-up)")
     add("--lr-warmup-method", default="linear", choices=["linear", "constant"])
     add("--lr-warmup-decay", default=0.001, type=float, help="factor at the start of warm-up")
-    add("--amp", action="store_true", help="train in bfloat16, or float16 on a GPU that has no bfloat16")
+    add(
+        "--amp",
+        action="store_true",
+        help="train in bfloat16, or float16 on a GPU that has no bfloat16; on a CPU, frozen layers only",
+    )
     add("--label-smoothing", default=0.0, type=float)
     add("--clip-grad-norm", default=0.0, type=float, help="largest norm of the gradient; 0: any")
     add("--accumulate", default=1, type=int, help="batches whose gradients make one step")

@@ -34,9 +34,9 @@ from make_videos import write_video
 
 MODES = [  # name, --trainable-layers, --amp
     ("layer4 + fc, float32", ["layer4", "fc"], False),
-    ("layer4 + fc, bfloat16", ["layer4", "fc"], True),
+    ("layer4 + fc, --amp", ["layer4", "fc"], True),
     ("all layers, float32", ["all"], False),
-    ("all layers, bfloat16", ["all"], True),
+    ("all layers, --amp", ["all"], True),  # not on a CPU
 ]
 
 
@@ -48,7 +48,9 @@ def write_videos(root, count):
 
 
 def parse_train_args(root, options, layers, amp):
-    flags = ["--data-path", str(root), "--batch-size", str(options.batch_size), "--workers", str(options.workers)]
+    # many steps on the same few clips: at the default learning rate they might diverge
+    flags = ["--data-path", str(root), "--lr", "1e-5", "--workers", str(options.workers)]
+    flags += ["--batch-size", str(options.batch_size)]
     args = train.get_args_parser().parse_args([*flags, "--trainable-layers", *layers] + ["--amp"] * amp)
     args.rank, args.distributed, args.gpu, args.num_classes, args.print_freq = 0, False, 0, 92, 10**6
     train.settle_args(args, None)
@@ -94,7 +96,7 @@ def main():
     parser.add_argument("--repeats", default=3, type=int)
     parser.add_argument("--modes", default=len(MODES), type=int, help="how many of the four ways to train, in order")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder:
         write_videos(Path(folder), options.videos)
         bench(Path(folder), options)
 
@@ -106,22 +108,20 @@ def bench(root, options):
     dataset = train.load_dataset("train", class_map, preset, utils.BadVideos(0.0), args)
     loader = train.make_loader(dataset, datasets.TrainSampler(dataset, 1, 0), args)
     batch = next(iter(loader))
-    batches = [batch] * max(1, min(4, len(loader)))
+    batches = [batch] * len(loader)
     loading = clips_per_second(lambda: list(loader), options.videos, args.device, options.repeats)
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}; {args.workers} decoding processes; batch {args.batch_size}; loading alone {loading:.2f} clips/s")
     print(f"{'':24}{'step':>10}{'both':>10}{'both / slower':>16}{'both / bound':>15}{'waiting':>10}")
     rows = {}
     for name, layers, amp in MODES[: options.modes]:
-        stepper = Stepper(parse_train_args(root, options, layers, amp))
-        try:
-            count = len(batches) * len(batch[0])
-            with contextlib.redirect_stdout(io.StringIO()):
-                step = clips_per_second(lambda s=stepper: s.run(batches), count, args.device, options.repeats)
-                both = clips_per_second(lambda s=stepper: s.run(loader), options.videos, args.device, options.repeats)
-        except SystemExit:
-            print(f"{name:24}  not trainable here: its gradients are not finite")
+        if amp and layers == ["all"] and args.device == "cpu":
             continue
+        with contextlib.redirect_stdout(io.StringIO()):
+            stepper = Stepper(parse_train_args(root, options, layers, amp))
+            count = len(batches) * len(batch[0])
+            step = clips_per_second(lambda s=stepper: s.run(batches), count, args.device, options.repeats)
+            both = clips_per_second(lambda s=stepper: s.run(loader), options.videos, args.device, options.repeats)
         bound = 1 / (1 / loading + 1 / step)
         row = dict(step=step, both=both, to_slower=both / min(loading, step), to_bound=both / bound)
         row["waiting"] = 1 - both / step  # share of the time in which the step waits, where it has a device of its own
