@@ -38,6 +38,12 @@ RECIPE = """
 """.split()  # noqa: SIM905
 
 
+# Modules of R(2+1)D-18 in which bfloat16 on CPUs gives wrong weight gradients in torch 2.11: NaN for the spatial
+# convolutions of layer2 with AMX; for the temporal ones of layer4 with AVX-512, what the memory held before. They
+# compute in float32. Every other convolution was compared with float32, at 16 frames, on one CPU of each kind.
+WRONG_IN_BF16_ON_CPU = ("layer2", "layer4")
+
+
 def train_one_epoch(model, ema, criterion, optimizer, scheduler, scaler, loader, augment, bad_videos, epoch, args):
     """One pass over the training clips. Returns {"train_loss", "train_acc1" in percent, "clips_per_s", …}."""
     set_train_mode(model, args)
@@ -227,6 +233,10 @@ def pretrained_weights(model_name, weights_name):
 
 def freeze(model, args):
     """Let only the modules named by --trainable-layers learn; the others run without autograd."""
+    for name, module in model.named_children():
+        learns = args.trainable_layers == ["all"] or name in args.trainable_layers
+        if args.device == "cpu" and learns and name in WRONG_IN_BF16_ON_CPU:
+            keep_float32(module)
     if args.trainable_layers == ["all"]:
         return
     names = [name for name, _ in model.named_children()]
@@ -238,15 +248,12 @@ def freeze(model, args):
     model.requires_grad_(False)
     for name in args.trainable_layers:
         model.get_submodule(name).requires_grad_(True)
-        if args.device == "cpu":
-            keep_float32(model.get_submodule(name))
 
 
 def keep_float32(module):
     """Let a module compute in float32 under autocast.
 
-    On CPUs, torch 2.11's bfloat16 gives wrong weight gradients for some convolutions: NaN in layer2 with AMX, what the
-    memory held before in the temporal ones of layer4 with AVX-512. The forward pass is right.
+    For WRONG_IN_BF16_ON_CPU. The forward pass is right, so frozen layers need not be kept.
     """
 
     def enter(module, inputs):
@@ -399,9 +406,8 @@ def settle_args(args, checkpoint):
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         utils.refuse("--device cuda: torch finds no CUDA device here; leave the flag away to use the CPU")
     bf16_on_cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if args.amp and args.device == "cpu" and (not bf16_on_cpu or args.trainable_layers == ["all"]):
-        reason = "it is for frozen layers only" if bf16_on_cpu else "it cannot compute in bfloat16"
-        print(f"--amp is left out on this CPU: {reason}")
+    if args.amp and args.device == "cpu" and not bf16_on_cpu:
+        print("--amp is left out: this CPU cannot compute in bfloat16")
         args.amp = False
     # more decoding processes than cores only get into each other's way
     args.workers = min(args.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
@@ -623,7 +629,7 @@ def get_args_parser(add_help=True):
     add(
         "--amp",
         action="store_true",
-        help="train in bfloat16, or float16 on a GPU that has no bfloat16; on a CPU, frozen layers only",
+        help="train in bfloat16, or float16 on a GPU that has no bfloat16",
     )
     add("--label-smoothing", default=0.0, type=float)
     add("--clip-grad-norm", default=0.0, type=float, help="largest norm of the gradient; 0: any")

@@ -36,7 +36,7 @@ MODES = [  # name, --trainable-layers, --amp
     ("layer4 + fc, float32", ["layer4", "fc"], False),
     ("layer4 + fc, --amp", ["layer4", "fc"], True),
     ("all layers, float32", ["all"], False),
-    ("all layers, --amp", ["all"], True),  # not on a CPU
+    ("all layers, --amp", ["all"], True),
 ]
 
 
