@@ -305,7 +305,7 @@ for name in ("layer2", "layer3", "layer4"):
     report = lambda module, inputs, output, name=name: print(name, output.dtype)
     model.get_submodule(name).register_forward_hook(report)
 with torch.autocast("cpu", torch.bfloat16, enabled=args.amp):
-    loss = model(torch.rand(1, 3, 16, 56, 56)).float().square().mean()
+    loss = model(torch.rand(1, 3, args.clip_len, 56, 56)).float().square().mean()
     print("outside", torch.is_autocast_enabled("cpu") == args.amp)
 for _ in range(3):  # what torch forgets to write is then seen: freed memory is full of NaN
     garbage = [torch.full((1 << k,), float("nan")) for k in range(10, 23) for _ in range(2)]
@@ -317,15 +317,22 @@ print("amp", args.amp)
 """
 
 
-@pytest.mark.parametrize(("layers", "layer2"), [(["layer3", "layer4", "fc"], "bfloat16"), (["all"], "float32")])
-def test_layers_whose_bfloat16_gradients_are_wrong_on_cpus_learn_in_float32(layers, layer2):
-    """See WRONG_IN_BF16_ON_CPU in train.py."""
+@pytest.mark.parametrize(
+    ("clip_len", "layers", "layer2", "layer3"),
+    [
+        (16, ["layer3", "layer4", "fc"], "bfloat16", "bfloat16"),
+        (16, ["all"], "float32", "bfloat16"),
+        (8, ["layer3", "layer4", "fc"], "bfloat16", "float32"),
+    ],
+)
+def test_layers_whose_bfloat16_gradients_are_wrong_on_cpus_learn_in_float32(clip_len, layers, layer2, layer3):
+    """See RIGHT_IN_BF16_ON_CPU in train.py."""
     folder = REPO / "references/video_classification"
-    command = [sys.executable, "-c", BFLOAT16_ON_CPU, "--trainable-layers", *layers]
+    command = [sys.executable, "-c", BFLOAT16_ON_CPU, "--clip-len", str(clip_len), "--trainable-layers", *layers]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if not line.startswith(("training from", "--amp"))]
-    expected = [f"layer2 torch.{layer2}", "layer3 torch.bfloat16", "layer4 torch.float32", "outside True"]
+    expected = [f"layer2 torch.{layer2}", f"layer3 torch.{layer3}", "layer4 torch.float32", "outside True"]
     if lines[-1] == "amp False":  # a CPU without bfloat16
         expected = [line.replace("bfloat16", "float32") for line in expected]
     assert lines[:-2] == expected
