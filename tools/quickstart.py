@@ -20,8 +20,10 @@ import common
 FOLDER = "sample"  # everything is written here, relative to the repository; git ignores it
 TRAIN_VIDEOS_PER_CLASS = 16  # drawn videos to train on
 VAL_VIDEOS_PER_CLASS = 8  # drawn videos to validate on
-EPOCHS = 8  # passes over the training videos
+EPOCHS = 10  # passes over the training videos
 # ----------------------------------------------------------------------------------------------------------------------
+
+TRAINING = "train R(2+1)D-18"  # the step that goes on from its checkpoint when it was interrupted
 
 
 def pretrained_weights():
@@ -55,7 +57,7 @@ def steps():
             f" --ext mp4 --jobs 2 --report {FOLDER}/bad_videos.csv",
         ),
         (
-            "train R(2+1)D-18",
+            TRAINING,
             f"{train} --data-path {organized} --output-dir {training}{weights} --device cpu --amp --cache-dataset"
             f" --trainable-layers layer3 layer4 fc --epochs {EPOCHS} --batch-size 4 --opt adamw --lr 0.0005"
             f" --lr-scheduler onecycle --workers 1 --eval-every {EPOCHS} --save-every 0",
@@ -76,7 +78,8 @@ def steps():
         (
             "run it on every tensor",
             "python tools/local_hub.py python tools/run_inference.py"
-            f" --dlc-path {FOLDER}/export_assets/resnet_2plus1d.bin --data-path {tensors} --output-h5 {FOLDER}/dataset-export.h5",
+            f" --dlc-path {FOLDER}/export_assets/resnet_2plus1d.bin --data-path {tensors}"
+            f" --output-h5 {FOLDER}/dataset-export.h5",
         ),
         (
             "evaluate what came back",
@@ -84,6 +87,11 @@ def steps():
             f" --class_map class_map.json --report-dir {FOLDER}/report",
         ),
     ]
+
+
+def write_state(path, state):
+    with common.written_then_renamed(path) as temporary:
+        temporary.write_text(json.dumps(state, indent=2) + "\n")
 
 
 def run(command, python):
@@ -114,24 +122,24 @@ def main():
         print(f"no pre-trained weights at {pretrained_weights()}: training starts from scratch")
 
     Path(FOLDER).mkdir(exist_ok=True)
-    done_file = Path(FOLDER, "quickstart.json")
-    done = json.loads(done_file.read_text()) if done_file.exists() else {}
+    state_file = Path(FOLDER, "quickstart.json")
+    state = json.loads(state_file.read_text()) if state_file.exists() else {"done": {}, "started": ""}
     results = {}
     for number, (what, command) in enumerate(steps(), 1):
-        if command in done:
-            results[command] = done[command]
-            print(f"{number}. {what}: done before, {done[command]['seconds']} s")
+        if command in state["done"]:
+            results[command] = state["done"][command]
+            print(f"{number}. {what}: done before, {results[command]['seconds']} s")
             continue
         print(f"\n{number}. {what}", end="")
         checkpoint = Path(FOLDER, "training", "checkpoint.pth")
-        resume = f" --resume {checkpoint}" if what.startswith("train") and checkpoint.exists() else ""
+        interrupted = what == TRAINING and state["started"] == command and checkpoint.exists()
+        # what was done after this step stood on something older: it is forgotten, and done again
+        state = {"done": {}, "started": command}
+        write_state(state_file, state | {"done": results})
         begin = time.monotonic()
-        last_line = run(command + resume, python)
-        # later steps that ran on something older are forgotten here, and run again
+        last_line = run(command + (f" --resume {checkpoint}" if interrupted else ""), python)
         results[command] = {"seconds": round(time.monotonic() - begin), "last_line": last_line}
-        done = dict(results)
-        with common.written_then_renamed(done_file) as temporary:
-            temporary.write_text(json.dumps(done, indent=2) + "\n")
+        write_state(state_file, state | {"done": results})
 
     report([json.loads(results[command]["last_line"]) for _, command in steps()[4::4]], time.monotonic() - start)
 
@@ -139,6 +147,7 @@ def main():
 def report(figures, seconds):
     """Print where everything lies, the two accuracies and the next step; exit with code 1 if they do not agree."""
     trained, deployed = figures
+    val_acc1, val_acc5 = trained["video_acc1"], trained["video_acc5"]
     print(f"""
 {FOLDER}/dataset/contact_sheet.png     what the drawn exercises look like
 {FOLDER}/training/                     checkpoint.pth, metrics.jsonl, curves.png
@@ -148,15 +157,15 @@ def report(figures, seconds):
 {FOLDER}/report/report.html            where it is right and wrong
 
                             Top-1      Top-5
-training's own validation   {trained["video_acc1"]:6.2f} %   {trained["video_acc5"]:6.2f} %   {trained["num_videos"]} videos
-deployed model              {deployed["top1"]:6.2f} %   {deployed["top5"]:6.2f} %   {deployed["n"]} videos
+training's own validation   {val_acc1:7.3f} %  {val_acc5:7.3f} %  {trained["num_videos"]} videos
+deployed model              {deployed["top1"]:7.3f} %  {deployed["top5"]:7.3f} %  {deployed["n"]} videos
 
 Next: with QEVD and an AI Hub account, follow the README from section 2, with the same commands on your own folders.
 """)
-    agree = abs(trained["video_acc1"] - deployed["top1"]) < 0.001 and trained["num_videos"] == deployed["n"]
+    agree = abs(val_acc1 - deployed["top1"]) < 0.001 and trained["num_videos"] == deployed["n"]
     if not agree:
         print("error: the two must agree on the same videos; compare the clip settings and the outputs of steps 5 to 9")
-    figures = {"val_acc1": trained["video_acc1"], "deployed_acc1": deployed["top1"], "deployed_acc5": deployed["top5"]}
+    figures = {"val_acc1": val_acc1, "deployed_acc1": deployed["top1"], "deployed_acc5": deployed["top5"]}
     print(json.dumps(figures | {"num_val_videos": deployed["n"], "seconds": round(seconds)}))
     sys.exit(0 if agree else 1)
 
