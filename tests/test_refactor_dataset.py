@@ -219,6 +219,24 @@ def test_a_video_of_an_earlier_run_in_the_other_split_stops_the_run(qevd, run_sc
     assert tree(qevd / "QEVD_organized") == PLACED | {"train/squats/mine.mp4": b"-"}
 
 
+def test_a_video_of_an_earlier_run_in_another_class_stops_the_run(qevd, run_script):
+    """A label corrected within its split must not leave the video under the old one, too."""
+    run_script(SCRIPT)
+    write_labels(qevd, [record(7, "squats"), record(3, "elbow plank"), record(1, "cross + hook right", "val")])
+    before = state(qevd)
+    error = run_script(SCRIPT, code=2).stderr
+    assert "another split or class" in error and "train/elbow_plank/00000007.mp4" in error, error
+    assert "00000003" not in error and state(qevd) == before, "something was placed"
+
+
+def test_a_run_after_repairs_says_what_it_undoes(qevd, run_script):
+    """A file newer than its source may be a repaired one; the source replaces it, and that is said."""
+    assert "are newer than their sources" not in run_script(SCRIPT).stdout
+    (qevd / "QEVD_organized/train/elbow_plank/00000007.mp4").write_bytes(b"seven, repaired")
+    output = run_script(SCRIPT).stdout
+    assert "1 videos are newer than their sources" in output and "run check_videos again afterwards" in output, output
+
+
 def test_a_name_in_two_parts(qevd, run_script):
     """The first of srcs wins, and it is said; a move, which would leave the other behind, refuses the video."""
     second = qevd / "dataset/QEVD-FIT-300k-Part-4/00000007.mp4"
@@ -248,6 +266,17 @@ def test_linked_sources(qevd, run_script):
         output = run_script(SCRIPT, "--mode", mode).stdout
         assert tree(qevd / "QEVD_organized") == PLACED, mode
         assert "more than once" not in output, output
+
+    shutil.rmtree(qevd / "QEVD_organized")  # a move would take files out of folders that are no source
+    add_video(qevd / "elsewhere/folder/00000001.mp4", b"one")
+    shutil.rmtree(qevd / "dataset/QEVD-FIT-300k-Part-4")
+    (part / "folder").symlink_to(qevd / "elsewhere/folder")
+    before = state(qevd / "elsewhere")
+    output = run_script(SCRIPT, "--mode", "move", code=1).stdout
+    assert table(output)["all"] == [3, 1, 0, 0, 2] and state(qevd / "elsewhere") == before, output
+    for number, link, target in (1, part / "00000003.mp4", "00000003.mp4"), (2, part / "folder", "folder"):
+        line = f"refused: record {number}, '0000000{3 if number == 1 else 1}.mp4': "
+        assert f"{line}{link} is a link to {qevd / 'elsewhere' / target}; use copy" in output, output
 
 
 @pytest.mark.parametrize("mode", ["copy", "hardlink", "symlink", "move"])

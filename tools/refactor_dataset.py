@@ -8,7 +8,10 @@ $ python tools/refactor_dataset.py --dry-run      # what would happen
 $ python tools/refactor_dataset.py
 
 A video is found by its name, wherever in the parts it lies. Killed at any moment and started again, it goes on where
-it stopped. Exit code 1: videos are missing or records were refused; all of them stand in missing.csv.
+it stopped. A video that check_videos.py repaired or quarantined is replaced by, or comes back as, the original in the
+sources: run check_videos.py again after each run that follows it.
+
+Exit code 1: videos are missing or records were refused; all of them stand in missing.csv.
 """
 
 import csv
@@ -65,6 +68,7 @@ class Video:
     folder: str  # of its class
     records: list = field(default_factory=list)  # numbers of the records that name it; more than one if they repeat
     source: str | None = None
+    link: str | None = None  # the linked file or folder through which the source was reached
     outcome: str = "missing"
     reason: str = "in no source"
 
@@ -137,12 +141,13 @@ def find_sources(folders, videos):
     doubled, seen = {}, set()
     for top in folders:
         found = Counter()
-        for name, path in files_below(top, seen):
+        for name, path, link in files_below(top, seen):
             found["files"] += 1
             if name in videos:
                 found["wanted"] += 1
                 video = videos[name]
-                video.source = video.source or path
+                if video.source is None:
+                    video.source, video.link = path, link
                 if video.source != path:
                     doubled.setdefault(name, path)
         if os.path.isdir(top):
@@ -152,12 +157,13 @@ def find_sources(folders, videos):
 
 
 def files_below(top, seen):
-    """Yield (name, path without symbolic links) of every file in `top` and its folders, nearest level first.
+    """Yield (name, path without symbolic links, link or None) of every file in `top` and its folders, nearest first.
 
+    `link` is the linked file or folder below `top` through which the file was reached; `top` itself may be one.
     `seen` is the set of folders that were read before, which are left out.
     """
-    level = [os.path.realpath(top)]
-    for folder in level:  # grows while it is read
+    level = [(os.path.realpath(top), None)]
+    for folder, way in level:  # grows while it is read
         if folder in seen:
             continue
         seen.add(folder)
@@ -167,13 +173,14 @@ def files_below(top, seen):
                 for entry in entries:
                     linked = entry.is_symlink()
                     path = os.path.realpath(entry.path) if linked else entry.path
+                    link = entry.path if linked else way
                     if os.path.isdir(path) if linked else entry.is_dir():
-                        inner.append(path)
+                        inner.append((path, link))
                     elif os.path.isfile(path) if linked else entry.is_file():
-                        yield entry.name, path
+                        yield entry.name, path, link
         except OSError as e:
             print(f"source {folder} cannot be read: {e.strerror}")
-        level += sorted(inner)
+        level += sorted(inner, key=lambda pair: pair[0])
 
 
 def list_placed(dest):
@@ -188,16 +195,17 @@ def list_placed(dest):
 
 
 def check_strays(placed, videos, dest):
-    """Name files under `dest` that the labels do not put there. Exits with code 2 if one is of the other split."""
+    """Name files under `dest` that the labels do not put there. Exits with code 2 if one belongs elsewhere there."""
     strays, leaks = [], []
     for (split, folder), names in placed.items():
         for name in names:
             video = videos.get(name)
             if video is None or (video.split, video.folder) != (split, folder):
-                (leaks if video and video.split != split else strays).append(f"{split}/{folder}/{name}")
+                (leaks if video else strays).append(f"{split}/{folder}/{name}")
     if leaks:
-        common.refuse(f"{len(leaks):,} videos under {dest} belong to the other split by these labels, delete them there"
-                      f" first; nothing was done: {shortened(sorted(leaks))}")
+        common.refuse(f"{len(leaks):,} videos under {dest} belong to another split or class by these labels; move them"
+                      " there, or delete them if the sources have them; nothing was done:"
+                      f" {shortened(sorted(leaks))}")
     if strays:
         print(f"{len(strays):,} files under {dest} are none of these labels', they stay: {shortened(sorted(strays))}")
 
@@ -318,13 +326,16 @@ class DatasetRefactorer:
 
     def plan(self, videos, placed, doubled):
         """Set each video's `outcome` and `reason`; returns those to place. Exits with code 2 if no source exists."""
-        todo, kept, replaced = [], 0, 0
+        todo, kept, replaced, newer = [], 0, 0, 0
         for video in tqdm(videos.values(), "planning", unit="video", disable=None):
             there = video.name in placed.get((video.split, video.folder), ())
             try:
                 if MODE == "move" and video.name in doubled:
                     video.outcome = "refused"
                     video.reason = f"is {video.source} and {doubled[video.name]}; delete one of them, then move"
+                elif MODE == "move" and video.link:
+                    video.outcome = "refused"
+                    video.reason = f"{video.link} is a link to {os.path.realpath(video.link)}; use copy"
                 elif video.source is None and there and os.path.isfile(self.target(video)):
                     video.outcome = "already there"
                     kept += 1
@@ -333,6 +344,7 @@ class DatasetRefactorer:
                 elif video.source:
                     video.outcome = "placed"
                     replaced += there
+                    newer += there and os.lstat(self.target(video)).st_mtime_ns > os.stat(video.source).st_mtime_ns
                     todo.append(video)
             except OSError as e:
                 video.outcome, video.reason = "refused", f"could not be compared: {e}"
@@ -345,6 +357,9 @@ class DatasetRefactorer:
             print(f"{kept:,} videos under {self.dest} are in no source any more; they stay as they are")
         if replaced:
             print(f"{replaced:,} videos under {self.dest} differ from their sources (half copies?); they are replaced")
+        if newer:
+            print(f"{newer:,} videos are newer than their sources (repaired?), which replace them: run check_videos again"
+                  " afterwards")
         return todo
 
     def check_file_systems(self, todo):
