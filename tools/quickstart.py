@@ -20,7 +20,7 @@ import common
 FOLDER = "sample"  # everything is written here, relative to the repository; git ignores it
 TRAIN_VIDEOS_PER_CLASS = 16  # drawn videos to train on
 VAL_VIDEOS_PER_CLASS = 8  # drawn videos to validate on
-EPOCHS = 10  # passes over the training videos
+EPOCHS = 8  # passes over the training videos
 # ----------------------------------------------------------------------------------------------------------------------
 
 TRAINING = "train R(2+1)D-18"  # the step that goes on from its checkpoint when it was interrupted
