@@ -234,7 +234,7 @@ def test_a_run_after_repairs_says_what_it_undoes(qevd, run_script):
     assert "are newer than their sources" not in run_script(SCRIPT).stdout
     (qevd / "QEVD_organized/train/elbow_plank/00000007.mp4").write_bytes(b"seven, repaired")
     output = run_script(SCRIPT).stdout
-    assert "1 videos are newer than their sources" in output and "run check_videos again afterwards" in output, output
+    assert "1 videos are newer than their sources" in output and "check_videos again afterwards" in output, output
 
 
 def test_a_name_in_two_parts(qevd, run_script):

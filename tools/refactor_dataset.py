@@ -358,8 +358,8 @@ class DatasetRefactorer:
         if replaced:
             print(f"{replaced:,} videos under {self.dest} differ from their sources (half copies?); they are replaced")
         if newer:
-            print(f"{newer:,} videos are newer than their sources (repaired?), which replace them: run check_videos again"
-                  " afterwards")
+            print(f"{newer:,} videos are newer than their sources (repaired?), which replace them: run check_videos"
+                  " again afterwards")
         return todo
 
     def check_file_systems(self, todo):
