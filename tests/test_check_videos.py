@@ -367,6 +367,63 @@ def test_quarantine_on_another_file_system(tmp_path, monkeypatch):
     assert (tmp_path / "bad/train/a/x.mp4").read_bytes() == b"content" and (tmp_path / "x.mp4").exists()
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_name_taken_meanwhile_by_another_process_is_not_overwritten(tmp_path, monkeypatch, links):
+    """The other file appears after the name was found free, with hard links and on a file system without."""
+    place, link, copy2 = tmp_path / "bad/train/a/x.mp4", os.link, shutil.copy2
+    (tmp_path / "x.mp4").write_bytes(b"content")
+
+    def take_the_name():
+        if not place.exists():
+            place.write_bytes(b"another one")
+
+    def late_link(source, target):
+        if not links:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        take_the_name()
+        link(source, target)
+
+    def late_copy(source, target):
+        take_the_name()
+        copy2(source, target)
+
+    monkeypatch.setattr(os, "link", late_link)
+    monkeypatch.setattr(shutil, "copy2", late_copy)
+    check_videos.preserve(tmp_path / "x.mp4", place)
+    assert {path.name: data for path, data in contents(place.parent).items()} == {
+        "x.mp4": b"another one",
+        "x.1.mp4": b"content",
+    }
+
+
+def test_a_name_taken_after_the_plan_keeps_the_original(sources, tmp_path, monkeypatch):
+    """Another process fills the place just before the original is brought there; the report says where it lies."""
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_empty=1)
+    place, preserve = Path("bad_videos/train/a/page_00.mp4"), check_videos.preserve
+
+    def late_preserve(file, wanted):
+        place.parent.mkdir(parents=True)
+        place.write_bytes(b"another one")
+        return preserve(file, wanted)
+
+    monkeypatch.setattr(check_videos, "preserve", late_preserve)
+    monkeypatch.setattr(sys, "argv", ["check_videos.py", *SEED])
+    with pytest.raises(SystemExit):
+        check_videos.main()
+    assert place.read_bytes() == b"another one"
+    assert Path(report()["page_00.mp4"]["quarantined_to"]).read_bytes() == b"<html>0</html>"
+
+
+def test_a_link_in_quarantine_to_the_video_is_no_copy_of_it(sources, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_empty=1)
+    Path("bad_videos/train/a").mkdir(parents=True)
+    Path("bad_videos/train/a/page_00.mp4").symlink_to(Path("full_dataset/train/a/page_00.mp4").resolve())
+    run_script(SCRIPT, *SEED, code=1)
+    assert Path("bad_videos/train/a/page_00.1.mp4").read_bytes() == b"<html>0</html>"
+
+
 def test_a_quarantine_that_cannot_be_written_leaves_every_video(sources, run_script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cut_videos(sources, Path("full_dataset/train/a"), num_cut=1, num_empty=1)
@@ -445,7 +502,15 @@ def examine_badly(path):
         raise ZeroDivisionError("a rate of 1/0")
     if "always_crash" in path:
         os.kill(os.getpid(), signal.SIGSEGV)
+    if "memory" in path:
+        raise MemoryError
+    if "no_package" in path:
+        raise ImportError("libavcodec.so: cannot open shared object file")
+    if "stall_once" in path and not Path(path + ".stalled").exists():
+        Path(path + ".stalled").touch()
+        time.sleep(3600)
     if "hang" in path:
+        Path(path + ".hangs").touch()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # as a loop in C, which never looks at signals
         time.sleep(3600)
     return check_videos.examine(path)
@@ -454,10 +519,10 @@ def examine_badly(path):
 def test_a_decoder_that_hangs_or_crashes_costs_its_own_video_only(sources, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cut_videos(sources, Path("full_dataset/train/a"), num_cut=1, num_healthy=6)
-    for name in "always_crash", "crash_once", "error", "hang":
+    for name in "always_crash", "crash_once", "error", "hang", "memory", "stall_once":
         Path(f"full_dataset/train/a/{name}.mp4").write_bytes(sources["mpeg4.mp4"])
     monkeypatch.setattr(check_videos, "examine", examine_badly)
-    monkeypatch.setattr(sys, "argv", ["check_videos.py", *SEED, "--timeout", "5"])
+    monkeypatch.setattr(sys, "argv", ["check_videos.py", *SEED, "--timeout", "4", "--jobs", "4"])
     with pytest.raises(SystemExit) as stop:
         check_videos.main()
     assert stop.value.code == 1
@@ -465,8 +530,43 @@ def test_a_decoder_that_hangs_or_crashes_costs_its_own_video_only(sources, tmp_p
     assert reasons.pop("always_crash.mp4") == "decoder_crash" and reasons.pop("hang.mp4") == "timeout"
     assert reasons.pop("error.mp4") == "decoder_crash" and "a rate of 1/0" in report()["error.mp4"]["detail"]
     assert reasons.pop("cut_00.mp4") == "truncated"
-    assert set(reasons.values()) == {"healthy"} and len(reasons) == 7, reasons
+    assert reasons.pop("memory.mp4") == "unreadable" and report()["memory.mp4"]["action"] == "kept"
+    assert set(reasons.values()) == {"healthy"} and len(reasons) == 8, reasons
     assert Path("bad_videos/train/a/hang.mp4").read_bytes() == sources["mpeg4.mp4"]
+
+
+def test_a_missing_package_stops_the_run_and_moves_nothing(sources, run_script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_healthy=2)
+    Path("full_dataset/train/a/no_package.mp4").write_bytes(sources["mpeg4.mp4"])
+    before = contents("full_dataset")
+    Path("broken/av").mkdir(parents=True)
+    Path("broken/av/__init__.py").write_text("raise ImportError('libavcodec.so: no such file')")
+    result = run_script(SCRIPT, *SEED, code=2, PYTHONPATH=tmp_path / "broken")
+    assert "libavcodec.so" in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert not Path("bad_videos.csv").exists()
+
+    monkeypatch.setattr(check_videos, "examine", examine_badly)  # the same in a child only
+    monkeypatch.setattr(sys, "argv", ["check_videos.py", *SEED])
+    with pytest.raises(SystemExit) as stop:
+        check_videos.main()
+    assert stop.value.code == 2 and "libavcodec.so" in capsys.readouterr().err
+    assert contents("full_dataset") == before
+
+
+def test_a_child_that_hangs_ends_with_a_killed_parent(sources, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0)
+    Path("full_dataset/train/a/hang.mp4").write_bytes(sources["mpeg4.mp4"])
+    program = f"import sys; sys.path[:0] = {[str(REPO), str(REPO / 'tools'), str(REPO / 'tests')]}\n"
+    program += "import check_videos, test_check_videos\n"
+    program += "check_videos.examine = test_check_videos.examine_badly; check_videos.main()"
+    marker = f"ORPHAN_TEST_OF={tmp_path}"
+    run = subprocess.Popen([sys.executable, "-c", program, *SEED], env=os.environ | dict([marker.split("=")]))
+    assert wait_until(Path("full_dataset/train/a/hang.mp4.hangs").exists), "the child never began"
+    run.kill()
+    run.wait()
+    assert wait_until(lambda: not processes_with(marker), 30), "a child that hangs outlives its killed parent"
 
 
 def long_video(path, num_frames=6000):

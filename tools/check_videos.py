@@ -15,9 +15,9 @@ ever overwritten. What happens to a damaged video:
     --reencode          (with --remux) what remuxing cannot repair is encoded anew, lost picture parts concealed
     --dry-run           the same is tried and reported, but nothing under ROOT or QUARANTINE is touched
 
-A repair counts only if the repaired file then decodes completely. A file that the disk will not read (no permission, a
-broken link, a failing disk) is reported and left where it is. A changed bit that still decodes to legal pictures cannot
-be seen by any decoder.
+A repair counts only if the repaired file then decodes completely. A file that cannot be read (no permission, a
+broken link, a failing disk, no memory) is reported and left where it is. A changed bit that still decodes to legal
+pictures cannot be seen by any decoder.
 
 Stopped or killed at any moment, run the same command again: healthy videos whose size and mtime are unchanged are
 skipped. `torchrun` and SLURM arrays share the videos between processes, by a hash of the path; whichever process
@@ -30,6 +30,7 @@ import csv
 import filecmp
 import functools
 import glob
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -38,6 +39,8 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
+import time
 import types
 import zlib
 from pathlib import Path
@@ -60,7 +63,7 @@ JOBS = os.cpu_count()  # processes
 REASONS = {
     "healthy": "every frame decodes",
     "empty": "the file has no bytes",
-    "unreadable": "the disk will not read it",
+    "unreadable": "the disk will not read it, or memory is short",
     "not_a_video": "the content is no video (a web page, a text or a picture under a video's name)",
     "no_moov": "cut off before it was complete: its index, the moov box, is missing or cut",
     "bad_header": "the container's header is damaged or names no stream",
@@ -70,7 +73,7 @@ REASONS = {
     "no_frames": "there is a video stream, but not one frame decodes",
     "truncated": "the end is missing",
     "corrupt_frames": "damaged data in the middle",
-    "timeout": "decoding did not end within the time limit",
+    "timeout": "decoding did not end within the time limit, twice",
     "decoder_crash": "the decoder crashed or failed in an unknown way, twice",
 }
 REPAIRABLE = "no_frames", "truncated", "corrupt_frames"  # what opens and does not take the decoder down
@@ -395,6 +398,8 @@ def repair(original, repaired, original_row, with_reencode):
         try:
             step(original, repaired)
             row = examine(repaired)
+        except (ImportError, MemoryError):
+            raise
         except Exception as e:  # a muxer may refuse a damaged file with any error; the next step may still do
             tried.append(f"{name}: {getattr(e, 'strerror', None) or e!r}")
             continue
@@ -416,8 +421,22 @@ def sync(path):
 # --- child processes -------------------------------------------------------------------------------------------------
 
 
+def end_with_parent(parent):
+    """In a child: end once the parent (its process id) was killed, for then nobody ends a video that hangs."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def result_of(future):
-    """(what the child returned, None), or (None, (reason code, figures)) if it hung or crashed."""
+    """(what the child returned, None), or (None, (reason code, figures)) if it hung, crashed or got no memory.
+
+    Exits with code 2 if the child could not import a package: no video is to blame for that.
+    """
     import pebble
 
     try:
@@ -426,6 +445,10 @@ def result_of(future):
         return None, ("timeout", f"{TIMEOUT:g} s")
     except concurrent.futures.process.BrokenProcessPool:
         raise
+    except ImportError as e:
+        common.refuse(f"a child process cannot import what it needs ({e}); install the packages of requirements.txt")
+    except MemoryError:
+        return None, ("unreadable", "not enough memory")
     except pebble.ProcessExpired as e:
         return None, ("decoder_crash", f"exit code {e.exitcode}")
     except Exception as e:  # whatever a mangled file made the bindings raise
@@ -436,21 +459,23 @@ def examined_and_repaired(videos, temporary_of):
     """Yield (video, row, temporary path of the repaired file or None) for each video, in the order in which they end.
 
     Every check and every repair runs in a child process with a limit of TIMEOUT seconds; a decoder that hangs or
-    crashes ends its child only. A crash is tried once more: the system may have ended the child for lack of memory.
+    crashes ends its child only. Either is tried once more: the system may have ended the child for lack of memory, a
+    file server may have stalled.
     """
     import pebble
 
     children = multiprocessing.get_context("spawn")  # a forked child would outlive a killed parent
     waiting, running = iter(videos), {}
-    with pebble.ProcessPool(min(JOBS, len(videos)), context=children) as pool:
+    setting = {"context": children, "initializer": end_with_parent, "initargs": [os.getpid()]}
+    with pebble.ProcessPool(min(JOBS, len(videos)), **setting) as pool:
 
-        def start(video, row=None, crashes=0):
+        def start(video, row=None, again=False):
             temporary = temporary_of(video) if row else None
             if row:
                 future = pool.schedule(repair, args=(str(video), temporary, row, REENCODE), timeout=TIMEOUT)
             else:
                 future = pool.schedule(examine, args=(str(video),), timeout=TIMEOUT)
-            running[future] = video, row, temporary, crashes
+            running[future] = video, row, temporary, again
 
         try:
             for video in itertools.islice(waiting, 4 * JOBS):  # a few ahead, so that no child waits for work
@@ -458,10 +483,10 @@ def examined_and_repaired(videos, temporary_of):
             while running:
                 ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in ended:
-                    video, row, temporary, crashes = running.pop(future)
+                    video, row, temporary, again = running.pop(future)
                     result, failure = result_of(future)
-                    if failure and failure[0] == "decoder_crash" and not crashes:
-                        start(video, row, crashes=1)
+                    if failure and not again:
+                        start(video, row, again=True)
                         continue
                     if failure:
                         result = {"tried": ", ".join(failure)} if row else verdict(*failure)
@@ -523,41 +548,49 @@ def temporary_path(video, scratch):
 
 
 def same_content(a, b):
-    """Whether two paths are links to the same place, or files with the same bytes."""
+    """Whether `b` is a link to where the link `a` leads, or both are files with the same bytes."""
     if os.path.islink(a) or os.path.islink(b):
-        return os.path.islink(b) and os.path.realpath(a) == os.path.realpath(b)
+        return os.path.islink(a) and os.path.islink(b) and os.readlink(b) == os.path.realpath(a)
     return os.path.samefile(a, b) or filecmp.cmp(a, b, shallow=False)
 
 
-def place_in_quarantine(file, wanted):
-    """`wanted`, or <name>.1.mp4, .2, …: the first path that is free or already holds the content of `file`."""
+def preserve(file, wanted):
+    """Have the content of `file` at `wanted`, too, or at <name>.1.mp4, .2, …: the first that is free or holds it.
+
+    Returns that path. Overwrites nothing, even if other processes fill the same folder.
+    """
+    if file.parent.resolve() == wanted.parent.resolve():  # links inside QUARANTINE may lead back into the dataset
+        raise OSError(f"the quarantine folder {wanted.parent} is the video's own folder")
+    wanted.parent.mkdir(parents=True, exist_ok=True)
     place = wanted
     for number in itertools.count(1):
-        if not os.path.lexists(place) or same_content(file, place):
+        if not os.path.lexists(place):
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                duplicate(file, place)
+                return place
+        if same_content(file, place):
             return place
         place = wanted.with_name(f"{wanted.stem}.{number}{wanted.suffix}")
 
 
-def preserve(file, place):
-    """Have the content of `file` at `place`, too: by a hard link, across file systems a copy, of a link a link."""
-    if file.parent.resolve() == place.parent.resolve():  # links inside QUARANTINE may lead back into the dataset
-        raise OSError(f"the quarantine folder {place.parent} is the video's own folder")
-    if os.path.lexists(place):
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
+def duplicate(file, place):
+    """A hard link, across file systems a copy, of a link a link. Raises FileExistsError if `place` is taken."""
     if file.is_symlink():
         os.symlink(os.path.realpath(file), place)
         return
     try:
         os.link(file, place)
+    except FileExistsError:
+        raise
     except OSError:  # another file system, or one without hard links
         with common.written_then_renamed(place) as temporary:
             shutil.copy2(file, temporary)
             sync(temporary)
+            os.close(os.open(place, os.O_CREAT | os.O_EXCL))  # the name is ours, or this raises
 
 
 def plan(video, row, temporary):
-    """Complete a row: what to do with the video, where it goes, size and mtime of what then stands in its place."""
+    """Complete a row: what to do with the video, size and mtime of what then stands in its place."""
     row = {"video": str(video), "action": "kept"} | row
     stands = temporary if temporary and REPLACE else video
     with contextlib.suppress(OSError):  # a broken link has no size
@@ -566,21 +599,23 @@ def plan(video, row, temporary):
     if row["reason"] not in ("healthy", "unreadable"):
         action = "replaced" if temporary and REPLACE else "quarantined"
         row["action"] = f"would be {action}" if DRY_RUN else action
-        row["quarantined_to"] = str(place_in_quarantine(video, Path(QUARANTINE) / video.relative_to(ROOT)))
     return row
 
 
-def carry_out(video, row, temporary):
-    """Do what the row says. At every moment the original is in its place or in quarantine; often in both."""
+def copy_to_quarantine(video, row, temporary):
+    """Bring what the row says into quarantine and note where the original came to lie; the dataset stays as it is."""
     if row["action"] in ("quarantined", "replaced"):
-        place = Path(row["quarantined_to"])
-        preserve(video, place)
-        if row["action"] == "replaced":
-            os.replace(temporary, video)
-            return
-        if temporary:
-            wanted = place.with_name(f"{place.stem}.repaired{place.suffix}")
-            preserve(temporary, place_in_quarantine(temporary, wanted))
+        place = preserve(video, Path(QUARANTINE) / video.relative_to(ROOT))
+        row["quarantined_to"] = str(place)
+        if temporary and row["action"] == "quarantined":
+            preserve(temporary, place.with_name(f"{place.stem}.repaired{place.suffix}"))
+
+
+def change_dataset(video, row, temporary):
+    """Do what the row says under ROOT; the original lies in quarantine, too, by now."""
+    if row["action"] == "replaced":
+        os.replace(temporary, video)
+    elif row["action"] == "quarantined":
         video.unlink()
 
 
@@ -704,6 +739,15 @@ def print_summary(rows):
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
+def check_packages():
+    """Exit with code 2 if a package is missing or broken, before a child process fails on every video for it."""
+    try:
+        for package in "av", "pebble", "tqdm":
+            importlib.import_module(package)
+    except ImportError as e:
+        common.refuse(f"cannot import a package ({e}); install those of requirements.txt")
+
+
 def check_usage():
     """Exit with code 2 and one sentence if the constants contradict one another or there is no dataset."""
     folders = [Path(ROOT, split) for split in ("train", "val")]
@@ -719,8 +763,8 @@ def check_usage():
 
 
 def check_and_record(videos, report, scratch):
-    """Check, repair and move the videos, writing each row before the act: a row whose act a kill prevented is seen as
-    out of date by the next run, and an act can never lack its row."""
+    """Check, repair and move the videos, writing each row between the copy to quarantine and the change of the dataset:
+    a row whose change a kill prevented is seen as out of date by the next run, and a change can never lack its row."""
     from tqdm import tqdm
 
     writer = csv.DictWriter(report, COLUMNS, lineterminator="\n")
@@ -734,9 +778,9 @@ def check_and_record(videos, report, scratch):
         row["video"] = str(video)
         try:
             row = plan(video, row, temporary)
+            copy_to_quarantine(video, row, temporary)
             record(row)
-            if not DRY_RUN:
-                carry_out(video, row, temporary)
+            change_dataset(video, row, temporary)
         except OSError as e:
             row |= {"action": "failed", "detail": f"{row['detail']}; could not be moved or replaced: {e}"}
             record(row)
@@ -749,6 +793,7 @@ def check_and_record(videos, report, scratch):
 def main():
     common.set_constants_from_flags(globals())
     check_usage()
+    check_packages()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is clean, too
     rank, world_size = common.rank_and_world_size()
     videos = list_videos()
