@@ -69,20 +69,20 @@ def client_of(hub):
     return qai_hub.Client(qai_hub.ClientConfig(api_token=hub.token, api_url=hub.url, web_url=hub.url))
 
 
-def compile_binary(hub, path, frames=8, channel_last=False, w8a8=False, calibration=()):
+def compile_binary(hub, path, frames=8, channel_last=False, w8a8=False, calibration=(), name="clip"):
     """Let the local hub compile a SmallNetwork to a context binary at `path`, with its description beside it."""
     client, device = client_of(hub), qai_hub.Device(DEVICE)
-    model, options = small_onnx(frames), "--target_runtime qnn_context_binary"
+    model, options = small_onnx(frames, name=name), "--target_runtime qnn_context_binary"
     if w8a8:
         quantize_job = client.submit_quantize_job(
-            model, {"clip": list(calibration)}, qai_hub.QuantizeDtype.INT8, qai_hub.QuantizeDtype.INT8
+            model, {name: list(calibration)}, qai_hub.QuantizeDtype.INT8, qai_hub.QuantizeDtype.INT8
         )
         assert quantize_job.wait().success
         model, options = quantize_job.get_target_model(), options + " --quantize_io"
     if channel_last:
-        options += " --force_channel_last_input clip"
+        options += f" --force_channel_last_input {name}"
     shape = (1, 3, frames, 16, 16)
-    job = client.submit_compile_job(model, device, input_specs={"clip": (shape, "float32")}, options=options)
+    job = client.submit_compile_job(model, device, input_specs={name: (shape, "float32")}, options=options)
     assert job.wait().success, job.get_status().message
     target = job.get_target_model()
     target.download(str(path))

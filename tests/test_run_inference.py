@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,13 @@ import h5py
 import numpy as np
 import onnx
 import pytest
+import run_inference
 from conftest import REPO
+from qai_hub import public_api_pb2 as pb
 from qai_hub.util.dataset_entries_converters import h5_to_dataset_entries
-from small_models import compile_binary, expected_logits, read_h5, small_onnx, write_clips
+from small_models import DEVICE, compile_binary, expected_logits, read_h5, small_onnx, write_clips
 
+import local_hub
 from local_hub import Fault, LocalHub
 
 SCRIPT = "tools/run_inference.py"
@@ -129,18 +133,51 @@ def test_onnx_source_is_compiled_first(place, run_script):
 
 
 def test_a_binary_that_nothing_describes(place, run_script):
-    """The constants are then all there is; a wrong one is the service's refusal, never wrong numbers."""
+    """The constants are all there is: the wrong layout is the service's refusal, the right one gives the logits."""
+    compile_binary(place.hub, place.folder / "model.bin", channel_last=True, name="video")
     (place.folder / "model.json").unlink()
+    place.forget_setup()
     shape = ("--t", 8, "--h", 16, "--w", 16, "--attempts", 1)
     refused = run_script(SCRIPT, *place.flags(*shape), code=1, **place.environment)
-    assert "(1, 3, 8, 16, 16)" in refused.stdout and not (place.folder / "out.h5").exists()
+    assert "float32 (1, 3, 8, 16, 16)" in refused.stdout and not (place.folder / "out.h5").exists()
+    assert "expects video (1, 8, 16, 16, 3)" in refused.stdout, f"refused for another reason: {refused.stdout}"
+    run_script(SCRIPT, *place.flags(*shape, "--is-dlc-channel-last"), **place.environment)
+    shutil.rmtree(place.folder / "out.h5.state")
+    place.check_output()
 
 
 def test_one_clip(place, run_script):
-    run_script(SCRIPT, *place.flags("--use-single-tensor", "--single-tensor-index", 7), **place.environment)
+    """As the user's manual has it, with evaluate.py's defaults; neither a full result nor its chunks are lost."""
+    run_script(SCRIPT, *place.flags("--use-single-tensor", "--single-tensor-index", 12), code=2, **place.environment)
+    place.hub.faults.append(Fault("inference", fail=True, skip=1))
+    full = place.flags("--max-chunk", 6, "--chunks-in-flight", 1, "--attempts", 1)
+    run_script(SCRIPT, *full, code=1, **place.environment)
+    one = place.flags("--use-single-tensor", "--single-tensor-index", 7)
+    run_script(SCRIPT, *one, **place.environment)
     logits, paths = read_h5(place.folder / "out.h5")
     assert paths == [place.paths[7]] and logits.shape == (1, 4)
-    run_script(SCRIPT, *place.flags("--use-single-tensor", "--single-tensor-index", 12), code=2, **place.environment)
+    classes = place.folder / "map.json"
+    classes.write_text(json.dumps(dict(zip("abcd", range(4)))))
+    flags = ("--h5", "out.h5", "--manifest", "clips/manifest.jsonl", "--class-map", classes, "--verbose")
+    assert "one prediction (USE_SINGLE_TENSOR)" in run_script("tools/evaluate.py", *flags).stdout
+    place.forget_setup()
+    run_script(SCRIPT, *full, **place.environment)
+    assert [job.num_samples for job in place.jobs()] == [6], "the chunk that had arrived was lost"
+    place.check_output()
+    refused = run_script(SCRIPT, *one, code=2, **place.environment)
+    assert "--output-h5 out-single.h5" in refused.stderr
+    place.check_output()
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("model.json", "{broken"), ("model.json", "[1]"), ("model.json", '{"notes": "mine"}'),
+    ("metadata.json", "{broken"), ("metadata.json", '{"model_files": {"model.bin": {"inputs": [], "outputs": 1}}}'),
+])  # fmt: skip
+def test_a_foreign_file_beside_the_model_is_ignored(tmp_path, capsys, name, content):
+    (tmp_path / "model.bin").write_bytes(b"binary")
+    (tmp_path / name).write_text(content)
+    assert run_inference.read_description(tmp_path / "model.bin") == {}
+    assert ("is ignored" in capsys.readouterr().out) == (name == "model.json")
 
 
 def test_without_a_manifest_files_are_sorted(place, run_script):
@@ -175,6 +212,11 @@ def test_refusals_before_any_upload(place, run_script):
     assert "no device 'Toaster'" in refused("--device-name", "Toaster")
     (place.folder / "first.json").write_text((place.folder / "model.json").read_text())
     assert "describes another file" in refused("--dlc-path", "first.bin")
+    description = json.loads((place.folder / "model.json").read_text())
+    description["input"] |= {"dtype": "uint8", "scale": None, "zero_point": None}
+    (place.folder / "integers.bin").write_bytes((place.folder / "model.bin").read_bytes())
+    (place.folder / "integers.json").write_text(json.dumps(description))
+    assert "clip: uint8 (1, 8, 16, 16, 3), NTHWC and does not say its scale" in refused("--dlc-path", "integers.bin")
     np.save(place.folder / "clips" / place.paths[3], np.zeros((1, 3, 8, 16, 17), np.float32))
     assert place.paths[3] in refused()
 
@@ -194,6 +236,8 @@ def test_unreadable_clips_are_left_out_and_listed(place, run_script):
     assert cut in result.stdout and missing in result.stdout and "2 clips left out" in result.stdout
     place.paths = [path for path in place.paths if path not in (cut, missing)]
     place.check_output()
+    again = run_script(SCRIPT, *place.flags(), code=1, **place.environment)
+    assert "is complete" not in again.stdout and "2 clips left out" in again.stdout
 
 
 # --- failures of the service ------------------------------------------------------------------------------------------
@@ -253,6 +297,12 @@ def test_a_bad_token_is_refused_and_never_shown(place, run_script):
     place.hub.write_client_ini(place.folder / "client.ini", token="S3CRET-T0KEN")
     result = run_script(SCRIPT, *place.flags(), code=2, **place.environment)
     assert "does not accept the token" in result.stderr and "S3CRET" not in result.stdout + result.stderr
+    good = (place.folder / "client.ini").read_text()
+    for damaged in (f"{good}S3CRET-T0KEN\n", good.replace("S3CRET", "S3CRET%"), good.replace("T0KEN", "T0KEN\n S3CRET")):
+        (place.folder / "client.ini").write_text(damaged)
+        result = run_script(SCRIPT, *place.flags(), code=2, **place.environment)
+        assert "client.ini" in result.stderr.strip().splitlines()[-1] and "Traceback" not in result.stderr, damaged
+        assert "S3CRET" not in result.stdout + result.stderr
     written = [path for path in place.folder.rglob("*") if path.is_file() and path.name != "client.ini"]
     assert not any(b"S3CRET" in path.read_bytes() for path in written)
 
@@ -279,9 +329,9 @@ def start_and_kill(place, flags, arrived):
     while len(done) < arrived or not unfinished:
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
         time.sleep(0.02)
-        done = {int(path.stem[6:]) for path in place.folder.glob("out.h5.state/chunk_*.npy")}
-        state = place.folder / "out.h5.state/state.json"
-        chunks = json.loads(state.read_text())["chunks"] if state.exists() else {}
+        done = {int(path.stem[6:]) for path in place.folder.glob("out.h5.state/*/chunk_*.npy")}
+        states = list(place.folder.glob("out.h5.state/*/state.json"))
+        chunks = json.loads(states[0].read_text())["chunks"] if states else {}
         unfinished = [int(i) for i, chunk in chunks.items() if chunk["job"] and int(i) not in done]
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -327,5 +377,53 @@ def test_another_model_starts_afresh(place, run_script):
     run_script(SCRIPT, *flags, code=1, **place.environment)
     compile_binary(place.hub, place.folder / "model.bin", channel_last=False)
     result = run_script(SCRIPT, *flags, **place.environment)
-    assert "starting afresh" in result.stdout
+    assert "also keeps 1 unfinished for another model" in result.stdout
+    assert len(list(place.folder.glob("out.h5.state/*/chunk_*.npy"))) == 1, "another run's chunk was deleted"
+    shutil.rmtree(place.folder / "out.h5.state")
     place.check_output()
+
+
+def test_a_clip_that_becomes_readable_moves_no_other(place, run_script):
+    """Same size and time, as after a lost mount: the chunks are cut anew, no prediction lands on another clip."""
+    path = place.folder / "clips" / place.paths[1]
+    content, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_bytes(bytes(len(content)))
+    os.utime(path, ns=times)
+    place.hub.faults.append(Fault("inference", fail=True, skip=1))
+    flags = place.flags("--max-chunk", 6, "--chunks-in-flight", 1, "--attempts", 1)
+    run_script(SCRIPT, *flags, code=1, **place.environment)
+    path.write_bytes(content)
+    os.utime(path, ns=times)
+    run_script(SCRIPT, *flags, **place.environment)
+    shutil.rmtree(place.folder / "out.h5.state")
+    place.check_output()
+
+
+def test_another_hub_is_another_run(place, run_script, monkeypatch):
+    """An ONNX file that ran emulated runs again on a device that is not; the file says which it was."""
+    onnx.save(small_onnx(), place.folder / "model.onnx")
+    flags = place.flags("--dlc-path", "", "--onnx-dir", ".", "--t", 8, "--h", 16, "--w", 16)
+    names = []
+    for emulated in (True, False):
+        if not emulated:
+            device = pb.Device()
+            device.CopyFrom(local_hub.DEVICES[0])
+            device.attributes.remove("emulated:cpu")
+            monkeypatch.setattr(local_hub, "DEVICES", [device])
+        assert "complete" not in run_script(SCRIPT, *flags, **place.environment).stdout
+        with h5py.File(place.folder / "out.h5") as file:
+            names.append(file.attrs["device"])
+            assert "output_kind" not in file.attrs, "nothing says what this model's outputs are"
+    assert names == [f"{DEVICE} (emulated on a CPU)", DEVICE] and len(place.jobs()) == 2
+
+
+def test_what_is_said_of_the_model_belongs_to_the_run(place, run_script):
+    """A corrected description or another IS_DLC_CHANNEL_LAST: the same binary runs again."""
+    run_script(SCRIPT, *place.flags(), **place.environment)
+    run_script(SCRIPT, *place.flags("--is-dlc-channel-last"), **place.environment)
+    description = json.loads((place.folder / "model.json").read_text())
+    (place.folder / "model.json").write_text(json.dumps(description | {"classes": list("abcd")}))
+    run_script(SCRIPT, *place.flags("--is-dlc-channel-last"), **place.environment)
+    assert len(place.jobs()) == 3
+    with h5py.File(place.folder / "out.h5") as file:
+        assert json.loads(file.attrs["classes"]) == list("abcd")

@@ -1,10 +1,12 @@
-"""What three or more tools share: definitions only, no constant that a user edits, standard library only.
+"""What three or more tools share: definitions only, no constant that a user edits.
 
-Every tool starts with `import common`, which also makes `torchvision_patches` importable.
+Every tool starts with `import common`, which also makes `torchvision_patches` importable. It imports the standard
+library; numpy, onnx and qai_hub only inside the functions for AI Hub, which need them.
 """
 
 import argparse
 import ast
+import configparser
 import contextlib
 import hashlib
 import json
@@ -200,8 +202,8 @@ def hub_errors_in_one_sentence():
 def connect_to_hub():
     """Import the qai_hub client and ask AI Hub for something, so that a bad configuration shows at once.
 
-    Returns the module. Exits with one sentence: code 2 if no token is configured or it is not accepted, code 1 if the
-    service does not answer (the client tries for 46 s).
+    Returns the module. Exits with one sentence: code 2 if no token is configured, the file with it is damaged or the
+    token is not accepted, code 1 if the service does not answer (the client tries for 46 s).
     """
     import qai_hub as hub
     from qai_hub.client import UserError
@@ -224,6 +226,11 @@ def connect_to_hub():
                     f"https://workbench.aihub.qualcomm.com (Account) and run `qai-hub configure --api_token TOKEN`"
                 )
             raise
+        except (configparser.Error, ValueError):  # its text quotes the file, and with it the token
+            refuse(
+                f"{client_ini} cannot be read as the client's configuration: delete it and run `qai-hub configure "
+                f"--api_token TOKEN`, which writes it anew"
+            )
     hub.set_verbose(False)
     return hub
 
@@ -271,6 +278,21 @@ def io_of(model):
     return {"input": inputs[0], "output": outputs[0]}
 
 
+def io_of_bundle(path):
+    """What the metadata.json beside a model of qai_hub_models says of it, as `io_of` gives it; None without any."""
+    bundle = Path(path).with_name("metadata.json")
+    try:
+        entry, io = json.loads(bundle.read_text(encoding="utf-8"))["model_files"][Path(path).name], {}
+        for key in ("input", "output"):
+            ((name, tensor),) = entry[f"{key}s"].items()
+            unscaled = {"scale": None, "zero_point": None}
+            io[key] = {"name": name, "dtype": tensor["dtype"], "shape": tensor["shape"], **unscaled}
+            io[key] |= tensor.get("quantization_parameters") or {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, or of another model or program
+        return None
+    return io if layout_of(io["input"]["shape"]) else None
+
+
 def describe(tensor):
     """A tensor of `io_of` in words: name, type, shape, layout, quantisation."""
     words = [f"{tensor['name']}: {tensor['dtype']} {tuple(tensor['shape'] or ())}", layout_of(tensor["shape"])]
@@ -279,13 +301,24 @@ def describe(tensor):
     return ", ".join(filter(None, words))
 
 
+def check_scale(tensor):
+    """Exit with code 2 and one sentence if a tensor of `io_of` holds integers without a scale: [0, 1] would be lost."""
+    if not tensor["dtype"].startswith("float") and tensor["scale"] is None:
+        refuse(
+            f"the model has {describe(tensor)} and does not say its scale; export it again with "
+            f"tools/example_export.py, which writes it beside the model"
+        )
+
+
 def as_model_input(clip, tensor):
     """Float32 (1, 3, T, H, W) in [0, 1] as the layout and type of a model's input (`io_of(model)["input"]`).
 
-    An integer input is quantised: round(value / scale) + zero point, clipped to the type's range.
+    An integer input is quantised: round(value / scale) + zero point, clipped to the type's range. Exits with code 2 and
+    one sentence for an integer input without a scale.
     """
     import numpy as np
 
+    check_scale(tensor)
     if layout_of(tensor["shape"]) == "NTHWC":
         clip = clip.transpose(0, 2, 3, 4, 1)
     if tensor["scale"] is not None:

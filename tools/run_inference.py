@@ -5,8 +5,8 @@ description that example_export.py writes beside it) or an ONNX file (ONNX_DIR) 
 Writes OUTPUT_H5, complete or not at all, in AI Hub's own layout: data/0/batch_<i> float32 (1, num_classes) for clip i,
 and beside it `tensor_paths`, whose row i names that clip.
 
-Clips travel in chunks, several at a time. OUTPUT_H5.state/ remembers what was uploaded, submitted and received: after
-a crash the same command goes on where it stopped.
+Clips travel in chunks, several at a time. OUTPUT_H5.state/ remembers, for each model, set of clips and hub, what was
+uploaded, submitted and received: after a crash the same command goes on where it stopped.
 
 $ python tools/run_inference.py
 $ python tools/local_hub.py python tools/run_inference.py       # without an account, emulated on this CPU
@@ -72,15 +72,35 @@ def find_clips():
         if not 0 <= SINGLE_TENSOR_INDEX < len(clips):
             common.refuse(f"SINGLE_TENSOR_INDEX is {SINGLE_TENSOR_INDEX}, but there are {len(clips):,} clips")
         clips = [clips[SINGLE_TENSOR_INDEX]]
+        if clips_in_output() > 1:
+            beside = Path(OUTPUT_H5).with_name(f"{Path(OUTPUT_H5).stem}-single.h5")
+            common.refuse(f"{OUTPUT_H5} is a result of more clips than one; pass another, say --output-h5 {beside}")
     return clips
 
 
-def key_of_run(model_path, clips):
-    """A hash of all that decides the result; a state with another key belongs to another run."""
-    parts = [common.sha256_of(model_path), DEVICE_NAME, BATCH, C, T, H, W, MAX_CHUNK, MAX_CHUNK_BYTES]
+def clips_in_output():
+    """How many clips OUTPUT_H5 holds predictions of, whoever wrote it; 0 if it is not there or damaged."""
+    import h5py
+
+    try:
+        with h5py.File(OUTPUT_H5, "r") as file:
+            return len(file["data/0"])
+    except (OSError, KeyError):
+        return 0
+
+
+def emulation(device):
+    """The attributes with which a device says that it is emulated; [] for a real one."""
+    return [attribute for attribute in device.attributes if attribute.startswith("emulated")]
+
+
+def key_of_run(model_path, described, device, clips):
+    """A hash of all that decides the result, which chunk a readable clip is in, too; another key is another run."""
+    constants = (BATCH, C, T, H, W, IS_DLC_CHANNEL_LAST, MAX_CHUNK, MAX_CHUNK_BYTES)
+    parts = [common.sha256_of(model_path), described, DEVICE_NAME, emulation(device), constants]
     for clip in clips:
         path = Path(data_path, clip)
-        parts.append((clip, path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else (clip,))
+        parts.append((clip, path.stat().st_size, path.stat().st_mtime_ns))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -88,27 +108,23 @@ def key_of_run(model_path, clips):
 
 
 def read_description(path):
-    """What is written beside a compiled model: resnet_2plus1d.json, or the bundle's metadata.json; None without either.
+    """What is written beside a compiled model: resnet_2plus1d.json, or the bundle's metadata.json; {} without either.
 
-    Returns {"input", "output"} as common.io_of does, and `output_kind` and `classes` where they are known.
+    Returns "input" and "output" as common.io_of does, and `output_kind` and `classes`, as far as they are known.
     """
-    own, bundle = path.with_suffix(".json"), path.with_name("metadata.json")
-    if own.is_file():
+    own = path.with_suffix(".json")
+    try:
         description = json.loads(own.read_text(encoding="utf-8"))
-        if description["sha256"] != common.sha256_of(path):
+        sha256 = description["sha256"]
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError):
+        print(f"{own} is not what example_export.py writes beside a model, it is ignored")
+    else:
+        if sha256 != common.sha256_of(path):
             common.refuse(f"{own} describes another file than {path}; export the model again")
         return description
-    files = json.loads(bundle.read_text(encoding="utf-8"))["model_files"] if bundle.is_file() else {}
-    entry = files.get(path.name)
-    if not entry or not entry["inputs"] or not entry["outputs"]:
-        return None
-    return {key: from_bundle(*next(iter(entry[f"{key}s"].items()))) for key in ("input", "output")}
-
-
-def from_bundle(name, tensor):
-    """A tensor of the bundle's metadata.json in the form of common.io_of."""
-    quantisation = tensor.get("quantization_parameters") or {"scale": None, "zero_point": None}
-    return {"name": name, "dtype": tensor["dtype"], "shape": tensor["shape"]} | quantisation
+    return common.io_of_bundle(path) or {}
 
 
 def from_constants():
@@ -119,42 +135,45 @@ def from_constants():
     return {"input": {"name": "video", "shape": shape, **unknown}, "output": {"name": "", "shape": None, **unknown}}
 
 
-def check_layout(io):
+def check_io(io):
+    """Exit with code 2 where the model contradicts the constants or does not say how its integers are to be read."""
     if IS_DLC_CHANNEL_LAST and common.layout_of(io["input"]["shape"]) == "NCTHW":
         common.refuse(
             f"IS_DLC_CHANNEL_LAST is True, but the model takes channel first ({common.describe(io['input'])}); "
             f"False lets the model decide"
         )
+    for tensor in (io["input"], io["output"]):
+        common.check_scale(tensor)
 
 
-def readable_clips(clips, io):
-    """Split clips into those that can be read and {path: why not}, by their files' headers.
-
-    Exits with code 2 and one sentence if one has another shape than the model takes: it is not cut or padded.
-    """
+def read_headers(clips):
+    """The clips' files as far as they can be read: ({path: (shape, dtype)}, {path: why not}), in the clips' order."""
     import numpy as np
 
-    shape = tuple(io["input"]["shape"])
-    if common.layout_of(shape) == "NTHWC":
-        shape = (shape[0], shape[4], *shape[1:4])
-    good, unreadable, others = [], {}, []
+    headers, unreadable = {}, {}
     for clip in clips:
         try:
             header = np.load(Path(data_path, clip), mmap_mode="r")
+            headers[clip] = (header.shape, header.dtype)
         except (OSError, ValueError, EOFError) as e:
             unreadable[clip] = str(e)
-            continue
-        if header.shape != shape or header.dtype not in (np.float32, np.float16):
-            others.append(f"{clip} is {header.dtype} {header.shape}")
-        good.append(clip)
+    if not headers:
+        common.refuse(f"none of the {len(clips):,} clips in {data_path} can be read: {next(iter(unreadable.values()))}")
+    return headers, unreadable
+
+
+def check_fit(headers, tensor):
+    """Exit with code 2 and one sentence if a clip has another shape than the model takes: it is not cut or padded."""
+    shape = tuple(tensor["shape"])
+    if common.layout_of(shape) == "NTHWC":
+        shape = (shape[0], shape[4], *shape[1:4])
+    others = [f"{clip} is {dtype} {own}" for clip, (own, dtype) in headers.items()
+              if own != shape or dtype not in ("float32", "float16")]  # fmt: skip
     if others:
         common.refuse(
-            f"{len(others):,} of {len(clips):,} clips do not fit the model, which takes float32 {shape}: "
+            f"{len(others):,} of {len(headers):,} clips do not fit the model, which takes float32 {shape}: "
             f"{'; '.join(others[:3])}{' …' if len(others) > 3 else ''}; preprocess with the model's CLIP_LEN"
         )
-    if not good:
-        common.refuse(f"none of the {len(clips):,} clips in {data_path} can be read: {next(iter(unreadable.values()))}")
-    return good, unreadable
 
 
 def size_of_chunk(tensor):
@@ -169,21 +188,25 @@ def size_of_chunk(tensor):
 
 
 class State:
-    """OUTPUT_H5.state/: state.json with the hub's ids, and chunk_<i>.npy, float32 (clips, classes), once it arrived."""
+    """OUTPUT_H5.state/<key>/: state.json with the hub's ids, chunk_<i>.npy, float32 (clips, classes), once it arrived.
+
+    A folder a key, so that a run leaves alone what another one has paid for.
+    """
 
     def __init__(self, key):
-        self.folder = Path(f"{OUTPUT_H5}.state")
+        self.folder = Path(f"{OUTPUT_H5}.state", key[:16])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if others := len(list(self.folder.parent.iterdir())) - 1:
+            print(f"{self.folder.parent} also keeps {others} unfinished for another model, other clips or another hub")
         try:
             self.content = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self.content = {}
-        if self.content.get("key") != key:
-            if self.content:
-                print(f"{self.folder} belongs to another model or other clips: starting afresh")
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            self.content = {"key": key, "model": "", "io": None, "chunks": {}}
-            self.save()
+            self.content = {"model": "", "io": None, "chunks": {}}
+
+    def remove(self):
+        shutil.rmtree(self.folder)
+        if not any(self.folder.parent.iterdir()):
+            self.folder.parent.rmdir()
 
     def save(self):
         with common.written_then_renamed(self.folder / "state.json") as temporary:
@@ -223,8 +246,8 @@ def model_on_hub(hub, path, described, device, state):
     if DLC_PATH:
         print(f"uploading {path} ({path.stat().st_size / 1e6:.1f} MB)")
         model = hub.upload_model(str(path))
-        io = common.io_of(hub.get_model(model.model_id)) or described or from_constants()
-        io = {**(described or {}), **io}
+        io = common.io_of(hub.get_model(model.model_id)) or ({} if "input" in described else from_constants())
+        io = described | io
     else:
         onnx_model, input_specs = common.load_onnx(path, (BATCH, C, T, H, W))
         model, io = common.compile_onnx(hub, onnx_model, input_specs, device)
@@ -364,12 +387,6 @@ def run_chunks(hub, model, device, io, chunks, state):
     return failed
 
 
-def kind_of(logits):
-    """"probabilities" if every row is non-negative and sums to 1, else "logits"."""
-    summed = logits.sum(1)
-    return "probabilities" if (logits >= 0).all() and (abs(summed - 1) < 0.02).all() else "logits"
-
-
 def write_h5(clips, logits, io, attributes):
     """Write OUTPUT_H5: AI Hub's data/0/batch_<i>, `tensor_paths`, and attributes that say where they come from."""
     import h5py
@@ -383,16 +400,14 @@ def write_h5(clips, logits, io, attributes):
         file.attrs.update(attributes)
 
 
-def is_complete(key):
-    """Whether OUTPUT_H5 is there already and comes from this model and these clips."""
+def is_complete(key, num_clips):
+    """Whether OUTPUT_H5 is there already, with each of `num_clips` clips, and comes from this run."""
     import h5py
 
-    if not Path(OUTPUT_H5).is_file():
-        return False
     try:
         with h5py.File(OUTPUT_H5, "r") as file:
-            return file.attrs.get("run") == key
-    except OSError:
+            return file.attrs.get("run") == key and len(file["tensor_paths"]) == num_clips
+    except (OSError, KeyError):
         return False
 
 
@@ -401,24 +416,26 @@ def main():
     import numpy as np
 
     model_path, clips = model_file(), find_clips()
-    key = key_of_run(model_path, clips)
-    if is_complete(key):
-        print(f"{OUTPUT_H5} is complete for this model and these clips; delete it to run them again")
-        return
-    described = read_description(model_path) if DLC_PATH else None
-    if described:  # refuse what does not fit before anything is uploaded
-        check_layout(described)
-        readable_clips(clips, described)
+    headers, unreadable = read_headers(clips)
+    described = read_description(model_path) if DLC_PATH else {}
+    if "input" in described:  # refuse what does not fit before anything is uploaded
+        check_io(described)
+        check_fit(headers, described["input"])
     hub = common.connect_to_hub()
     with common.hub_errors_in_one_sentence():
         device = common.find_device(hub, DEVICE_NAME)
+        device_name = DEVICE_NAME + (" (emulated on a CPU)" if emulation(device) else "")
+        key = key_of_run(model_path, described, device, headers)
+        if is_complete(key, len(clips)):
+            print(f"{OUTPUT_H5} is complete for this model and these clips; delete it to run them again")
+            return
         state = State(key)
         model, io = model_on_hub(hub, model_path, described, device, state)
-        check_layout(io)
-        good, unreadable = readable_clips(clips, io)
-        size = size_of_chunk(io["input"])
+        check_io(io)
+        check_fit(headers, io["input"])
+        good, size = list(headers), size_of_chunk(io["input"])
         chunks = [good[i : i + size] for i in range(0, len(good), size)]
-        print(f"model     {model_path} on {DEVICE_NAME}")
+        print(f"model     {model_path} on {device_name}")
         print(f"input     {common.describe(io['input'])}")
         print(f"clips     {len(good):,} in {len(chunks):,} chunks of at most {size}")
         failed = run_chunks(hub, model, device, io, chunks, state)
@@ -433,16 +450,17 @@ def main():
     logits = np.concatenate([np.load(state.part(i)) for i in range(len(chunks))])
     attributes = {
         "model": model_path.name,
-        "device": DEVICE_NAME,
+        "device": device_name,
         "job_ids": json.dumps([state.chunk(i)["job"] for i in range(len(chunks))]),
-        "output_kind": io.get("output_kind") or kind_of(logits),
         "run": key,
     }
+    if "output_kind" in io:
+        attributes["output_kind"] = io["output_kind"]
     if io.get("classes"):
         attributes["classes"] = json.dumps(io["classes"])
     write_h5(good, logits, io, attributes)
-    shutil.rmtree(state.folder)
-    print(f"wrote {OUTPUT_H5}: {len(good):,} clips, {logits.shape[1]} {attributes['output_kind']} each"
+    state.remove()
+    print(f"wrote {OUTPUT_H5}: {len(good):,} clips, {logits.shape[1]} {io.get('output_kind', 'scores')} each"
           + (f"; {len(unreadable):,} clips left out" if unreadable else ""))  # fmt: skip
     print(f"next: python tools/evaluate.py --h5 {OUTPUT_H5} --manifest {Path(data_path, 'manifest.jsonl')} "
           f"--class_map class_map.json")  # fmt: skip
