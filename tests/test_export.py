@@ -7,13 +7,14 @@ import json
 import os
 from pathlib import Path
 
+import example_export
 import h5py
 import numpy as np
 import pytest
 import torch
 from qevd_r2plus1d import Model
 from qevd_r2plus1d.model import class_balanced, load_checkpoint
-from small_models import read_h5, write_clips
+from small_models import DEVICE, SmallNetwork, client_of, compile_binary, read_h5, write_clips
 from torchvision.models import get_model
 
 import common
@@ -91,6 +92,17 @@ def test_a_checkpoint_of_the_original_solution_loads(tmp_path):
     torch.save(content, tmp_path / "original.pth")
     loaded = load_checkpoint(tmp_path / "original.pth")
     assert (loaded["model_name"], loaded["clip_len"], loaded["classes"]) == ("r2plus1d_18", 16, None)
+
+
+def test_the_originals_clip_len_yields_to_num_frames(checkpoint, tmp_path, capsys):
+    """Its --clip-len is 8 unless given, though the organisers export with 16 frames."""
+    content = torch.load(checkpoint, weights_only=True)
+    del content["clip_len"], content["classes"]
+    torch.save(content | {"args": argparse.Namespace(clip_len=8)}, tmp_path / "original.pth")
+    assert Model.from_pretrained(str(tmp_path / "original.pth")).num_frames == 8
+    assert Model.from_pretrained(str(tmp_path / "original.pth"), num_frames=16).num_frames == 16
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "--clip-len 8, exported with num_frames = 16" in line
 
 
 class Attack:
@@ -229,6 +241,74 @@ def test_w8a8_is_calibrated_with_our_clips(tmp_path, hub, run_script, checkpoint
     with h5py.File(hub.datasets[job.dataset_id].path) as file:
         assert file["data/0/batch_0"].dtype == np.uint8
     assert set((tmp_path / "hosts").read_text().split()) == {"127.0.0.1"}
+
+
+def test_onnx_is_saved_before_a_failing_profile_and_runs_as_printed(tmp_path, hub, run_script, checkpoint):
+    """Exit code 1 for the profile job, the model and the lines for run_inference.py are there, and they work."""
+    paths = write_clips(tmp_path / "clips", 2, frames=4, size=112, labels=CLASSES)
+    hub.faults.append(Fault("profile", fail=True, message="the device caught fire"))
+    environment = {"QAIHUB_CLIENT_INI": tmp_path / "client.ini", "OMP_NUM_THREADS": 2}
+    flags = ("--checkpoint", checkpoint, "--data-dir", "", "--target-runtime", "onnx", "--do-profiling")
+    result = run_script(SCRIPT, *flags, code=1, **environment)
+    assert "caught fire" in result.stderr and "Traceback" not in result.stderr
+    constants = {}
+    exec("\n".join(line.strip() for line in result.stdout.splitlines() if line.startswith("    ")), constants)
+    flags = [f"--{name.lower().replace('_', '-')}={constants[name]}"
+             for name in ("DLC_PATH", "ONNX_DIR", "VIDEO_ONNX_NAME", "BATCH", "C", "T", "H", "W")]  # fmt: skip
+    run_script("tools/run_inference.py", *flags, "--data-path", "clips", **environment)
+    logits, written = read_h5(tmp_path / "dataset-export.h5")
+    model = Model.from_pretrained(str(checkpoint))
+    expected = np.concatenate([model(torch.from_numpy(np.load(tmp_path / "clips" / path))).numpy() for path in paths])
+    assert written == paths
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("runtime", "precision", "name", "words"), [
+    ("onnx", "w8a8", "model.onnx", "cannot run w8a8 onnx"),
+    ("precompiled_qnn_onnx", "float", "model.onnx", "cannot run float precompiled_qnn_onnx"),
+    ("tflite", "float", "resnet_2plus1d.tflite", 'DLC_PATH = "export_assets/resnet_2plus1d.tflite"'),
+])  # fmt: skip
+def test_what_run_inference_cannot_run_is_said(monkeypatch, runtime, precision, name, words):
+    monkeypatch.setattr(example_export, "target_runtime", runtime)
+    monkeypatch.setattr(example_export, "precision", precision)
+    line = example_export.next_step(Path("export_assets", name), 16)
+    assert words in line and ("--target-runtime qnn_context_binary" in line) == ("cannot" in words)
+
+
+def test_a_model_that_the_hub_does_not_describe(tmp_path):
+    """Then the bundle's metadata.json says what it takes; without that, nobody does."""
+    tensor = {"shape": [1, 4, 112, 112, 3], "dtype": "uint8"}
+    scale = {"quantization_parameters": {"scale": 0.004, "zero_point": 0}}
+    entry = {"inputs": {"video": tensor | scale}, "outputs": {"scores": {"shape": [1, 5], "dtype": "float32"}}}
+    silent = argparse.Namespace(input_spec={}, output_spec={})
+    result = argparse.Namespace(
+        compile_job=argparse.Namespace(get_target_model=lambda: silent), download_path=tmp_path
+    )
+    for content, expected in ((entry, "scores"), ({"inputs": {}, "outputs": {}}, None)):
+        (tmp_path / "metadata.json").write_text(json.dumps({"model_files": {"model.bin": content}}))
+        io = example_export.find_io(silent, result)
+        assert io == expected or io["output"]["name"] == expected
+        if expected:
+            assert io["input"] == {"name": "video", **tensor, "scale": 0.004, "zero_point": 0}
+
+
+def test_outputs_of_another_name_are_compared(tmp_path, hub, capsys):
+    """The bundle may call the output otherwise than the device does; it is the only one."""
+    compile_binary(hub, tmp_path / "model.bin", frames=4)
+    (job,) = hub.jobs.values()
+    client, paths = client_of(hub), write_clips(tmp_path / "clips", 2, frames=4)
+    clips = [np.load(tmp_path / "clips" / path) for path in paths]
+    target = client.get_model(job.target_id)
+    io = common.io_of(target)
+    io["output"]["name"] = "scores"
+
+    class Network(SmallNetwork):
+        def sample_inputs(self, use_channel_last_format):
+            return {"video": clips}
+
+    with torch.no_grad():
+        example_export.compare_on_device(client, client.get_devices(DEVICE)[0], Network(4).eval(), target, io)
+    assert "the same Top-1 for 2 of 2 clips" in capsys.readouterr().out
 
 
 def test_a_failed_compile_job_ends_the_export(tmp_path, hub, run_script, checkpoint):

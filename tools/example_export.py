@@ -71,7 +71,7 @@ def wait_for_each_job(hub):
 
         return submit_and_wait
 
-    for name in ("submit_compile_job", "submit_quantize_job", "submit_link_job", "submit_profile_job"):
+    for name in ("submit_compile_job", "submit_quantize_job", "submit_link_job"):
         setattr(hub, name, waiting(getattr(hub, name)))
 
 
@@ -88,7 +88,10 @@ def model_arguments():
 
 
 def run_pipeline(hub_device):
-    """The package's own export; returns its ExportResult."""
+    """The package's own export, without its checks on the device: they come when the model is saved.
+
+    Returns its ExportResult.
+    """
     from qai_hub_models import Precision, TargetRuntime
     from qai_hub_models.utils.export.pipeline import export_model
 
@@ -97,13 +100,26 @@ def run_pipeline(hub_device):
         hub_device,
         precision=Precision.parse(precision),
         target_runtime=TargetRuntime(target_runtime),
-        skip_profiling=skip_profiling,
-        skip_inferencing=True,  # it would send float clips to a quantised model; compare_on_device does it
+        skip_profiling=True,
+        skip_inferencing=True,  # it would also send float clips to a quantised model
         skip_downloading=skip_downloading,
         skip_summary=True,
         output_dir=output_dir,
         **model_arguments(),
     )
+
+
+def find_io(target_model, result):
+    """What the compiled model takes and gives, as common.io_of has it; None if neither hub nor bundle says so."""
+    # the hub does not describe every linked binary; the DLC that it was made of takes and gives the same
+    io = common.io_of(target_model) or common.io_of(result.compile_job.get_target_model())
+    return io or (common.io_of_bundle(model_in_bundle(result)) if result.download_path else None)
+
+
+def model_in_bundle(result):
+    bundle = Path(result.download_path)
+    (name,) = json.loads((bundle / "metadata.json").read_text(encoding="utf-8"))["model_files"]
+    return bundle / name
 
 
 def save_beside(result, description):
@@ -112,13 +128,12 @@ def save_beside(result, description):
     An ONNX model stays in the bundle, with its weights file. The description goes last and names the file's hash, so
     that the two belong together whenever this is interrupted.
     """
-    bundle = Path(result.download_path)
-    (name,) = json.loads((bundle / "metadata.json").read_text(encoding="utf-8"))["model_files"]
-    if name.endswith(".onnx"):
-        return bundle / name
-    path = Path(output_dir, "resnet_2plus1d").with_suffix(Path(name).suffix)
+    source = model_in_bundle(result)
+    if source.suffix == ".onnx":
+        return source
+    path = Path(output_dir, "resnet_2plus1d").with_suffix(source.suffix)
     with common.written_then_renamed(path) as temporary:
-        shutil.copyfile(bundle / name, temporary)
+        shutil.copyfile(source, temporary)
     description = {"file": path.name, "sha256": common.sha256_of(path)} | description
     with common.written_then_renamed(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -130,15 +145,18 @@ def compare_on_device(hub, hub_device, model, target_model, io):
     import numpy as np
     import torch
 
+    if not io:
+        raise common.JobFailedError("AI Hub does not say what the model takes, so its logits are not compared")
     clips = model.sample_inputs(use_channel_last_format=False)["video"]
     expected = np.concatenate([model(torch.from_numpy(clip)).numpy() for clip in clips])
     inputs = {io["input"]["name"]: [common.as_model_input(clip, io["input"]) for clip in clips]}
     job = hub.submit_inference_job(target_model, hub_device, inputs, profile=False, name=target_model.name)
     common.wait_for(job)
-    outputs = job.download_output_data()
-    if not outputs or len(outputs[io["output"]["name"]]) != len(clips):
+    outputs = job.download_output_data() or {}
+    arrays = outputs.get(io["output"]["name"]) or next(iter(outputs.values()), [])
+    if len(arrays) != len(clips):
         raise common.JobFailedError(f"the inference job brought no output for its {len(clips)} clips; see {job.url}")
-    logits = np.concatenate([common.as_logits(output, io["output"]) for output in outputs[io["output"]["name"]]])
+    logits = np.concatenate([common.as_logits(array, io["output"]) for array in arrays])
     error = np.mean((logits - expected) ** 2)
     psnr = 10 * np.log10(np.abs(expected).max() ** 2 / error) if error else np.inf
     agree = int((logits.argmax(1) == expected.argmax(1)).sum())
@@ -146,20 +164,39 @@ def compare_on_device(hub, hub_device, model, target_model, io):
           f"the same Top-1 for {agree} of {len(clips)} clips")  # fmt: skip
 
 
+def profile_on_device(hub, hub_device, model, target_model):
+    """Print latency, memory and the placement of the layers on the device."""
+    from qai_hub_models import TargetRuntime
+
+    options = model.get_hub_inference_options(TargetRuntime(target_runtime))
+    job = hub.submit_profile_job(target_model, hub_device, name=target_model.name, options=options)
+    common.wait_for(job)
+    common.print_profile(job)
+
+
 def print_result(result, path, io):
-    """What was made, what it takes and gives, its jobs, and the line for run_inference.py."""
+    """What was made, what it takes and gives, and its jobs."""
     if path:
         print(f"model     {path} ({path.stat().st_size / 1e6:.1f} MB), bundle {result.download_path}")
-    print(f"input     {common.describe(io['input'])}, RGB in [0, 1]")
-    print(f"output    {common.describe(io['output'])}, logits")
+    if io:
+        print(f"input     {common.describe(io['input'])}, RGB in [0, 1]")
+        print(f"output    {common.describe(io['output'])}, logits")
     for job in filter(None, (result.compile_job, result.link_job)):
         print(f"{job.job_type + ' job':<11} {job.job_id}  {job.url}")
     if share:
         print(f"shared with {', '.join(share)}: quote compile job {result.compile_job.job_id}")
-    if path and path.suffix == ".onnx":
-        print(f'next: in tools/run_inference.py set\n    DLC_PATH = ""\n    ONNX_DIR = "{path.parent}"')
-    elif path:
-        print(f'next: in tools/run_inference.py set\n    DLC_PATH = "{path}"')
+
+
+def next_step(path, frames):
+    """The lines to set in run_inference.py, or why it cannot run this model."""
+    if path.suffix != ".onnx":
+        return f'next: in tools/run_inference.py set\n    DLC_PATH = "{path}"'
+    # it compiles ONNX files itself, with a float input; these hold integers or a binary that is compiled already
+    if target_runtime == "precompiled_qnn_onnx" or precision != "float":
+        return (f"next: tools/run_inference.py cannot run {precision} {target_runtime}; for it, export again with "
+                f"--target-runtime qnn_context_binary")  # fmt: skip
+    return (f'next: in tools/run_inference.py set\n    DLC_PATH = ""\n    ONNX_DIR = "{path.parent}"\n'
+            f'    VIDEO_ONNX_NAME = "{path.name}"\n    BATCH, C, T, H, W = 1, 3, {frames}, 112, 112')  # fmt: skip
 
 
 def main():
@@ -173,11 +210,9 @@ def main():
         wait_for_each_job(hub)
         result = run_pipeline(hub_device)
         target_model = (result.link_job or result.compile_job).get_target_model()
-        # the hub does not describe every linked binary; the DLC that it was made of takes and gives the same
-        io = common.io_of(target_model) or common.io_of(result.compile_job.get_target_model())
+        io = find_io(target_model, result)
         model = Model.from_pretrained(**model_arguments())
-        description = {
-            **io,
+        description = (io or {}) | {
             "output_kind": "logits",
             "classes": model.classes,
             "target_runtime": target_runtime,
@@ -191,11 +226,13 @@ def main():
         if share:
             for job in filter(None, (result.compile_job, result.link_job)):
                 job.modify_sharing(add_emails=share)
+        print_result(result, path, io)
+        if path:
+            print(next_step(path, model.num_frames))
+        if not skip_profiling:
+            profile_on_device(hub, hub_device, model, target_model)
         if not skip_inferencing:
             compare_on_device(hub, hub_device, model, target_model, io)
-        if not skip_profiling:
-            common.print_profile(result.profile_job)
-    print_result(result, path, io)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ OFFICIAL_NUM_FRAMES = 16  # what the organisers feed; used where neither checkpo
 def load_checkpoint(path):
     """Read a checkpoint of train.py, of the original sample solution, or a bare state dict; nothing in it is executed.
 
-    Returns {state_dict, model_name, classes (names in index order, or None), clip_len (frames, or None)}. Exits with
-    code 2 and one sentence if the file is missing, damaged, unsafe to load or holds another kind of network.
+    Returns {state_dict, model_name, classes (names in index order, or None), clip_len (frames, or None),
+    clip_len_is_sure (False where it is the original's --clip-len, 8 unless given)}. Exits with code 2 and one sentence
+    if the file is missing, damaged, unsafe to load or holds another kind of network.
     """
     try:
         # the original's checkpoints carry their argparse.Namespace; every other class in the pickle is refused
@@ -54,6 +55,7 @@ def load_checkpoint(path):
         "model_name": checkpoint.get("model_name") or args.get("model") or NETWORKS[0],
         "classes": checkpoint.get("classes"),
         "clip_len": checkpoint.get("clip_len") or args.get("clip_len"),
+        "clip_len_is_sure": bool(checkpoint.get("clip_len")),
     }
 
 
@@ -151,16 +153,20 @@ class QevdR2Plus1D(BaseModel):
         """
         class_map = common.load_class_map(common.REPO / "class_map.json")
         official = sorted(class_map, key=class_map.get)
+        classes, clip_len = None, None
         if random_weights:
             torch.manual_seed(0)
             network = get_model(NETWORKS[0], weights=None, num_classes=num_classes or len(official))
-            classes, clip_len = None, None
         else:
             loaded = load_checkpoint(checkpoint)
             network = build_network(checkpoint, loaded, num_classes)
             classes, clip_len = loaded["classes"], loaded["clip_len"]
-        if num_frames and clip_len and num_frames != clip_len:
-            common.refuse(f"num_frames is {num_frames}, but {checkpoint} was trained with {clip_len} frames a clip")
+            if num_frames and clip_len and num_frames != clip_len:
+                if loaded["clip_len_is_sure"]:
+                    common.refuse(
+                        f"num_frames is {num_frames}, but {checkpoint} was trained with {clip_len} frames a clip"
+                    )
+                print(f"{checkpoint} says --clip-len {clip_len}, exported with num_frames = {num_frames}")
         if classes is None and network.fc.out_features == len(official):
             classes = official
         network.avgpool = MeanOverTimeAndSpace()
