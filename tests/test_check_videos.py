@@ -662,6 +662,72 @@ def test_shares_of_several_processes_merge_into_the_same_report(together, zoo, r
     assert [path.name for path in Path().glob("*.csv")] == ["bad_videos.csv"], "share files were left"
 
 
+def test_the_report_does_not_forget_where_originals_went(sources, run_script, tmp_path, monkeypatch):
+    """Neither by a run of another ROOT in the same REPORT, nor by the same ROOT spelled otherwise."""
+    monkeypatch.chdir(tmp_path)
+    for root in "full_dataset", "other":
+        cut_videos(sources, Path(root, "train/a"), num_cut=0, num_empty=1, num_healthy=1)
+        Path(root, "train/a/page_00.mp4").rename(Path(root, f"train/a/{root}.mp4"))
+        Path(root, "train/a/good_00.mp4").rename(Path(root, f"train/a/{root}_good.mp4"))
+    run_script(SCRIPT, *SEED, code=1)
+    row = report()["full_dataset.mp4"]
+    result = run_script(SCRIPT, *SEED, "--root", "other", code=1)
+    assert f"sum{2:26}" in result.stdout, f"rows of another dataset are counted\n{result.stdout}"
+    assert report()["full_dataset.mp4"] == row and Path(row["quarantined_to"]).read_bytes() == b"<html>0</html>"
+    result = run_script(SCRIPT, *SEED, "--root", tmp_path / "full_dataset")
+    assert "1 unchanged" in result.stdout and "1 were quarantined in earlier runs" in result.stdout, result.stdout
+    assert report()["full_dataset.mp4"]["quarantined_to"] == row["quarantined_to"] and len(report_lines()) == 5
+
+
+def test_what_an_interrupted_launch_left_does_not_override_newer_rows(sources, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_healthy=4)
+    for rank in 0, 1:
+        run_script(SCRIPT, *SEED, RANK=rank, WORLD_SIZE=3)
+    assert len(list(Path().glob("*.csv"))) == 2
+    stale = {path: path.read_bytes() for path in Path().glob("*.csv")}
+    for i in range(3):
+        Path(f"full_dataset/train/a/good_{i:02}.mp4").write_bytes(b"<html>")
+    run_script(SCRIPT, *SEED, code=1)
+    assert [path.name for path in Path().glob("*.csv")] == ["bad_videos.csv"], "share files were left"
+    for path, data in stale.items():
+        path.write_bytes(data)
+        os.utime(path, (1, 1))
+    run_script(SCRIPT, *SEED)
+    assert [row["action"] for row in report().values()] == ["quarantined earlier"] * 3 + ["kept"]
+
+
+def test_a_share_of_an_earlier_launch_is_not_taken_for_one_that_has_not_started(
+    sources, run_script, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_healthy=8)
+
+    def task(job, rank):
+        array = {"SLURM_ARRAY_TASK_ID": rank, "SLURM_ARRAY_TASK_MIN": 0, "SLURM_ARRAY_TASK_COUNT": 2}
+        return run_script(SCRIPT, *SEED, SLURM_ARRAY_JOB_ID=job, **array).stdout
+
+    task(job=1, rank=0)
+    assert "share 1 of 2 is done" in task(job=2, rank=1) and not Path("bad_videos.csv").exists()
+    task(job=2, rank=0)
+    assert len(report()) == 8 and [path.name for path in Path().glob("*.csv")] == ["bad_videos.csv"]
+
+
+def test_a_share_that_another_process_merges_meanwhile_is_not_missing_in_the_report(tmp_path, monkeypatch):
+    """Another process merges and removes the shares while this one reads them: its report stays."""
+    monkeypatch.setattr(check_videos, "REPORT", str(tmp_path / "bad_videos.csv"))
+    check_videos.write_rows(check_videos.share_path("part", 0, 2), {})
+    check_videos.write_rows(check_videos.share_path("done", 1, 2), {})
+    read_rows = check_videos.read_rows
+
+    def late_read(path):
+        path.unlink()
+        return read_rows(path)
+
+    monkeypatch.setattr(check_videos, "read_rows", late_read)
+    assert check_videos.merge(0, 2) is None and not (tmp_path / "bad_videos.csv").exists()
+
+
 def test_wrong_usage_is_told_in_one_sentence(sources, run_script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("classes_only/squats").mkdir(parents=True)

@@ -20,8 +20,8 @@ broken link, a failing disk, no memory) is reported and left where it is. A chan
 pictures cannot be seen by any decoder.
 
 Stopped or killed at any moment, run the same command again: healthy videos whose size and mtime are unchanged are
-skipped. `torchrun` and SLURM arrays share the videos between processes, by a hash of the path; whichever process
-finishes last merges the reports. Exit codes: 0 all healthy, 1 faults found (listed), 2 wrong usage, 130 stopped.
+skipped, and rows of other datasets in REPORT stay. `torchrun` and SLURM arrays share the videos between processes, by
+a hash of the path; whichever process finishes last merges the reports. Exit codes: 0 all healthy, 1 faults found (listed), 2 wrong usage, 130 stopped.
 """
 
 import concurrent.futures.process
@@ -31,6 +31,7 @@ import filecmp
 import functools
 import glob
 import importlib
+import io
 import itertools
 import multiprocessing
 import os
@@ -623,9 +624,17 @@ def change_dataset(video, row, temporary):
 
 
 def share_path(state, rank, world_size):
-    """The file for one process's rows: REPORT itself, or under a launcher <report>.<rank>of<n>.<part or done>.csv."""
+    """The file for one process's rows: REPORT itself, or under a launcher <report>.<rank>of<n>[.<id>].<state>.csv.
+
+    `state` is part or done; the id is the launch's where the launcher gives one, so that no process takes what an
+    earlier launch left for the share of one that has not started yet.
+    """
     report = Path(REPORT)
-    return report if world_size == 1 else report.with_name(f"{report.stem}.{rank}of{world_size}.{state}{report.suffix}")
+    if world_size == 1:
+        return report
+    launch = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_ARRAY_JOB_ID") or ""
+    name = ".".join(filter(None, [report.stem, f"{rank}of{world_size}", re.sub(r"\W", "-", launch), state]))
+    return report.with_name(name + report.suffix)
 
 
 def all_shares():
@@ -638,19 +647,16 @@ def all_shares():
 def read_rows(path):
     """Rows of a report by video; the last row of a video counts. Leaves out a row that a kill cut off.
 
-    Exits with code 2 if the file is no report of this script, so that nothing else is overwritten.
+    Raises FileNotFoundError. Exits with code 2 if the file is no report of this script, so that nothing else is
+    overwritten.
     """
-    if not path.exists() or not path.stat().st_size:
-        return {}
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        lines = csv.reader(line.replace("\0", "") for line in file)
-        if next(lines, None) != COLUMNS:
-            common.refuse(f"{path} is no report of check_videos.py; move it away or name another file with --report")
-        rows = [dict(zip(COLUMNS, line)) for line in lines if len(line) == len(COLUMNS)]
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read() != b"\n":
-            rows = rows[:-1]
+    text = path.read_bytes().decode("utf-8", errors="surrogateescape").replace("\0", "")
+    lines = csv.reader(io.StringIO(text, newline=""))
+    if text and next(lines, None) != COLUMNS:
+        common.refuse(f"{path} is no report of check_videos.py; move it away or name another file with --report")
+    rows = [dict(zip(COLUMNS, line)) for line in lines if len(line) == len(COLUMNS)]
+    if not text.endswith("\n"):
+        rows = rows[:-1]
     return {row["video"]: row for row in rows}
 
 
@@ -669,12 +675,25 @@ def open_report(path, mode):
 
 
 def earlier_rows():
-    """Rows of earlier runs of this ROOT, finished or not, with any number of processes."""
-    rows = {}
+    """Rows of earlier runs, finished or not, with any number of processes: (those of this ROOT, those of others)."""
+    found, rows, others = [], {}, {}
     for path in [Path(REPORT), *all_shares()]:
-        with contextlib.suppress(FileNotFoundError):  # another process has just merged the shares
-            rows |= read_rows(path)
-    return {video: row for video, row in rows.items() if Path(video).is_relative_to(ROOT)}
+        with contextlib.suppress(FileNotFoundError):  # the first run; another process has just merged the shares
+            found.append((path.stat().st_mtime_ns, read_rows(path)))
+    for _, part in sorted(found, key=lambda pair: pair[0]):  # of a video that is in several the newest counts
+        for video, row in part.items():
+            if ours := spelled_from_root(video):
+                rows[ours] = row | {"video": ours}
+            else:
+                others[video] = row
+    return rows, others
+
+
+def spelled_from_root(video):
+    """The path as this run writes it, if it lies under ROOT, in whatever spelling of ROOT; None for another's."""
+    with contextlib.suppress(ValueError):
+        return str(Path(ROOT) / Path(os.path.abspath(video)).relative_to(os.path.abspath(ROOT)))
+    return None
 
 
 def row_to_keep(row):
@@ -700,17 +719,14 @@ def merge(rank, world_size):
 
     Returns the rows of the whole report by video.
     """
-    if world_size == 1:
-        rows = read_rows(Path(REPORT))
-        write_rows(Path(REPORT), rows)
-        return rows
-    os.replace(share_path("part", rank, world_size), share_path("done", rank, world_size))
+    if world_size > 1:
+        os.replace(share_path("part", rank, world_size), share_path("done", rank, world_size))
     rows = {}
     for other in range(world_size):
-        share = share_path("done", other, world_size)
-        if not share.exists():  # still at work, or merged by another process that finished at the same moment
+        try:
+            rows |= read_rows(share_path("done", other, world_size))
+        except FileNotFoundError:  # still at work, or merged by another process that finished at the same moment
             return None
-        rows |= read_rows(share)
     write_rows(Path(REPORT), rows)
     for share in all_shares():
         share.unlink(missing_ok=True)
@@ -797,7 +813,8 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is clean, too
     rank, world_size = common.rank_and_world_size()
     videos = list_videos()
-    kept = {video: row_to_keep(row) for video, row in earlier_rows().items() if is_ours(video)}
+    earlier, of_other_roots = earlier_rows()
+    kept = {video: row_to_keep(row) for video, row in earlier.items() if is_ours(video)}
     kept = {video: row for video, row in kept.items() if row}
     todo = [video for video in videos if str(video) not in kept]
     share = f" in share {rank} of {world_size}" if world_size > 1 else ""
@@ -805,7 +822,7 @@ def main():
     print(f"{len(videos):,} videos under {ROOT}{share}, {unchanged:,} unchanged since an earlier run and skipped")
 
     part = share_path("part", rank, world_size)
-    write_rows(part, kept)
+    write_rows(part, of_other_roots | kept)
     if world_size > 1:
         share_path("done", rank, world_size).unlink(missing_ok=True)
     try:
@@ -819,6 +836,7 @@ def main():
     if rows is None:
         print(f"share {rank} of {world_size} is done; the process that finishes last merges the reports into {REPORT}")
         return
+    rows = {video: row for video, row in rows.items() if video not in of_other_roots}
     print_summary(rows)
     if any(row["reason"] != "healthy" and row["action"] != "quarantined earlier" for row in rows.values()):
         raise SystemExit(1)
