@@ -15,13 +15,15 @@ ever overwritten. What happens to a damaged video:
     --reencode          (with --remux) what remuxing cannot repair is encoded anew, lost picture parts concealed
     --dry-run           the same is tried and reported, but nothing under ROOT or QUARANTINE is touched
 
-A repair counts only if the repaired file then decodes completely. A file that cannot be read (no permission, a
-broken link, a failing disk, no memory) is reported and left where it is. A changed bit that still decodes to legal
-pictures cannot be seen by any decoder.
+A repair counts only if the repaired file then decodes completely. A file that cannot be read (no permission, a broken
+link, a failing disk, no memory) is reported and left where it is. A changed bit that still decodes to legal pictures
+cannot be seen by any decoder.
 
 Stopped or killed at any moment, run the same command again: healthy videos whose size and mtime are unchanged are
 skipped, and rows of other datasets in REPORT stay. `torchrun` and SLURM arrays share the videos between processes, by
-a hash of the path; whichever process finishes last merges the reports. Exit codes: 0 all healthy, 1 faults found (listed), 2 wrong usage, 130 stopped.
+a hash of the path; whichever process finishes last merges the reports.
+
+Exit codes: 0 all healthy, 1 faults found (listed), 2 wrong usage or a broken package, 130 stopped.
 """
 
 import concurrent.futures.process
