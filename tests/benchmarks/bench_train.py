@@ -115,8 +115,6 @@ def bench(root, options):
     print(f"{'':24}{'step':>10}{'both':>10}{'both / slower':>16}{'both / bound':>15}{'waiting':>10}")
     rows = {}
     for name, layers, amp in MODES[: options.modes]:
-        if amp and layers == ["all"] and args.device == "cpu":
-            continue
         with contextlib.redirect_stdout(io.StringIO()):
             stepper = Stepper(parse_train_args(root, options, layers, amp))
             count = len(batches) * len(batch[0])
