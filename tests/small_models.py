@@ -49,7 +49,7 @@ def write_clips(folder, number, frames=8, size=16, labels=("a", "b", "c", "d")):
     random, rows = np.random.default_rng(0), []
     for i in range(number):
         label = labels[i % len(labels)]
-        path = f"{label}/{(7 * i) % 1000:04d}.npy"
+        path = f"{label}/{(7 * i) % 10007:04d}.npy"
         (folder / label).mkdir(parents=True, exist_ok=True)
         np.save(folder / path, random.random((1, 3, frames, size, size), dtype=np.float32))
         rows.append({"video_path": f"/videos/{path[:-4]}.mp4", "label": label, "tensor_path": path})

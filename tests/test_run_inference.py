@@ -298,7 +298,8 @@ def test_a_bad_token_is_refused_and_never_shown(place, run_script):
     result = run_script(SCRIPT, *place.flags(), code=2, **place.environment)
     assert "does not accept the token" in result.stderr and "S3CRET" not in result.stdout + result.stderr
     good = (place.folder / "client.ini").read_text()
-    for damaged in (f"{good}S3CRET-T0KEN\n", good.replace("S3CRET", "S3CRET%"), good.replace("T0KEN", "T0KEN\n S3CRET")):
+    percent, two_lines = good.replace("S3CRET", "S3CRET%"), good.replace("T0KEN", "T0KEN\n S3CRET")
+    for damaged in (f"{good}S3CRET-T0KEN\n", percent, two_lines):
         (place.folder / "client.ini").write_text(damaged)
         result = run_script(SCRIPT, *place.flags(), code=2, **place.environment)
         assert "client.ini" in result.stderr.strip().splitlines()[-1] and "Traceback" not in result.stderr, damaged
