@@ -137,6 +137,20 @@ def test_torchrun_itself(videos, reference, tmp_path):
     assert content_of(tmp_path / "out") == content_of(reference[0])
 
 
+def test_a_bad_video_does_not_end_the_other_processes_of_torchrun(tmp_path):
+    for k in range(12):
+        (tmp_path / "in/squats").mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / f"in/squats/{k:02d}.mp4", 20, height=32, width=32)
+    (tmp_path / "in/squats/00.mp4").write_bytes(b"no video")
+    (tmp_path / "in/top.mp4").write_bytes(b"no video")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", REPO / SCRIPT]
+    command += ["--data-root", tmp_path / "in", "--out-root", tmp_path / "out", "--num-workers", "1"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    assert len((tmp_path / "out/manifest.jsonl").read_text().splitlines()) == 11, result.stdout + result.stderr
+    assert len((tmp_path / "out/failures.jsonl").read_text().splitlines()) == 2
+
+
 def test_killed_ten_times(videos, reference, run_script, tmp_path):
     out = tmp_path / "out"
     arguments = ["--data-root", videos, "--out-root", out, "--num-workers", "2"]
@@ -218,6 +232,32 @@ def test_wrong_folders_are_refused(run_script, tmp_path):
     arguments = ("--data-root", tmp_path / "val", "--out-root", tmp_path / "file/out")
     assert "cannot be written" in run_script(SCRIPT, *arguments, code=2).stderr
     assert "float32 or float16" in run_script(SCRIPT, "--dtype", "int8", code=2).stderr
+
+
+def test_tensors_are_what_train_py_validates_on(videos, reference):
+    """The clip of `train.py --test-only` is the saved tensor, normalised: the same code makes both."""
+    code = """
+import json, sys
+import numpy as np
+import datasets, presets, transforms, torch
+videos, out = sys.argv[1:]
+rows = {row["video_path"]: row for row in map(json.loads, open(out + "/manifest.jsonl"))}
+samples = [(path, 0) for path in sorted(rows)]
+preset = presets.VideoClassificationPresetEval(resize_size=(128, 171), crop_size=(112, 112))
+metadata = datasets.index_videos([path for path, _ in samples], progress=False)
+dataset = datasets.KineticsWithVideoId(videos, samples, metadata, 16, 4, preset)
+normalize = transforms.Normalize()
+for clip in datasets.val_clips(dataset, 1):
+    validated, _, video, _ = dataset[clip]
+    saved = torch.from_numpy(np.load(out + "/" + rows[samples[video][0]]["tensor_path"]))
+    difference = (normalize(validated[None]) - normalize(saved)).abs().max().item()
+    assert difference < 1e-6, (samples[video][0], difference)
+print("equal", len(samples))
+"""
+    folder = REPO / "references/video_classification"
+    command = [sys.executable, "-c", code, videos, reference[0]]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.stdout.endswith("equal 13\n"), result.stdout + result.stderr
 
 
 @pytest.fixture

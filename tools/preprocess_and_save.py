@@ -12,12 +12,13 @@ It can be killed and started again: finished tensors of unchanged videos are kep
     $ sbatch --array 0-7 --wrap "python tools/preprocess_and_save.py"
 """
 
+import contextlib
 import json
 import os
 import shutil
 import sys
 import time
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
 from pathlib import Path
 
 import common
@@ -32,8 +33,6 @@ NUM_WORKERS = 0  # processes on this machine; 0: one a core
 TIMEOUT = 120  # seconds after which a video that does not finish decoding has failed
 # ----------------------------------------------------------------------------------------------------------------------
 
-VIDEO_EXTENSIONS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
-
 
 def find_videos(data_root):
     """Walk `data_root`, links to folders included, each folder once.
@@ -41,6 +40,8 @@ def find_videos(data_root):
     Returns (videos, failures): sorted paths relative to `data_root` (str, "/") of files at <class>/<video>, and
     {path: error} for folders that cannot be read, videos at another depth, and videos whose tensor another one takes.
     """
+    from torchvision_patches.video_utils import VIDEO_EXTENSIONS
+
     videos, failures, visited = [], {}, {os.path.realpath(data_root)}
 
     def unreadable(error):
@@ -50,7 +51,7 @@ def find_videos(data_root):
         subfolders[:] = sorted(d for d in subfolders if os.path.realpath(os.path.join(folder, d)) not in visited)
         visited.update(os.path.realpath(os.path.join(folder, d)) for d in subfolders)
         for file in files:
-            if os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS:
+            if os.path.splitext(file)[1].lower() in VIDEO_EXTENSIONS and not file.startswith("."):
                 videos.append(Path(folder, file).relative_to(data_root).as_posix())
     taken = {}
     for video in sorted(videos):
@@ -66,10 +67,10 @@ def tensor_path(video):
     return os.path.splitext(video)[0] + ".npy"
 
 
-def source_of(video):
+def source_of(path):
     """What tells whether a video has changed: its size in bytes and mtime in ns, None for a file that is not there."""
     try:
-        status = os.stat(os.path.join(DATA_ROOT, video))
+        status = os.stat(path)
     except OSError:
         return {"source_size": None, "source_mtime_ns": None}
     return {"source_size": status.st_size, "source_mtime_ns": status.st_mtime_ns}
@@ -99,24 +100,28 @@ def read_progress(videos):
     A row counts if its source is unchanged and its tensor is there.
     """
     done, failed, wanted = {}, {}, set(videos)
-    files = [Path(OUT_ROOT, "manifest.jsonl"), *sorted(Path(OUT_ROOT, "progress").glob("*.jsonl"))]
-    for line in (line for file in files if file.exists() for line in file.read_text().splitlines()):
+    lines = []
+    for file in (Path(OUT_ROOT, "manifest.jsonl"), *sorted(Path(OUT_ROOT, "progress").glob("*.jsonl"))):
+        with contextlib.suppress(FileNotFoundError):  # another process has merged it meanwhile
+            lines += file.read_text().splitlines()
+    for line in lines:
         try:
             row = json.loads(line)
         except ValueError:
             continue  # the line that a kill cut off
         video = row.get("video") or Path(row["tensor_path"]).parent.name + "/" + os.path.basename(row["video_path"])
-        if video not in wanted or any(row.get(key) != value for key, value in source_of(video).items()):
+        path = os.path.join(DATA_ROOT, video)
+        if video not in wanted or any(row.get(key) != value for key, value in source_of(path).items()):
             continue
         if "error" in row:
             failed[video] = row["error"]
         elif Path(OUT_ROOT, row["tensor_path"]).exists():
-            done[video] = row | {"video_path": os.path.join(DATA_ROOT, video)}
+            done[video] = row | {"video_path": path}
     return done, {video: error for video, error in failed.items() if video not in done}
 
 
 def preprocess(video, data_root, out_root, clip_len, frame_rate, dtype):
-    """Decode, resize, crop and save the first clip of one video. Returns its manifest row, without the source's stamp.
+    """Decode, resize, crop and save the first clip of one video. Returns its manifest row.
 
     Raises UnreadableVideo if the clip cannot be decoded, OSError if the tensor cannot be written.
     """
@@ -128,6 +133,7 @@ def preprocess(video, data_root, out_root, clip_len, frame_rate, dtype):
 
     torch.set_num_threads(1)
     path = os.path.join(data_root, video)
+    source = source_of(path)  # before it is read: a video that is replaced meanwhile is done again next time
     pts, fps = frame_times(path)
     clips, frame_indices = VideoClips.compute_clips_for_video(torch.from_numpy(pts), clip_len, 1, fps, frame_rate)
     frames = read_frames(path, clips[0].numpy(), frame_indices[0].numpy())  # (T, H, W, 3)
@@ -137,7 +143,7 @@ def preprocess(video, data_root, out_root, clip_len, frame_rate, dtype):
         np.save(file, tensor)
     row = {"video_path": path, "label": os.path.dirname(video), "tensor_path": tensor_path(video)}
     row |= {"shape": list(tensor.shape), "dtype": dtype, "frame_indices": frame_indices[0].tolist()}
-    return row | {"num_frames": len(pts), "fps": fps}
+    return row | {"num_frames": len(pts), "fps": fps} | source
 
 
 def results_of(videos, num_workers):
@@ -184,15 +190,20 @@ def run_share(videos, done, rank, world_size):
     num_workers = NUM_WORKERS or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     for label in {os.path.dirname(video) for video in todo}:
         Path(OUT_ROOT, label).mkdir(exist_ok=True)
-    journal = Path(OUT_ROOT, "progress", f"{rank}-of-{world_size}.{time.time_ns()}.jsonl")
+    progress, me = Path(OUT_ROOT, "progress"), f"{rank}-of-{world_size}"
+    for file in progress.glob("failures-*.jsonl"):
+        if not file.stem.endswith(f"-of-{world_size}"):
+            file.unlink(missing_ok=True)  # of another split of the work; they are tried again
     counts = {"saved": 0, "failed": 0}
-    with open(journal, "a", encoding="utf-8") as rows, tqdm(
-        total=len(share), initial=len(share) - len(todo), unit="clip", desc="preprocessing"
-    ) as bar:
+    with (
+        open(progress / f"rows-{me}-{time.time_ns()}.jsonl", "w") as rows,
+        open(progress / f"failures-{me}.jsonl", "w") as failures,
+        tqdm(total=len(share), initial=len(share) - len(todo), unit="clip", desc="preprocessing") as bar,
+    ):
         for video, row, error in results_of(todo, num_workers):
-            row = row or {"video_path": os.path.join(DATA_ROOT, video), "error": error}
-            rows.write(json.dumps({"video": video} | row | source_of(video)) + "\n")
-            rows.flush()
+            path = os.path.join(DATA_ROOT, video)
+            row = row or {"video_path": path, "error": error} | source_of(path)
+            print(json.dumps({"video": video} | row), file=failures if error else rows, flush=True)
             counts["failed" if error else "saved"] += 1
             bar.update()
     return counts["saved"], counts["failed"]
@@ -207,7 +218,9 @@ def write_manifest(done, failures):
         with common.written_then_renamed(Path(OUT_ROOT, name)) as temporary, open(temporary, "w") as file:
             for line in sorted(lines, key=lambda line: line["video_path"]):
                 file.write(json.dumps(line) + "\n")
-    for file in (*journals, *Path(OUT_ROOT).glob("*/.*.npy.*.tmp")):
+    # another process may be writing what looks left over
+    leftovers = Path(OUT_ROOT).rglob(".*.tmp") if common.rank_and_world_size()[1] == 1 else []
+    for file in (*journals, *leftovers):
         file.unlink(missing_ok=True)
 
 
@@ -226,30 +239,36 @@ def main():
         Path(OUT_ROOT, "progress").mkdir(parents=True, exist_ok=True)
         check_settings()
         rank, world_size = common.rank_and_world_size()
-        done, _ = read_progress(videos)
+        done = set(read_progress(videos)[0])
         kept = sum(video in done for video in videos[rank::world_size])
         needed = (len(videos) - len(done)) * 3 * CLIP_LEN * 112 * 112 * int(DTYPE[5:]) // 8
         if needed > shutil.disk_usage(OUT_ROOT).free:
             common.refuse(f"{OUT_ROOT} needs {needed / 1e9:.1f} GB more, its disk has less; nothing was written")
         saved, failed = run_share(videos, done, rank, world_size)
+        rows, decoding_failures = read_progress(videos)
+        complete = len(rows) + len(decoding_failures) == len(videos)
+        if complete:
+            write_manifest(rows, failures | decoding_failures)
     except OSError as e:
         common.refuse(f"{OUT_ROOT} cannot be written ({e}); what is finished is kept, mend this and start again")
-
-    done, decoding_failures = read_progress(videos)
-    if len(done) + len(decoding_failures) < len(videos):
-        print(f"process {rank} of {world_size} is done; the last one to finish writes manifest.jsonl")
+    if complete:
+        report(rows, failures | decoding_failures)
     else:
-        failures |= decoding_failures
-        write_manifest(done, failures)
-        short = sum(row["num_frames"] * FRAME_RATE / row["fps"] < CLIP_LEN for row in done.values())
-        print(f"{len(done):,} clips in {OUT_ROOT}/manifest.jsonl, {short:,} of them of short videos, sampled faster")
-        for video, error in list(failures.items())[:10]:
-            print(f"failed: {os.path.join(DATA_ROOT, video)}: {error}")
-        if failures:
-            print(f"{len(failures):,} failed, all in {OUT_ROOT}/failures.jsonl")
-    failed += sum(video in failures for video in failures if video not in decoding_failures) if rank == 0 else 0
+        print(f"process {rank} of {world_size} is done; the last one to finish writes manifest.jsonl")
+    failed += len(failures) if rank == 0 else 0
     print(f"found {saved + kept + failed:,} = saved {saved:,} + kept {kept:,} + failed {failed:,}")
-    sys.exit(1 if failed or failures else 0)
+    # of several processes only the one that merges says so: torchrun would end the others at the first exit code 1
+    sys.exit(1 if complete and failures | decoding_failures else 0)
+
+
+def report(rows, failures):
+    """Print how many clips there are, how many of short videos, and the first failures."""
+    short = sum(row["num_frames"] * FRAME_RATE / row["fps"] < CLIP_LEN for row in rows.values())
+    print(f"{len(rows):,} clips in {OUT_ROOT}/manifest.jsonl, {short:,} of them of short videos, sampled faster")
+    for video, error in sorted(failures.items())[:10]:
+        print(f"failed: {os.path.join(DATA_ROOT, video)}: {error}")
+    if failures:
+        print(f"{len(failures):,} failed, all in {OUT_ROOT}/failures.jsonl")
 
 
 if __name__ == "__main__":

@@ -133,6 +133,8 @@ def main():
         print(f"\n{number}. {what}", end="")
         checkpoint = Path(FOLDER, "training", "checkpoint.pth")
         interrupted = what == TRAINING and state["started"] == command and checkpoint.exists()
+        if what == TRAINING and not interrupted:
+            checkpoint.unlink(missing_ok=True)  # another command's
         # what was done after this step stood on something older: it is forgotten, and done again
         state = {"done": {}, "started": command}
         write_state(state_file, state | {"done": results})

@@ -35,8 +35,10 @@ if torchvision.__version__.split("+")[0] != WRITTEN_FOR:
         f"run `pip install -r requirements.txt`, or compare the overrides with the new version and change WRITTEN_FOR"
     )
 
+VIDEO_EXTENSIONS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}  # what training and preprocessing take for videos
 INDEX_VERSION = 1  # of the index file and of the rules by which frame times are read
 SAVE_EVERY = 60  # seconds between two saves of an index that is being built
+NO_TIMES = -(2**62)  # from here on, a frame "time" is the frame's number: the file has no times. No file counts so low
 SKIP_BY_PACKET = {"h264", "hevc"}  # decoders that look at skip_frame at each packet; dav1d does once, at the first
 
 
@@ -51,20 +53,28 @@ class UnreadableVideo(RuntimeError):
         return f"{self.path}: {self.reason}"
 
 
+class NotAsIndexed(Exception):
+    """The packets of a file do not lie where its header says they do."""
+
+
 @contextlib.contextmanager
 def opened(path):
     """Open a video with PyAV; yields (container, its first video stream that is not a cover picture).
 
-    Whatever FFmpeg reports inside the block is raised as UnreadableVideo.
+    Whatever goes wrong inside the block is raised as UnreadableVideo: on damaged files PyAV raises built-in errors too.
     """
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise UnreadableVideo(path, "it has no video stream")
+            if streams[0].codec_context is None:
+                raise UnreadableVideo(path, "FFmpeg has no decoder for its codec")
             yield container, streams[0]
-    except av.FFmpegError as e:
-        raise UnreadableVideo(path, e.strerror or str(e)) from e
+    except (UnreadableVideo, NotAsIndexed):
+        raise
+    except Exception as e:
+        raise UnreadableVideo(path, getattr(e, "strerror", None) or f"{type(e).__name__}: {e}") from e
 
 
 # --- frame times: which frames a file has, without decoding one -----------------------------------------------------
@@ -79,6 +89,8 @@ def times_from_header(container, stream):
     entries = list(stream.index_entries) if "mp4" in container.format.name else []
     if not entries or len(entries) != stream.frames or any(e.is_discard for e in entries):
         return None
+    if max(entry.pos + entry.size for entry in entries) > container.size:  # the end of the file is missing
+        return None
     dts = np.array([entry.timestamp for entry in entries])
     evenly_spaced = len(set(np.diff(dts))) <= 1
     if stream.start_time is None or not (evenly_spaced or stream.codec_context.has_b_frames == 0):
@@ -87,22 +99,22 @@ def times_from_header(container, stream):
 
 
 def times_from_packets(container, stream):
-    """Frame times from all packets of a file; the numbers 0, 1, 2, … where packets carry no usable times.
+    """Frame times from all packets of a file; NO_TIMES + 0, 1, 2, … where packets carry no usable times.
 
     AVI stores no presentation times, and what FFmpeg derives for it is out of order with B-frames.
     """
     packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
     pts = [packet.pts for packet in packets]
     if container.format.name == "avi" or None in pts or len(set(pts)) < len(pts):
-        return np.arange(len(pts))
+        return NO_TIMES + np.arange(len(pts))
     return np.sort(np.array(pts, dtype=np.int64))
 
 
 def frame_times(path, header=True):
     """The presentation time of each frame of a video, in presentation order, and its average frame rate.
 
-    Returns (pts, fps): int64 (num_frames,) in the stream's time base, or the frames' numbers (`times_from_packets`);
-    frames per second as a float. `header=False` always reads the packets.
+    Returns (pts, fps): int64 (num_frames,) in the stream's time base, or numbers (see `times_from_packets`); frames per
+    second as a float. `header=False` always reads the packets.
     Raises UnreadableVideo if the file cannot be opened, or has no video stream, frame rate or frame.
     """
     with opened(path) as (container, stream):
@@ -122,15 +134,11 @@ def frame_times(path, header=True):
 # --- decoding -------------------------------------------------------------------------------------------------------
 
 
-class NotAsIndexed(Exception):
-    """The packets of a file do not lie where its header says they do."""
-
-
 def read_frames(path, pts, frame_indices):
     """Decode some frames of a video, and as few others as the codec allows.
 
     pts, frame_indices: (T,) ascending, repeats allowed: the times and numbers of the frames, as `frame_times` counts
-    them; where the two are equal, frames are found by counting. Returns uint8 (T, H, W, 3), RGB. Rotation metadata is
+    them; in a file without times, frames are found by counting. Returns uint8 (T, H, W, 3), RGB. Rotation metadata is
     not applied: the official preprocessing does not apply it either.
     Raises UnreadableVideo if the file, or a frame that has to be decoded, is damaged or missing.
     """
@@ -139,7 +147,7 @@ def read_frames(path, pts, frame_indices):
         with opened(path) as (container, stream):
             # one thread: worker processes share the cores between them
             stream.codec_context.thread_count = 1
-            if np.array_equal(pts, frame_indices):
+            if pts[0] - frame_indices[0] == NO_TIMES:
                 return frames_by_number(path, container, stream, frame_indices)
             return frames_by_time(path, container, stream, pts, frame_indices, seek=frame_indices[0] > 0)
     except NotAsIndexed:
@@ -267,7 +275,9 @@ def index_videos(video_paths, num_workers=0, cache_file=None, root=None, progres
     names = [os.fsencode(os.path.relpath(path, root) if root else path) for path in video_paths]
     records = load_index(cache_file) if cache_file else {}
     tables = {record.pts.tobytes(): record.pts for record in records.values()}
-    todo = [i for i, path in enumerate(video_paths) if names[i] not in records or records[names[i]][:2] != stamp(path)]
+    # what could not be read is tried again: the reason may have been the disk's
+    known = {name: record[:2] for name, record in records.items() if not record.reason}
+    todo = [i for i, path in enumerate(video_paths) if known.get(names[i]) != stamp(path)]
     parallel = num_workers > 0 and len(todo) > 1
     saved = time.monotonic()
     with ProcessPoolExecutor(num_workers) if parallel else contextlib.nullcontext() as pool:
@@ -306,33 +316,37 @@ def stamp(path):
 
 def read_record(path):
     """The Record of one video, read from the file; any failure becomes its reason, so that one file stops nothing."""
+    before = stamp(path)  # a file that is replaced while it is read is read again next time
     try:
         pts, fps = frame_times(path)
-        return Record(*stamp(path), fps, pts.astype(np.int64), "")
+        return Record(*before, fps, pts.astype(np.int64), "")
     except UnreadableVideo as e:
-        reason = e.reason
-    except Exception as e:  # PyAV raises built-in errors too on files that are damaged in ways nobody foresaw
-        reason = f"{type(e).__name__}: {e}"
-    return Record(*stamp(path), 0.0, np.empty(0, np.int64), reason)
+        return Record(*before, 0.0, np.empty(0, np.int64), e.reason)
 
 
 def save_index(cache_file, records):
-    """Write {name: Record} to `cache_file` under a temporary name, then rename it."""
+    """Write {name: Record} to `cache_file` under a temporary name, then rename it; a printed sentence if that fails."""
     tables = list({id(record.pts): record.pts for record in records.values()}.values())
     number = {id(pts): k for k, pts in enumerate(tables)}
     temporary = f"{cache_file}.{os.getpid()}.tmp.npz"
-    np.savez(
-        temporary,
-        version=INDEX_VERSION,
-        names=np.frombuffer(b"\0".join(records), np.uint8),
-        reasons=np.frombuffer("\0".join(record.reason for record in records.values()).encode(), np.uint8),
-        stamps=np.array([record[:2] for record in records.values()], np.int64).reshape(-1, 2),
-        fps=np.array([record.fps for record in records.values()]),
-        table=np.array([number[id(record.pts)] for record in records.values()], np.int64),
-        lengths=np.array([len(pts) for pts in tables], np.int64),
-        pts=np.concatenate([np.empty(0, np.int64), *tables]),
-    )
-    os.replace(temporary, cache_file)
+    try:
+        np.savez(
+            temporary,
+            version=INDEX_VERSION,
+            names=np.frombuffer(b"\0".join(records), np.uint8),
+            reasons=np.frombuffer("\0".join(record.reason for record in records.values()).encode(), np.uint8),
+            stamps=np.array([record[:2] for record in records.values()], np.int64).reshape(-1, 2),
+            fps=np.array([record.fps for record in records.values()]),
+            table=np.array([number[id(record.pts)] for record in records.values()], np.int64),
+            lengths=np.array([len(pts) for pts in tables], np.int64),
+            pts=np.concatenate([np.empty(0, np.int64), *tables]),
+        )
+        os.replace(temporary, cache_file)
+    except OSError as e:
+        print(f"the index {cache_file} cannot be saved ({e.strerror}): the next run reads the same videos again")
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
 
 
 def load_index(cache_file):

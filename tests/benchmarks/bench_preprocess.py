@@ -43,20 +43,17 @@ def seconds_of(function, *arguments):
     return time.perf_counter() - start
 
 
-def original_way(paths, out):
+def original_way(clips, out):
+    """clips: (path, pts, frame indices), known beforehand: what the original needs to list the packets for."""
     torch.set_num_threads(1)
-    for path in paths:
-        list_packets(path)
-        np.save(out / (Path(path).stem + ".npy"), straightforward(path, *first_clip(path))[None].numpy())
+    for clip in clips:
+        list_packets(clip[0])
+        np.save(out / (Path(clip[0]).stem + ".npy"), straightforward(*clip)[None].numpy())
 
 
-def decode_alone(path):
-    decode_only(path, *first_clip(path))
-
-
-def decode_all(paths, processes):
+def decode_all(clips, processes):
     with ProcessPoolExecutor(processes) as pool:
-        list(pool.map(decode_alone, paths))
+        list(pool.map(decode_only, *zip(*clips)))
 
 
 def ours(root, processes):
@@ -76,14 +73,14 @@ def main():
         for k in range(NUM_VIDEOS):
             num_frames = 150 + 150 * k // (NUM_VIDEOS - 1)
             write_video(all_of_them / f"{k:02d}.mp4", num_frames, 30, *SIZES[k % 3], k, options={"bf": "3"})
-        paths = [str(path) for path in sorted(all_of_them.glob("*.mp4"))]
+        clips = [(str(path), *first_clip(path)) for path in sorted(all_of_them.glob("*.mp4"))]
         write_video(single / "0.mp4", 20, 30, 64, 64)
         times = {name: [] for name in ("original, 1", "decode, 1", "decode, 2", "ours, 1", "ours, 2")}
         for _ in range(ROUNDS):
             start_up = ours(single.parent, 1)
-            times["original, 1"].append(seconds_of(original_way, paths, Path(folder)))
+            times["original, 1"].append(seconds_of(original_way, clips, Path(folder)))
             for processes in (1, 2):
-                times[f"decode, {processes}"].append(seconds_of(decode_all, paths, processes))
+                times[f"decode, {processes}"].append(seconds_of(decode_all, clips, processes))
                 times[f"ours, {processes}"].append(ours(all_of_them.parent, processes) - start_up)
     rates = {name: NUM_VIDEOS / statistics.median(seconds) for name, seconds in times.items()}
     for name, rate in rates.items():
