@@ -217,7 +217,7 @@ def test_the_real_network_from_checkpoint_to_logits(tmp_path, hub, run_script):
 
 def test_w8a8_is_calibrated_with_our_clips(tmp_path, hub, run_script, checkpoint):
     """The calibration set holds 2 clips of each class; the quantised binary agrees with torch and runs on uint8."""
-    paths = write_clips(tmp_path / "clips", 25, frames=4, size=112, labels=CLASSES)
+    paths = write_clips(tmp_path / "clips", 15, frames=4, size=112, labels=CLASSES)
     by_content = {np.load(tmp_path / "clips" / path).tobytes(): path.split("/")[0] for path in paths}
     environment = audited(tmp_path) | {"QAIHUB_CLIENT_INI": tmp_path / "client.ini"}
     flags = ("--checkpoint", checkpoint, "--data-dir", "clips", "--precision", "w8a8")

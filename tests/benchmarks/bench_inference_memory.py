@@ -1,5 +1,6 @@
 """Memory of run_inference.py: it must not grow with the number of clips, 2,000 against 50 in datasets of 20.
 
+What comes on top at the end is HDF5's own cache while OUTPUT_H5 is written, some 20 MB for any number of clips.
 Reads nothing; makes random clips of 8 frames of 16 x 16 and a small model, and runs them on a local hub, all in a
 temporary folder. Prints a table and, as its last line, one JSON object.
 
