@@ -96,13 +96,6 @@ def test_values_manifest_and_counts(videos, reference):
     assert (out / "failures.jsonl").read_bytes() == b""
 
 
-def test_float16_is_half_the_size_and_close(videos, reference, run_script, tmp_path):
-    run_script(SCRIPT, "--data-root", videos, "--out-root", tmp_path / "half", "--dtype", "float16")
-    for name in ("squats/a b.npy", "jab_+_cross/x.y.npy"):
-        full, half = np.load(reference[0] / name), np.load(tmp_path / "half" / name)
-        assert half.dtype == np.float16 and np.abs(full - half).max() < 5e-4, name
-
-
 def test_two_processes_and_a_second_run(videos, reference, run_script, tmp_path):
     arguments = (SCRIPT, "--data-root", videos, "--out-root", tmp_path / "out", "--num-workers", 2)
     run_script(*arguments)
@@ -186,7 +179,7 @@ def test_a_changed_video_is_done_again_and_changed_settings_are_refused(run_scri
     assert not np.array_equal(before, np.load(tmp_path / "out/squats/a.npy"))
     (tmp_path / "out/squats/a.npy").unlink()
     assert "saved 1 + kept 0" in run_script(*arguments).stdout
-    for flag, value in (("--clip-len", 8), ("--frame-rate", 5), ("--dtype", "float16")):
+    for flag, value in (("--clip-len", 8), ("--frame-rate", 5)):
         refused = run_script(*arguments, flag, value, code=2)
         assert flag[2:].replace("-", "_") in refused.stderr and "choose another OUT_ROOT" in refused.stderr
 
@@ -231,7 +224,6 @@ def test_wrong_folders_are_refused(run_script, tmp_path):
     (tmp_path / "file").write_text("in the way")
     arguments = ("--data-root", tmp_path / "val", "--out-root", tmp_path / "file/out")
     assert "cannot be written" in run_script(SCRIPT, *arguments, code=2).stderr
-    assert "float32 or float16" in run_script(SCRIPT, "--dtype", "int8", code=2).stderr
 
 
 def test_tensors_are_what_train_py_validates_on(videos, reference):
