@@ -439,7 +439,8 @@ def make_environment(*requirement_files):
     stamp = home / f"installed-{wanted[:16]}"
     if stamp.exists():
         return python
-    if not python.exists():
+    # pip comes last: without it, making the environment was interrupted
+    if not python.exists() or subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode:
         print(f"creating {home.relative_to(REPO)} …", flush=True)
         if subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)]).returncode:
             refuse("this Python cannot create environments; on Debian or Ubuntu: apt install python3-venv")
