@@ -4,6 +4,7 @@ $ python -m pytest tests/test_train.py
 """
 
 import argparse
+import ctypes
 import importlib.util
 import json
 import os
@@ -56,10 +57,10 @@ def environment(**more):
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", **more}
 
 
-def train(*arguments, processes=None, code=0, **more):
+def train(*arguments, processes=None, code=0, preexec_fn=None, **more):
     """Run train.py, under torchrun with `processes`; returns (stdout, stderr)."""
-    command_line = command(*arguments, processes=processes)
-    result = subprocess.run(command_line, env=environment(**more), capture_output=True, text=True, timeout=600)
+    command_line, options = command(*arguments, processes=processes), dict(capture_output=True, text=True, timeout=600)
+    result = subprocess.run(command_line, env=environment(**more), preexec_fn=preexec_fn, **options)
     shown = f"$ {' '.join(command_line)}\n{result.stdout}\n{result.stderr}"
     assert result.returncode == code, f"exit code {result.returncode} instead of {code}\n{shown}"
     return result.stdout, result.stderr
@@ -145,6 +146,76 @@ def test_resume_refuses_another_recipe(videos, trained, tmp_path):
     checkpoint = ["--resume", trained[0] / "checkpoint.pth"]
     assert "has lr 0.001, not 0.01" in train(*flags, *checkpoint, "--lr", 0.01, code=2)[1]
     assert "--clip-len 8" in train(*flags, *checkpoint, "--clip-len", 8, code=2)[1]
+    _, err = train(*flags, *checkpoint, "--weights", "KINETICS400_V1", code=2)
+    assert "has weights None, not KINETICS400_V1" in err
+
+
+def test_resume_refuses_other_training_videos(videos, trained, tmp_path):
+    (tmp_path / "val").symlink_to(videos / "val")
+    for name in CLASSES:
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for video in (videos / "train" / name).iterdir():
+            (tmp_path / "train" / name / video.name).symlink_to(video)
+    flags = ["--data-path", tmp_path, "--output-dir", tmp_path, *FAST, *RECIPE]
+    checkpoint = ["--resume", trained[0] / "checkpoint.pth"]
+    assert "has 3 epochs behind it; 0 to go" in train(*flags, *checkpoint)[0]  # the same videos elsewhere
+    moved = next((tmp_path / "train" / "squats").iterdir())
+    moved.rename(tmp_path / "train" / "hook_left" / moved.name)
+    _, err = train(*flags, *checkpoint, code=2)
+    assert "has train_set 12 videos with 52 clips (" in err and "not 12 videos with 52 clips (" in err
+
+
+def lose_the_right_to_write_anywhere():
+    """In a child of root: from now on, file permissions hold for it, too."""
+    drop_from_bounding_set, dac_override = 24, 1
+    ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override)
+
+
+def test_index_of_a_read_only_dataset(videos, trained, tmp_path):
+    data = tmp_path / "data"
+    (data / "val" / CLASSES[0]).mkdir(parents=True)
+    links = [data / "val" / CLASSES[0] / f"{i}.mp4" for i in range(2)]
+    links[0].symlink_to(next((videos / "val" / CLASSES[0]).iterdir()))
+    flags = ["--data-path", data, "--resume", trained[0] / "checkpoint.pth", "--test-only", "--device", "cpu"]
+    flags += ["--workers", 0, "--cache-dataset"]
+    index = data / "val.index.npz"
+    data.chmod(0o555)
+    _, err = train(*flags, code=2, preexec_fn=lose_the_right_to_write_anywhere)
+    assert "is not writable" in err and not index.exists()
+    data.chmod(0o755)
+    train(*flags)
+    before = index.read_bytes()
+    data.chmod(0o555)
+    out, _ = train(*flags, preexec_fn=lose_the_right_to_write_anywhere)
+    assert "1 videos, 0 unusable" in out and "cannot be saved" not in out
+    links[1].symlink_to(links[0].readlink())
+    out, _ = train(*flags, preexec_fn=lose_the_right_to_write_anywhere)
+    data.chmod(0o755)
+    assert out.count(f"the index {index} cannot be saved (Permission denied)") == 1 and "2 videos, 0 unusable" in out
+    assert index.read_bytes() == before and {path.name for path in data.iterdir()} == {"val", index.name}
+
+
+def break_off(path):
+    """Write a video that says it has 90 frames and ends after a quarter."""
+    write_video(path, 90, height=64, width=64, container_options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 4])
+
+
+def test_max_bad_share_is_one_of_all_processes(videos, trained, tmp_path):
+    """12 videos on two processes: of one's 6, two are broken, of the other's none or one."""
+    folder = tmp_path / "val" / CLASSES[0]
+    folder.mkdir(parents=True)
+    for i, video in enumerate(sorted((videos / "val" / CLASSES[0]).iterdir())[:12]):
+        (folder / f"{i:02d}.mp4").symlink_to(video)
+    flags = ["--data-path", tmp_path, "--resume", trained[0] / "checkpoint.pth", "--test-only", "--device", "cpu"]
+    flags += ["--workers", 0, "--max-bad-share", 0.2]
+    for i in 0, 2, 1:
+        (folder / f"{i:02d}.mp4").unlink()
+        break_off(folder / f"{i:02d}.mp4")
+        if i == 2:
+            assert "10 videos, 10 clips; 2 unreadable" in train(*flags, processes=2)[0]
+    _, err = train(*flags, processes=2, code=1)  # torchrun's code for a process that fails
+    assert "3 of 12 clips cannot be decoded" in err
 
 
 @pytest.mark.parametrize("clips_per_video", [1, 3])
@@ -259,14 +330,17 @@ def test_damaged_data(videos, tmp_path):
     (data / "train" / "burpee").mkdir()
     (data / "val" / "burpee").mkdir()
     (data / "train" / "squats" / "empty.mp4").touch()
+    (data / "train" / "squats" / "more").mkdir()
+    (data / "train" / "squats" / "more" / "nested.MOV").touch()
+    (data / "train" / "squats" / ".hidden.mp4").touch()
     broken = data / "train" / "squats" / "broken.mp4"
-    whole = write_video(tmp_path / "whole.mp4", 90, height=64, width=64, container_options={"movflags": "faststart"})
-    broken.write_bytes(whole.read_bytes()[: whole.stat().st_size // 4])
+    break_off(broken)
     broken_too = data / "val" / "squats" / "broken.mp4"
     broken_too.write_bytes(broken.read_bytes())
     flags = ["--data-path", data, *FAST, "--batch-size", 4, "--epochs", 1, "--output-dir", tmp_path, "--save-every", 0]
     out, _ = train(*flags, "--max-bad-share", 0.3)
     assert "train: 11 videos, 1 unusable" in out and "3 of 92 classes" in out
+    assert "train: 1 videos in folders below the class folders are left out" in out
     assert out.count(f"no clip from {broken}:") == 1 and out.count(f"{data}/train/squats/empty.mp4:") == 1
     assert "10 clips in" in out and "1 that did not decode replaced" in out
     assert out.count(f"no clip from {broken_too}:") == 1 and "6 videos, 6 clips; 1 unreadable" in out

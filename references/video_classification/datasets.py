@@ -1,7 +1,9 @@
 """Clips of a folder of videos, DATA_PATH/<split>/<class>/<video>.mp4, with class indices from the class map."""
 
+import hashlib
 import json
 import math
+import os
 import sys
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -15,9 +17,8 @@ import utils
 
 # `python references/video_classification/train.py` puts only that folder on the path; appended, to shadow nothing
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from torchvision_patches.video_utils import UnreadableVideo, VideoClips, index_videos
+from torchvision_patches.video_utils import VIDEO_EXTENSIONS, UnreadableVideo, VideoClips, index_videos
 
-EXTENSIONS = (".mp4", ".avi")
 MAX_REPLACEMENTS = 10  # clips that are tried in place of one that does not decode
 
 MAP_FROM_FOLDERS = (
@@ -29,10 +30,10 @@ def load_class_map(path):
     """Read {class folder name: index}; exits with code 2 unless the indices are 0 … n-1, each once."""
     try:
         class_map = json.loads(Path(path).read_text(encoding="utf-8"))
-        indices = sorted(class_map.values())
+        indices = list(class_map.values())
     except (OSError, ValueError, AttributeError, TypeError) as e:
         utils.refuse(f"the class map {path} cannot be read ({e}); it is a JSON object {{class folder name: index}}")
-    if indices != list(range(len(class_map))) or not class_map:
+    if not indices or any(type(i) is not int for i in indices) or sorted(indices) != list(range(len(indices))):
         utils.refuse(f"the class map {path} must give the indices 0 … n-1, each to one class")
     return class_map
 
@@ -53,12 +54,16 @@ def list_videos(data_path, split, class_map, class_map_path):
             f"Move them away, or, if these are your own classes, make a map of them and name it with --class-map:\n"
             f"  {MAP_FROM_FOLDERS} {folder} > my_class_map.json"
         )
-    samples = [
-        (str(path), class_map[f.name])
-        for f in folders
-        for path in sorted(f.rglob("*"))
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-    ]
+    samples, nested = [], 0
+    for class_folder in folders:
+        for parent, _, files in os.walk(class_folder):
+            videos = [f for f in files if Path(f).suffix.lower() in VIDEO_EXTENSIONS and not f.startswith(".")]
+            if parent == str(class_folder):
+                samples += [(str(class_folder / video), class_map[class_folder.name]) for video in sorted(videos)]
+            else:
+                nested += len(videos)
+    if nested:
+        utils.log(f"{split}: {nested:,} videos in folders below the class folders are left out")
     if not samples:
         utils.refuse(f"{folder} has no videos; it must hold <class>/<video>.mp4")
     return samples
@@ -95,6 +100,13 @@ class KineticsWithVideoId(VisionDataset):
     def __len__(self):
         return self.video_clips.num_clips()
 
+    def summary(self):
+        """The number of videos and clips, and a hash of each video's path below the root, class and clip count."""
+        clips = zip(self.samples, self.video_clips.clips)
+        rows = [(os.path.relpath(path, self.root), label, len(of_video)) for (path, label), of_video in clips]
+        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        return f"{len(rows)} videos with {len(self)} clips ({digest})"
+
     def random_clip_of(self, video_idx):
         """The index of one of a video's clips."""
         count = len(self.video_clips.clips[video_idx])
@@ -113,7 +125,7 @@ class KineticsWithVideoId(VisionDataset):
         video_idx, _ = self.video_clips.get_clip_location(clip_idx)
         label, failures = self.samples[video_idx][1], []
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU as well
             others = islice(self.replacements(clip_idx), MAX_REPLACEMENTS) if self.replace_bad else ()
             for candidate in chain([clip_idx], others):
                 try:
@@ -158,7 +170,8 @@ class TrainSampler(Sampler):
 
     def __iter__(self):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + 1000 * self.epoch)
+            # torch.manual_seed would seed the GPU as well, and all processes' alike
+            torch.default_generator.manual_seed(self.seed + 1000 * self.epoch)
             clips = list(self.clips)
             if self.balanced:
                 videos = [self.dataset.video_clips.get_clip_location(clip)[0] for clip in clips]

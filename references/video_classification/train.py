@@ -32,8 +32,8 @@ import utils
 
 # Settings that --resume must find as they were, to continue the run that was interrupted and no other.
 RECIPE = """
-    batch_size clips_per_video opt lr momentum weight_decay lr_scheduler lr_milestones lr_gamma lr_warmup_epochs
-    lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema clip_grad_norm accumulate
+    weights batch_size clips_per_video opt lr momentum weight_decay lr_scheduler lr_milestones lr_gamma lr_warmup_epochs
+    lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema clip_grad_norm accumulate sync_bn
     class_balanced color_jitter hflip_prob mixup_alpha train_resize_size train_crop_size seed world_size
 """.split()  # noqa: SIM905
 
@@ -100,6 +100,7 @@ def train_one_epoch(model, ema, criterion, optimizer, scheduler, scaler, loader,
     )
     utils.add_up(totals)
     loss, acc1, clips, bad = totals.tolist()
+    bad_videos.check(int(bad), bad_videos.num_clips, "clips")
     utils.log(f"Epoch: [{epoch}]  {int(clips):,} clips in {seconds:.1f} s, {int(bad)} that did not decode replaced")
     return {
         "lr": optimizer.param_groups[0]["lr"],
@@ -133,14 +134,19 @@ def evaluate(model, loader, bad_videos, args, header="Test:"):
     k = min(5, args.num_classes)
     video_scores = torch.zeros(len(labels), args.num_classes, dtype=torch.float64, device=args.device)
     totals = torch.zeros(5, dtype=torch.float64, device=args.device)  # loss, Acc@1, Acc@5, clips, failures
-    bad_videos.start(len(loader.sampler))
+    num_clips = torch.tensor(len(loader.sampler), device=args.device)
+    utils.add_up(num_clips)
+    bad_videos.start(num_clips.item())
     for clips, targets, video_idx, failures in metric_logger.log_every(loader, args.print_freq, header):
         bad_videos.report(failures)
         if not len(clips):
             continue
         clips = normalize(clips.to(args.device, non_blocking=True)).to(memory_format=torch.channels_last_3d)
         targets, video_idx = targets.to(args.device), video_idx.to(args.device)
-        output = model(clips).double()
+        # TF32, which cuDNN would use, keeps 10 bits of the mantissa
+        cudnn = torch.backends.cudnn
+        with cudnn.flags(True, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+            output = model(clips).double()
         right = output.topk(k).indices == targets[:, None]
         loss = nn.functional.cross_entropy(output, targets, reduction="sum")
         totals[:4] += torch.stack([loss, right[:, 0].sum(), right.sum(), loss.new_tensor(len(clips))])
@@ -148,6 +154,7 @@ def evaluate(model, loader, bad_videos, args, header="Test:"):
         metric_logger.meters["acc1"].update(100 * right[:, 0].float().mean(), len(clips))
     totals[4] = bad_videos.count
     utils.add_up(totals, video_scores)
+    bad_videos.check(int(totals[4]), bad_videos.num_clips, "clips")
     return report(totals.tolist(), video_scores, labels, k)
 
 
@@ -355,7 +362,7 @@ def load_dataset(split, class_map, transform, bad_videos, args):
     """Index a split, print its data card and return it as a dataset."""
     samples = datasets.list_videos(args.data_path, split, class_map, args.class_map)
     cache_file = Path(args.data_path) / f"{split}.index.npz" if args.cache_dataset else None
-    if cache_file and not os.access(args.data_path, os.W_OK):
+    if cache_file and not cache_file.exists() and not os.access(args.data_path, os.W_OK):
         utils.refuse(f"--cache-dataset keeps the index in {cache_file}, and that folder is not writable: leave it away")
     metadata = datasets.index_split(samples, args.workers, cache_file, args.data_path)
     bad_videos.check(len(metadata["unreadable"]), len(samples), f"videos of {split}")
@@ -422,13 +429,12 @@ def settle_args(args, checkpoint):
         setattr(args, name, next(v for v in (flag, stored, default) if v is not None))
 
 
-def refuse_other_recipe(args, checkpoint):
+def refuse_other_recipe(args, checkpoint, keys=RECIPE):
     """--resume continues exactly, or not at all."""
     advice = "; give the same flags, or start anew from its weights with --resume-weights-only"
     if "classes" not in checkpoint:
         utils.refuse(f"{args.resume} was written by another script and cannot be continued exactly{advice}")
-    keys = RECIPE if args.lr_scheduler == "multistep" else [*RECIPE, "epochs"]
-    for key in keys:
+    for key in keys if args.lr_scheduler == "multistep" else [*keys, "epochs"]:
         if checkpoint["args"].get(key) != getattr(args, key):
             utils.refuse(f"{args.resume} has {key} {checkpoint['args'].get(key)}, not {getattr(args, key)}{advice}")
 
@@ -473,6 +479,9 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
     sizes = dict(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
     preset = presets.VideoClassificationPresetTrain(**sizes, color_jitter=args.color_jitter)
     dataset = load_dataset("train", class_map, preset, bad_videos, args)
+    args.train_set = dataset.summary()
+    if exact:
+        refuse_other_recipe(args, checkpoint, ["train_set"])
     sampler = datasets.TrainSampler(
         dataset, args.clips_per_video, args.seed, args.rank, args.world_size, args.class_balanced
     )
@@ -509,7 +518,7 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
     for epoch in range(start_epoch, args.epochs):
         torch.manual_seed(args.seed + 1000 * epoch + args.rank)  # flips, MixUp and dropout
         sampler.set_epoch(epoch)
-        bad_videos.start(len(sampler))
+        bad_videos.start(args.world_size * len(sampler))
         metrics = {"epoch": epoch}
         metrics |= train_one_epoch(
             model, ema, criterion, optimizer, scheduler, scaler, loader, augment, bad_videos, epoch, args

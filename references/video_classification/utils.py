@@ -134,13 +134,16 @@ class MetricLogger:
 
 
 class BadVideos:
-    """Names each video that does not decode once, counts failures, and stops the run when there are too many."""
+    """Names each video that does not decode once, counts failures, and stops the run when there are too many.
+
+    `count` is this process's; when the epoch ends, `check` takes the sum over all processes.
+    """
 
     def __init__(self, max_share):
         self.max_share, self.named, self.count = max_share, set(), 0
 
     def start(self, num_clips):
-        """A new epoch, in which this process asks for `num_clips` clips."""
+        """A new epoch, in which all processes together ask for `num_clips` clips."""
         self.num_clips, self.count = num_clips, 0
 
     def report(self, failures):
@@ -165,11 +168,17 @@ class BadVideos:
 
 @contextlib.contextmanager
 def written_then_renamed(path):
-    """Yield a temporary path beside `path` and rename it onto `path` at the end: complete or absent at any moment."""
+    """Yield a temporary path beside `path`; rename it onto `path` when the block ends well, delete it otherwise.
+
+    So `path` is complete or absent at every moment. The temporary path has the same suffix.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
-    yield temporary
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_on_master(checkpoint, path, *others):

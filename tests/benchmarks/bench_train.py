@@ -1,7 +1,7 @@
 """How fast train.py loads clips, trains on them, and does both at once.
 
 Makes VIDEOS videos of 320 x 240, 5 s at 30 fps, in a temporary folder; writes nothing else. Every figure is the median
-of REPEATS runs of train.py's own loader and train_one_epoch, in clips of 16 frames a second. The last line is one JSON
+of REPEATS runs of train.py's own loader and train_one_epoch, in clips of 16 frames at 4 fps. The last line is one JSON
 object.
 
     $ python tests/benchmarks/bench_train.py                   # the GPU if there is one, else the CPU
