@@ -1,5 +1,6 @@
 """tools/preprocess_and_save.py: values, resuming, sharing the work, and every kind of bad input."""
 
+import faulthandler
 import json
 import os
 import signal
@@ -281,6 +282,7 @@ def hang(*_):
 
 
 def crash(*_):
+    faulthandler.disable()  # pytest's would print a page about what is meant to happen
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
