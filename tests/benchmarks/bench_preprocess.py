@@ -29,7 +29,7 @@ from bench_index import list_packets
 from make_videos import write_video
 
 # ----------------------------------------------------------------------------------------------------------------------
-NUM_VIDEOS = 36  # a third of each size
+NUM_VIDEOS = 24  # a third of each size
 ROUNDS = 3
 # ----------------------------------------------------------------------------------------------------------------------
 
