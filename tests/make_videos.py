@@ -33,7 +33,8 @@ def write_video(path, num_frames=60, fps=30, height=96, width=128, seed=0, codec
     frame rate). `options` are the encoder's, say {"bf": "3", "g": "30"}; `container_options` the muxer's, say
     {"movflags": "faststart"}.
     """
-    policy = os.sched_getscheduler(0), os.sched_getparam(0)
+    linux = hasattr(os, "sched_getscheduler")
+    policy = linux and (os.sched_getscheduler(0), os.sched_getparam(0))
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
@@ -43,5 +44,6 @@ def write_video(path, num_frames=60, fps=30, height=96, width=128, seed=0, codec
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     # run by root, the AV1 encoder gives its caller real-time priority, and all that this starts would inherit it
-    os.sched_setscheduler(0, *policy)
+    if linux:
+        os.sched_setscheduler(0, *policy)
     return path
