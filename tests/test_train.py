@@ -432,6 +432,21 @@ def test_classes_that_name_a_side_are_never_flipped(transforms):
     assert torch.equal(flipped[0], clips[0]) and torch.equal(flipped[1:], clips[1:].flip(-1))
 
 
+def test_colours_change_by_factors_of_their_own_in_each_clip(transforms):
+    """As torchvision changes one clip by the same factors, all its frames alike."""
+    from torchvision.transforms.v2 import functional as F
+
+    clips = torch.rand(3, 3, 4, 8, 8)
+    torch.manual_seed(0)
+    changed = transforms.ColorJitter(0.5)(clips)
+    torch.manual_seed(0)
+    factors = (1 + 0.5 * (2 * torch.rand(3, 3) - 1)).T.tolist()  # brightness, contrast, saturation of each clip
+    for clip, result, (brightness, contrast, saturation) in zip(clips, changed, factors):
+        frames = F.adjust_contrast(F.adjust_brightness(clip.transpose(0, 1), brightness), contrast)
+        expected = F.adjust_saturation(frames, saturation).transpose(0, 1)
+        assert torch.allclose(result, expected, atol=1e-5)
+
+
 def test_mixup_mixes_clips_and_labels_alike(transforms):
     torch.manual_seed(0)
     clips, targets = torch.eye(4).view(4, 1, 1, 2, 2).expand(4, 3, 2, 2, 2), torch.arange(4)

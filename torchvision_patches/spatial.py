@@ -24,19 +24,24 @@ def bilinear_taps(size_in, size_out, first, count):
     return low, (low + 1).clamp(max=size_in - 1), source - low
 
 
+def centre_of(resize_size, crop_size):
+    """Where a crop from the centre starts, (row, column), rounded as torchvision's center_crop rounds it."""
+    return [round((resized - cropped) / 2) for resized, cropped in zip(resize_size, crop_size)]
+
+
 def resize_and_crop(
     clip, resize_size=tuple(PRESET.resize_size), crop_size=tuple(PRESET.crop_size), top=None, left=None
 ):
     """Resize a clip and crop it, reading only the pixels that count.
 
     clip: uint8 (T, H, W, 3), any H and W. resize_size, crop_size: (height, width) in pixels. top, left: where the crop
-    starts inside the resized frame; None takes the centre, rounded as torchvision's center_crop rounds it.
+    starts inside the resized frame; None takes the centre.
     Returns float32 (3, T, crop height, crop width) in [0, 1], contiguous, not normalised.
     Raises ValueError if the crop does not lie inside the resized frame.
     """
     (height, width), (crop_height, crop_width) = resize_size, crop_size
-    top = round((height - crop_height) / 2) if top is None else top
-    left = round((width - crop_width) / 2) if left is None else left
+    centre = centre_of(resize_size, crop_size)
+    top, left = centre[0] if top is None else top, centre[1] if left is None else left
     if not (0 <= top <= height - crop_height and 0 <= left <= width - crop_width):
         raise ValueError(f"a crop of {crop_size} at ({top}, {left}) does not lie inside a frame of {resize_size}")
     low_row, high_row, row_weight = bilinear_taps(clip.shape[1], height, top, crop_height)

@@ -134,41 +134,44 @@ def frame_times(path, header=True):
 # --- decoding -------------------------------------------------------------------------------------------------------
 
 
-def read_frames(path, pts, frame_indices):
+def read_frames(path, pts, frame_indices, convert=None):
     """Decode some frames of a video, and as few others as the codec allows.
 
     pts, frame_indices: (T,) ascending, repeats allowed: the times and numbers of the frames, as `frame_times` counts
-    them; in a file without times, frames are found by counting. Returns uint8 (T, H, W, 3), RGB. Rotation metadata is
-    not applied: the official preprocessing does not apply it either.
+    them; in a file without times, frames are found by counting. convert: what is kept of each frame, a function of
+    uint8 (H, W, 3), RGB; it is called before the next frame is decoded, so that long clips need not be held in full.
+    Returns uint8 (T, H, W, 3), RGB, or what `convert` made of it. Rotation metadata is not applied: the official
+    preprocessing does not apply it either.
     Raises UnreadableVideo if the file, or a frame that has to be decoded, is damaged or missing.
     """
     pts, frame_indices = np.asarray(pts), np.asarray(frame_indices)
+    clip = Clip(path, len(pts), convert)
     try:
         with opened(path) as (container, stream):
             # one thread: worker processes share the cores between them
             stream.codec_context.thread_count = 1
             if pts[0] - frame_indices[0] == NO_TIMES:
-                return frames_by_number(path, container, stream, frame_indices)
-            return frames_by_time(path, container, stream, pts, frame_indices, seek=frame_indices[0] > 0)
+                return frames_by_number(clip, container, stream, frame_indices)
+            return frames_by_time(clip, container, stream, pts, frame_indices, seek=frame_indices[0] > 0)
     except NotAsIndexed:
-        return read_frames_without_header(path, frame_indices)
+        return read_frames_without_header(clip, frame_indices)
 
 
-def read_frames_without_header(path, frame_indices):
+def read_frames_without_header(clip, frame_indices):
     """`read_frames` for a file whose header misleads: trust its packets only, and decode from the start."""
-    pts, _ = frame_times(path, header=False)
+    pts, _ = frame_times(clip.path, header=False)
     if frame_indices[-1] >= len(pts):
-        raise UnreadableVideo(path, f"it has {len(pts)} frames, and frame {frame_indices[-1]} is needed")
-    with opened(path) as (container, stream):
+        raise UnreadableVideo(clip.path, f"it has {len(pts)} frames, and frame {frame_indices[-1]} is needed")
+    with opened(clip.path) as (container, stream):
         stream.codec_context.thread_count = 1
         try:
-            return frames_by_time(path, container, stream, pts[frame_indices], frame_indices, seek=False)
+            return frames_by_time(clip, container, stream, pts[frame_indices], frame_indices, seek=False)
         except NotAsIndexed:
-            raise UnreadableVideo(path, f"one of its frames {frame_indices.tolist()} does not decode") from None
+            raise UnreadableVideo(clip.path, f"one of its frames {frame_indices.tolist()} does not decode") from None
 
 
-def frames_by_time(path, container, stream, pts, frame_indices, seek):
-    """Decode the frames at `pts`, from the keyframe before the first of them if `seek`; uint8 (T, H, W, 3).
+def frames_by_time(clip, container, stream, pts, frame_indices, seek):
+    """Decode the frames at `pts` into `clip`, from the keyframe before the first of them if `seek`; its `frames`.
 
     Raises NotAsIndexed if a frame does not come out, or is not the `frame_indices`-th of the file.
     """
@@ -176,7 +179,6 @@ def frames_by_time(path, container, stream, pts, frame_indices, seek):
         container.seek(int(pts[0]), stream=stream)
     can_skip = stream.codec_context.name in SKIP_BY_PACKET
     wanted, met, skipped = set(pts.tolist()), [], 0
-    clip, reformatter = None, av.video.reformatter.VideoReformatter()
     for packet in container.demux(stream):
         if packet.pts is not None and not packet.is_discard:
             if seek and not met:
@@ -190,9 +192,10 @@ def frames_by_time(path, container, stream, pts, frame_indices, seek):
         for frame in packet.decode():
             # before the first packet's frame there may be some that refer to what a seek has jumped over
             if frame.is_corrupt and frame.pts >= met[0]:
-                raise UnreadableVideo(path, f"the frame at {float(frame.pts * stream.time_base):.2f} s is damaged")
+                seconds = float(frame.pts * stream.time_base)
+                raise UnreadableVideo(clip.path, f"the frame at {seconds:.2f} s is damaged")
             if frame.pts in wanted:
-                clip = put(path, clip, pts == frame.pts, frame, reformatter)
+                clip.put(pts == frame.pts, frame)
                 wanted.discard(frame.pts)
         if not wanted:
             break
@@ -203,7 +206,7 @@ def frames_by_time(path, container, stream, pts, frame_indices, seek):
         skipped = frame_indices[0] - np.searchsorted(met, pts[0])
     if not np.array_equal(met.take(frame_indices - skipped, mode="clip"), pts):
         raise NotAsIndexed
-    return clip
+    return clip.frames
 
 
 def frames_before(stream, packet):
@@ -215,37 +218,47 @@ def frames_before(stream, packet):
     return entries.search_timestamp(packet.dts) if len(entries) == stream.frames and packet.dts is not None else None
 
 
-def frames_by_number(path, container, stream, frame_indices):
-    """Decode from the start and count; uint8 (T, H, W, 3).
+def frames_by_number(clip, container, stream, frame_indices):
+    """Decode from the start and count, into `clip`; its `frames`.
 
     Codecs leave packets in AVI that hold no picture of their own (or stand for a repeated one), so a file may give
     fewer frames than it has packets: the last frame then stands for those that do not come.
     """
-    clip, number, reformatter = None, -1, av.video.reformatter.VideoReformatter()
+    number = -1
     for number, frame in enumerate(container.decode(stream)):
         if frame.is_corrupt:
-            raise UnreadableVideo(path, f"frame {number} is damaged")
+            raise UnreadableVideo(clip.path, f"frame {number} is damaged")
         if number in frame_indices:
-            clip = put(path, clip, frame_indices == number, frame, reformatter)
+            clip.put(frame_indices == number, frame)
         if number >= frame_indices[-1]:
-            return clip
+            return clip.frames
     if number < 0:
-        raise UnreadableVideo(path, "none of its frames decodes")
-    return put(path, clip, frame_indices > number, frame, reformatter)
+        raise UnreadableVideo(clip.path, "none of its frames decodes")
+    clip.put(frame_indices > number, frame)
+    return clip.frames
 
 
-def put(path, clip, positions, frame, reformatter):
-    """Write a frame as RGB to `positions`, bool (T,), of `clip`, uint8 (T, H, W, 3); None makes a new clip.
+class Clip:
+    """The frames of a clip, as they are decoded.
 
     One reformatter a clip, of one thread: PyAV would set up another with several threads for each frame, at 4 ms each.
     """
-    pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-    if clip is None:
-        clip = np.empty((len(positions), *pixels.shape), np.uint8)
-    if clip.shape[1:] != pixels.shape:
-        raise UnreadableVideo(path, f"its frame size changes from {clip.shape[1:3]} to {pixels.shape[:2]}")
-    clip[positions] = pixels
-    return clip
+
+    def __init__(self, path, num_frames, convert=None):
+        self.path, self.num_frames, self.convert = path, num_frames, convert
+        self.size = self.frames = None  # (height, width) in the file; uint8 (num_frames, …)
+        self.reformatter = av.video.reformatter.VideoReformatter()
+
+    def put(self, positions, frame):
+        """Write a decoded frame as RGB, converted, to `positions`, bool (num_frames,)."""
+        pixels = self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        self.size = self.size or pixels.shape[:2]
+        if self.size != pixels.shape[:2]:
+            raise UnreadableVideo(self.path, f"its frame size changes from {self.size} to {pixels.shape[:2]}")
+        pixels = self.convert(pixels) if self.convert else pixels
+        if self.frames is None:
+            self.frames = np.empty((self.num_frames, *pixels.shape), np.uint8)
+        self.frames[positions] = pixels
 
 
 # --- the index: frame times of a whole dataset ----------------------------------------------------------------------
@@ -269,8 +282,9 @@ def index_videos(video_paths, num_workers=0, cache_file=None, root=None, progres
     videos are read again. An index that is damaged or of another version is built anew. It is saved every 60 s and
     renamed into place, so that building may be killed, and several processes may start at once.
 
-    Returns {"video_paths": list, "video_pts": list of int64 (num_frames,), "video_fps": list of float, "unreadable":
-    {path: reason}}, for `_precomputed_metadata`. An unreadable video is named on stdout and has no frames.
+    Returns {"video_paths": list, "video_pts": list of int64 (num_frames,), "video_fps": list of float, "stamps": list
+    of (size in bytes, mtime in ns), "unreadable": {path: reason}}, for `_precomputed_metadata`. An unreadable video is
+    named on stdout and has no frames.
     """
     names = [os.fsencode(os.path.relpath(path, root) if root else path) for path in video_paths]
     records = load_index(cache_file) if cache_file else {}
@@ -301,6 +315,7 @@ def index_videos(video_paths, num_workers=0, cache_file=None, root=None, progres
         "video_paths": list(video_paths),
         "video_pts": [tensors[id(records[name].pts)] for name in names],
         "video_fps": [records[name].fps for name in names],
+        "stamps": [records[name][:2] for name in names],
         "unreadable": unreadable,
     }
 

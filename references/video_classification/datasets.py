@@ -17,7 +17,7 @@ import utils
 
 # `python references/video_classification/train.py` puts only that folder on the path; appended, to shadow nothing
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from torchvision_patches.video_utils import VIDEO_EXTENSIONS, UnreadableVideo, VideoClips, index_videos
+from torchvision_patches.video_utils import VIDEO_EXTENSIONS, UnreadableVideo, index_videos
 
 MAX_REPLACEMENTS = 10  # clips that are tried in place of one that does not decode
 
@@ -85,11 +85,9 @@ class KineticsWithVideoId(VisionDataset):
     that does not decode is replaced by one of another video of the same class.
     """
 
-    def __init__(self, root, samples, metadata, frames_per_clip, frame_rate, transform, replace_bad=False):
+    def __init__(self, root, samples, video_clips, transform, replace_bad=False):
         super().__init__(root, transform=transform)
-        self.samples, self.replace_bad = samples, replace_bad
-        paths = [path for path, _ in samples]
-        self.video_clips = VideoClips(paths, frames_per_clip, 1, frame_rate, metadata)
+        self.samples, self.video_clips, self.replace_bad = samples, video_clips, replace_bad
         self.videos_of = {}
         for video_idx, (_, label) in enumerate(samples):
             if len(self.video_clips.clips[video_idx]):
@@ -137,7 +135,7 @@ class KineticsWithVideoId(VisionDataset):
 
 
 def collate_fn(items):
-    """Items -> clips float32 (N, 3, T, H, W), class indices int64 (N,), video indices int64 (N,), failures.
+    """Items -> clips (N, …), class indices int64 (N,), video indices int64 (N,), failures.
 
     Items without a clip are left out, so N may be less than the batch size, and 0.
     """

@@ -26,15 +26,17 @@ from torch.optim import lr_scheduler, swa_utils
 from torch.utils.data import DataLoader
 
 import datasets
+import frame_cache
 import presets
 import transforms
 import utils
+from torchvision_patches.video_utils import VideoClips
 
 # Settings that --resume must find as they were, to continue the run that was interrupted and no other.
 RECIPE = """
     weights batch_size clips_per_video opt lr momentum weight_decay lr_scheduler lr_milestones lr_gamma lr_warmup_epochs
     lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema clip_grad_norm accumulate sync_bn
-    class_balanced color_jitter hflip_prob mixup_alpha train_resize_size train_crop_size seed world_size
+    class_balanced color_jitter hflip_prob mixup_alpha train_resize_size train_crop_size pixels seed world_size
 """.split()  # noqa: SIM905
 
 
@@ -141,7 +143,8 @@ def evaluate(model, loader, bad_videos, args, header="Test:"):
         bad_videos.report(failures)
         if not len(clips):
             continue
-        clips = normalize(clips.to(args.device, non_blocking=True)).to(memory_format=torch.channels_last_3d)
+        clips = normalize(transforms.as_float(clips.to(args.device, non_blocking=True)))
+        clips = clips.to(memory_format=torch.channels_last_3d)
         targets, video_idx = targets.to(args.device), video_idx.to(args.device)
         # TF32, which cuDNN would use, keeps 10 bits of the mantissa
         cudnn = torch.backends.cudnn
@@ -341,13 +344,15 @@ def make_scheduler(optimizer, steps_per_epoch, args):
 
 
 def make_augment(class_names, args):
-    """Function of (clips in [0, 1], class indices) on the device -> (normalised clips, targets for the loss)."""
+    """Function of (clips of a batch, class indices) on the device -> (normalised clips, targets for the loss)."""
     normalize = transforms.Normalize().to(args.device)
     flip = transforms.RandomHorizontalFlip(class_names, args.hflip_prob).to(args.device)
+    jitter = transforms.ColorJitter(args.color_jitter) if args.color_jitter else None
     mixup = transforms.MixUp(alpha=args.mixup_alpha, num_classes=len(class_names)) if args.mixup_alpha else None
 
     def augment(clips, targets):
-        clips = normalize(flip(clips, targets))
+        clips = flip(transforms.as_float(clips), targets)
+        clips = normalize(jitter(clips) if jitter else clips)
         if mixup:
             clips, targets = mixup(clips, targets)
         return clips.to(memory_format=torch.channels_last_3d), targets
@@ -358,18 +363,24 @@ def make_augment(class_names, args):
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def load_dataset(split, class_map, transform, bad_videos, args):
-    """Index a split, print its data card and return it as a dataset."""
+def load_dataset(split, class_map, preset, sizes, bad_videos, args):
+    """Index a split, print its data card and return it as a dataset; `preset` is a class, `sizes` what it takes."""
     samples = datasets.list_videos(args.data_path, split, class_map, args.class_map)
     cache_file = Path(args.data_path) / f"{split}.index.npz" if args.cache_dataset else None
     if cache_file and not cache_file.exists() and not os.access(args.data_path, os.W_OK):
         utils.refuse(f"--cache-dataset keeps the index in {cache_file}, and that folder is not writable: leave it away")
     metadata = datasets.index_split(samples, args.workers, cache_file, args.data_path)
     bad_videos.check(len(metadata["unreadable"]), len(samples), f"videos of {split}")
-    dataset = datasets.KineticsWithVideoId(
-        args.data_path, samples, metadata, args.clip_len, args.frame_rate, transform, replace_bad=split == "train"
-    )
+    if args.cache_frames:
+        roots = Path(args.data_path, split), Path(args.cache_frames, split)
+        clips = frame_cache.CachedVideoClips(metadata, args.clip_len, args.frame_rate, *roots, sizes["resize_size"])
+    else:
+        clips = VideoClips(metadata["video_paths"], args.clip_len, 1, args.frame_rate, metadata)
+    transform = preset(**sizes, resized=bool(args.cache_frames))
+    dataset = datasets.KineticsWithVideoId(args.data_path, samples, clips, transform, replace_bad=split == "train")
     print_data_card(split, dataset, class_map, args)
+    if args.cache_frames:
+        utils.from_main_process(lambda: frame_cache.prepare(clips, split))
     return dataset
 
 
@@ -415,6 +426,7 @@ def settle_args(args, checkpoint):
     if args.amp and args.device == "cpu" and not bf16_on_cpu:
         print("--amp is left out: this CPU cannot compute in bfloat16")
         args.amp = False
+    args.pixels = "uint8" if args.cache_frames else "float32"
     # more decoding processes than cores only get into each other's way
     args.workers = min(args.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     saved = {**checkpoint["args"], **checkpoint} if checkpoint else {}
@@ -455,7 +467,8 @@ def main(args):
 
     bad_videos = utils.BadVideos(args.max_bad_share)
     sizes = dict(crop_size=args.val_crop_size, resize_size=args.val_resize_size)
-    dataset_test = load_dataset("val", class_map, presets.VideoClassificationPresetEval(**sizes), bad_videos, args)
+    preset = presets.VideoClassificationPresetEval
+    dataset_test = load_dataset("val", class_map, preset, sizes, bad_videos, args)
     test_sampler = datasets.val_clips(dataset_test, args.clips_per_video, args.rank, args.world_size)
     loader_test = make_loader(dataset_test, test_sampler, args)
 
@@ -477,8 +490,7 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
     if exact:
         refuse_other_recipe(args, checkpoint)
     sizes = dict(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
-    preset = presets.VideoClassificationPresetTrain(**sizes, color_jitter=args.color_jitter)
-    dataset = load_dataset("train", class_map, preset, bad_videos, args)
+    dataset = load_dataset("train", class_map, presets.VideoClassificationPresetTrain, sizes, bad_videos, args)
     args.train_set = dataset.summary()
     if exact:
         refuse_other_recipe(args, checkpoint, ["train_set"])
@@ -602,6 +614,12 @@ def get_args_parser(add_help=True):
     add("--output-dir", default=".", help="for checkpoints, metrics.jsonl and curves.png")
     add("--print-freq", default=10, type=int, help="batches between two log lines")
     add("--cache-dataset", action="store_true", help="keep the index of the videos in DATA_PATH/<split>.index.npz")
+    add(
+        "--cache-frames",
+        default="",
+        metavar="DIR",
+        help="decode each video once: keep its resized frames here, 66 kB each, and train from them",
+    )
     add("--seed", default=0, type=int, help="all randomness follows from it")
     add("--use-deterministic-algorithms", action="store_true", help="bit for bit on GPUs too; slower")
 

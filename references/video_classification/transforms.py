@@ -1,6 +1,6 @@
 """Small tensor transforms on batches of clips; they run on the training device.
 
-A batch is float32 (N, 3, T, H, W), RGB.
+A batch is float32 (N, 3, T, H, W), RGB, in [0, 1] before it is normalised.
 """
 
 import re
@@ -15,6 +15,11 @@ from torchvision_patches.spatial import PRESET
 def names_a_side(class_name):
     """Whether a class stops being itself in a mirror: `left` or `right` is one of the words of its name."""
     return not {"left", "right"}.isdisjoint(re.split(r"[^a-z]+", class_name.lower()))
+
+
+def as_float(clips):
+    """Clips of the frame cache, uint8 (N, T, H, W, 3), as float32 (N, 3, T, H, W) in [0, 1]; others as they are."""
+    return clips.permute(0, 4, 1, 2, 3).float().div(255) if clips.dtype == torch.uint8 else clips
 
 
 class Normalize(torch.nn.Module):
@@ -40,6 +45,30 @@ class RandomHorizontalFlip(torch.nn.Module):
     def forward(self, clips, targets):
         flip = torch.rand(len(clips), device=clips.device) < self.probability[targets]
         return torch.where(flip.view(-1, 1, 1, 1, 1), clips.flip(-1), clips)
+
+
+class ColorJitter(torch.nn.Module):
+    """Change each clip's brightness, contrast and saturation, all its frames alike, by factors in 1 ± `change`.
+
+    torchvision's ColorJitter draws one set of factors for all that it is given, here a whole batch.
+    """
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, clips):
+        factors = 1 + self.change * (2 * torch.rand(3, len(clips), 1, 1, 1, 1, device=clips.device) - 1)
+        brightness, contrast, saturation = factors.unbind()
+        clips = (clips * brightness).clamp(0, 1)
+        average = grey(clips).mean((1, 3, 4), keepdim=True)  # of each frame
+        clips = torch.lerp(average, clips, contrast).clamp(0, 1)
+        return torch.lerp(grey(clips), clips, saturation).clamp(0, 1)
+
+
+def grey(clips):
+    """(N, 3, T, H, W) -> (N, 1, T, H, W)."""
+    return v2.functional.rgb_to_grayscale(clips.transpose(1, 2)).transpose(1, 2)
 
 
 class MixUp(v2.MixUp):

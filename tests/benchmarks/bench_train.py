@@ -1,11 +1,11 @@
-"""How fast train.py loads clips, trains on them, and does both at once.
+"""How fast train.py loads clips, from videos and from the frame cache, trains on them, and does both at once.
 
 Makes VIDEOS videos of 320 x 240, 5 s at 30 fps, in a temporary folder; writes nothing else. Every figure is the median
 of REPEATS runs of train.py's own loader and train_one_epoch, in clips of 16 frames at 4 fps. The last line is one JSON
-object.
+object. It needs the versions of requirements.txt, on a GPU as well.
 
     $ python tests/benchmarks/bench_train.py                   # the GPU if there is one, else the CPU
-    $ python tests/benchmarks/bench_train.py --videos 96 --batch-size 24 --workers 16
+    $ python tests/benchmarks/bench_train.py --videos 96 --batch-size 24 --workers 8
 
 Loading and step share the cores on a CPU, so there the two at once cannot reach the slower of the two: the bound is
 1 / (1/loading + 1/step), and both ratios are shown. On a GPU the share of its time that it waits for clips is shown.
@@ -38,6 +38,7 @@ MODES = [  # name, --trainable-layers, --amp
     ("all layers, float32", ["all"], False),
     ("all layers, --amp", ["all"], True),
 ]
+PASSES = 16  # over the videos in one run that loads from the cache: it would be too short to time
 
 
 def write_videos(root, count):
@@ -47,14 +48,23 @@ def write_videos(root, count):
         write_video(path, num_frames=150, height=240, width=320, seed=i, options={"bf": "3", "g": "60"})
 
 
-def parse_train_args(root, options, layers, amp):
+def parse_train_args(root, options, layers=("all",), amp=False, cache=""):
     # many steps on the same few clips: at the default learning rate they might diverge
-    flags = ["--data-path", str(root), "--lr", "1e-5", "--workers", str(options.workers)]
+    flags = ["--data-path", str(root), "--lr", "1e-5", "--workers", str(options.workers), "--cache-frames", str(cache)]
     flags += ["--batch-size", str(options.batch_size)]
     args = train.get_args_parser().parse_args([*flags, "--trainable-layers", *layers] + ["--amp"] * amp)
     args.rank, args.distributed, args.gpu, args.num_classes, args.print_freq = 0, False, 0, 92, 10**6
     train.settle_args(args, None)
     return args
+
+
+def make_loader(args, passes=1):
+    """train.py's loader over `passes` epochs at once."""
+    sizes = dict(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
+    class_map, preset = datasets.load_class_map(args.class_map), presets.VideoClassificationPresetTrain
+    dataset = train.load_dataset("train", class_map, preset, sizes, utils.BadVideos(0.0), args)
+    clips = [clip for _ in range(passes) for clip in datasets.TrainSampler(dataset, 1, 0)]
+    return train.make_loader(dataset, clips, args)
 
 
 class Stepper:
@@ -88,6 +98,11 @@ def clips_per_second(run, num_clips, device, repeats):
     return statistics.median(rates[1:])
 
 
+def drain(loader):
+    for _ in loader:
+        pass
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", default=32, type=int)
@@ -102,31 +117,41 @@ def main():
 
 
 def bench(root, options):
-    args = parse_train_args(root, options, ["all"], False)
-    class_map = datasets.load_class_map(args.class_map)
-    preset = presets.VideoClassificationPresetTrain(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
-    dataset = train.load_dataset("train", class_map, preset, utils.BadVideos(0.0), args)
-    loader = train.make_loader(dataset, datasets.TrainSampler(dataset, 1, 0), args)
-    batch = next(iter(loader))
-    batches = [batch] * len(loader)
-    loading = clips_per_second(lambda: list(loader), options.videos, args.device, options.repeats)
+    args = parse_train_args(root, options)
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}; {args.workers} decoding processes; batch {args.batch_size}; loading alone {loading:.2f} clips/s")
-    print(f"{'':24}{'step':>10}{'both':>10}{'both / slower':>16}{'both / bound':>15}{'waiting':>10}")
+    passes = PASSES if args.device == "cuda" else 1
+    cached = parse_train_args(root, options, cache=root / "cache")
+    loaders = {"videos": (make_loader(args), options.videos)}
+    drain(make_loader(cached))
+    loaders["cache"] = make_loader(cached, passes), passes * options.videos
+    many = make_loader(cached, PASSES), PASSES * options.videos
+    loading = {
+        name: clips_per_second(lambda loader=loader: drain(loader), count, args.device, options.repeats)
+        for name, (loader, count) in {**loaders, "cache": many}.items()
+    }
+    print(f"{where}; {args.workers} processes load batches of {args.batch_size}; loading alone, clips/s:")
+    print(f"from videos {loading['videos']:.1f}, from the cache {loading['cache']:.0f}, ", end="")
+    print(f"{loading['cache'] / loading['videos']:.1f} times as many")
+    print(f"{'':24}{'from':>8}{'step':>10}{'both':>10}{'both / slower':>16}{'both / bound':>15}{'waiting':>10}")
     rows = {}
     for name, layers, amp in MODES[: options.modes]:
         with contextlib.redirect_stdout(io.StringIO()):
             stepper = Stepper(parse_train_args(root, options, layers, amp))
-            count = len(batches) * len(batch[0])
-            step = clips_per_second(lambda s=stepper: s.run(batches), count, args.device, options.repeats)
-            both = clips_per_second(lambda s=stepper: s.run(loader), options.videos, args.device, options.repeats)
-        bound = 1 / (1 / loading + 1 / step)
-        row = dict(step=step, both=both, to_slower=both / min(loading, step), to_bound=both / bound)
-        row["waiting"] = 1 - both / step  # share of the time in which the step waits, where it has a device of its own
-        rows[name] = {key: round(value, 3) for key, value in row.items()}
-        shown = f"{row['to_slower']:>16.2f}{row['to_bound']:>15.2f}{100 * row['waiting']:>8.0f} %"
-        print(f"{name:24}{step:>10.2f}{both:>10.2f}{shown}", flush=True)
-    print(json.dumps({"device": where, "loading": round(loading, 3), "modes": rows}))
+        for source, (loader, count) in loaders.items():
+            # on the device already: what it takes to bring them there belongs to loading
+            clips, targets, *rest = next(iter(loader))
+            batches = [(clips.to(args.device), targets.to(args.device), *rest)] * (count // len(clips))
+            with contextlib.redirect_stdout(io.StringIO()):
+                seen = len(batches) * len(clips)
+                step = clips_per_second(lambda s=stepper, b=batches: s.run(b), seen, args.device, options.repeats)
+                both = clips_per_second(lambda s=stepper, b=loader: s.run(b), count, args.device, options.repeats)
+            bound = 1 / (1 / loading[source] + 1 / step)
+            row = dict(step=step, both=both, to_slower=both / min(loading[source], step), to_bound=both / bound)
+            row["waiting"] = 1 - both / step  # the share of its time that a device of its own waits
+            rows[f"{name}, from {source}"] = {key: round(value, 3) for key, value in row.items()}
+            shown = f"{row['to_slower']:>16.2f}{row['to_bound']:>15.2f}{100 * row['waiting']:>8.0f} %"
+            print(f"{name:24}{source:>8}{step:>10.2f}{both:>10.2f}{shown}", flush=True)
+    print(json.dumps({"device": where, "loading": {k: round(v, 1) for k, v in loading.items()}, "modes": rows}))
 
 
 if __name__ == "__main__":

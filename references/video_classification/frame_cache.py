@@ -1,0 +1,150 @@
+"""Every video decoded once: the frames that any clip of it can use, resized, as raw uint8 files that are read in µs.
+
+One file a video, FOLDER/<class>/<video>.<size>-<mtime>.rgb: uint8 (frames, height, width, 3), RGB, in the order of the
+resampled grid, of which every clip is a run of T. The name holds the size and mtime of the video, so that the frames of
+a video that has changed are never taken for its own. FOLDER/settings.json holds what else the pixels depend on. 65,664
+bytes a frame of 128 x 171. JPEG of quality 95 would take a fifth of that, but decodes at a twentieth of the speed and
+loses detail: python tests/benchmarks/bench_frame_cache.py.
+"""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import utils
+from torchvision_patches.spatial import resize_and_crop
+from torchvision_patches.video_utils import UnreadableVideo, VideoClips, read_frames, stamp
+
+VERSION = 1  # of the form of the files
+
+
+class CachedVideoClips(VideoClips):
+    """VideoClips that gives resized frames, uint8 (T, height, width, 3), and decodes each video only once.
+
+    They are the resized frames of the decoded video rounded to whole grey levels. The first time that a clip of a video
+    is asked for, all its frames are decoded and stored; a file that is missing or too short is made anew. A video of
+    which some frames do not decode is not stored: its clips are decoded each time, as without a cache.
+    """
+
+    def __init__(self, metadata, clip_len, frame_rate, root, folder, resize_size):
+        super().__init__(metadata["video_paths"], clip_len, 1, frame_rate, metadata)
+        self.stamps, self.root, self.folder = metadata["stamps"], root, folder
+        self.resize_size, self.can_write = tuple(resize_size), True
+
+    def file_of(self, video_idx):
+        """The path of a video's frames, and how many bytes they are."""
+        size, mtime = self.stamps[video_idx]
+        name = os.path.relpath(self.video_paths[video_idx], self.root)
+        clips, clip_len = self.clips[video_idx].shape
+        height, width = self.resize_size
+        return os.path.join(self.folder, f"{name}.{size}-{mtime}.rgb"), (clips + clip_len - 1) * height * width * 3
+
+    def get_clip(self, idx):
+        """`VideoClips.get_clip`, but for the size of the frames: video is uint8 (T, height, width, 3)."""
+        video_idx, clip_idx = self.get_clip_location(idx)
+        frames = self.read(self.file_of(video_idx)[0], clip_idx)
+        if frames is None and self.can_write:
+            frames = self.fill(video_idx, clip_idx)
+        if frames is None:
+            pts, frame_indices = self.clips[video_idx][clip_idx], self.resampling_idxs[video_idx][clip_idx]
+            frames = read_frames(self.video_paths[video_idx], pts.numpy(), frame_indices.numpy(), self.resize)
+        info = {"video_fps": self.frame_rate or self.video_fps[video_idx]}
+        return torch.from_numpy(frames), torch.empty(1, 0), info, video_idx
+
+    def read(self, file, first):
+        """A clip from frame `first` of a file on, uint8 (T, height, width, 3); None if it cannot be had from there.
+
+        One read of 1 MB: as fast as mapping the file where it is in memory, and not in pieces of 4 kB where it is not.
+        """
+        clip = np.empty((self.num_frames, *self.resize_size, 3), np.uint8)
+        try:
+            with open(file, "rb") as f:
+                f.seek(first * clip[0].nbytes)
+                return clip if f.readinto(clip) == clip.nbytes else None
+        except OSError:
+            return None
+
+    def fill(self, video_idx, clip_idx):
+        """Decode and store all frames of a video; returns one of its clips, None if not all of it decodes."""
+        path, (file, _) = self.video_paths[video_idx], self.file_of(video_idx)
+        tables = self.clips[video_idx], self.resampling_idxs[video_idx]
+        # clips are all windows of one grid: it is their first frames, then the rest of the last window
+        pts, frame_indices = (torch.cat([table[:, 0], table[-1, 1:]]).numpy() for table in tables)
+        try:
+            frames = read_frames(path, pts, frame_indices, self.resize)
+        except UnreadableVideo:
+            return None
+        if stamp(path) == tuple(self.stamps[video_idx]):
+            try:
+                with utils.written_then_renamed(file) as temporary:
+                    frames.tofile(temporary)
+            except OSError as e:
+                self.can_write = False
+                print(f"the frame cache cannot be filled further ({e}): the videos that are not in it are decoded")
+        return frames[clip_idx : clip_idx + self.num_frames]
+
+    def resize(self, pixels):
+        """One frame, uint8 (H, W, 3) -> (height, width, 3)."""
+        resized = resize_and_crop(torch.from_numpy(pixels)[None], self.resize_size, self.resize_size)
+        return resized[:, 0].permute(1, 2, 0).mul(255).round().byte().numpy()
+
+
+def prepare(clips, split):
+    """Make a cache's folders, drop the frames of videos that have changed, and say what is missing on how much disk.
+
+    Exits with code 2 if the folder was filled with other settings, cannot be written, or the disk has too little space.
+    """
+    settings = {"version": VERSION, "clip_len": clips.num_frames, "frame_rate": clips.frame_rate}
+    settings["resize_size"] = list(clips.resize_size)
+    usable = [clips.file_of(i) for i in range(len(clips.video_paths)) if len(clips.clips[i])]
+    wanted = dict(usable)
+    videos = {file.rsplit(".", 2)[0] for file in wanted}
+    try:
+        check_settings(Path(clips.folder, "settings.json"), settings)
+        found = set()
+        for folder in sorted({os.path.dirname(file) for file in wanted}):
+            os.makedirs(folder, exist_ok=True)
+            for entry in os.scandir(folder):
+                if wanted.get(entry.path) == entry.stat().st_size:
+                    found.add(entry.path)
+                elif entry.path.rsplit(".", 2)[0] in videos or is_left_over(entry):
+                    os.unlink(entry.path)
+        missing = sum(size for file, size in wanted.items() if file not in found)
+        free = shutil.disk_usage(clips.folder).free
+    except OSError as e:
+        utils.refuse(f"the frame cache {clips.folder} cannot be used: {e}")
+    utils.log(
+        f"{split}: the frames of {len(found):,} of {len(wanted):,} videos are in {clips.folder}; the others are "
+        f"decoded once, when first asked for, and take {missing / 1e9:,.3f} GB of {free / 1e9:,.0f} GB that are free"
+    )
+    if missing > free:
+        utils.refuse(
+            f"{clips.folder} has too little space: name a folder on another disk, or leave --cache-frames away"
+        )
+    if missing and not os.access(clips.folder, os.W_OK):
+        utils.refuse(f"{clips.folder} is incomplete and not writable: make it writable, or leave --cache-frames away")
+
+
+def check_settings(file, settings):
+    """Write `settings` to a new cache; exits with code 2 if the cache has others."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with utils.written_then_renamed(file) as temporary:
+            temporary.write_text(json.dumps(settings) + "\n")
+    try:
+        before = json.loads(file.read_text())
+    except ValueError:
+        before = {}
+    changed = [f"{key} {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
+    if changed:
+        utils.refuse(f"{file.parent} was filled with other settings ({', '.join(changed)}); name another folder")
+
+
+def is_left_over(entry):
+    """Whether a file was being written when its process was killed: more than an hour ago, to be sure."""
+    return entry.name.endswith(".tmp.rgb") and entry.stat().st_mtime < time.time() - 3600

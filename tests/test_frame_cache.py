@@ -1,0 +1,255 @@
+"""--cache-frames of train.py: the same values and results as from videos, whatever happens to videos, cache and run.
+
+$ python -m pytest tests/test_frame_cache.py
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPO
+from test_train import CLASSES, FAST, break_off, command, environment, lose_the_right_to_write_anywhere, train
+
+from make_videos import write_video
+from torchvision_patches.spatial import resize_and_crop
+from torchvision_patches.video_utils import UnreadableVideo, VideoClips, index_videos
+
+NUM_VIDEOS = 12  # of a split
+RECIPE = ["--epochs", 2, "--batch-size", 4, "--color-jitter", 0.3, "--lr-warmup-epochs", 0, "--lr", 0.001]
+
+
+@pytest.fixture(scope="module")
+def frame_cache():
+    """The module, which finds its siblings by bare name."""
+    sys.path.insert(0, str(REPO / "references/video_classification"))
+    import frame_cache
+
+    yield frame_cache
+    sys.path.remove(str(REPO / "references/video_classification"))
+    for name in ("frame_cache", "utils"):
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """12 training and 12 validation videos of 3 classes, 1 to 3 s long."""
+    root = tmp_path_factory.mktemp("videos")
+    for split in "train", "val":
+        for i in range(NUM_VIDEOS):
+            folder = root / split / CLASSES[i % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            write_video(folder / f"{i:08d}.mp4", num_frames=30 + 5 * i, height=64, width=64, seed=i)
+    return root
+
+
+@pytest.fixture
+def copy(videos, tmp_path):
+    """A copy of `videos` that a test may change; times are kept."""
+    return shutil.copytree(videos, tmp_path / "videos")
+
+
+def flags(data, cache, *more):
+    return ["--data-path", data, "--cache-frames", cache, *FAST, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(videos, tmp_path_factory):
+    """Two epochs without and with a cache, colours changed at random: (their folders, the cache, stdout with it)."""
+    without, with_cache, cache = (tmp_path_factory.mktemp(name) for name in ("without", "with", "cache"))
+    train("--data-path", videos, *FAST, *RECIPE, "--output-dir", without)
+    out, err = train(*flags(videos, cache), *RECIPE, "--output-dir", with_cache)
+    assert "Warning" not in err, err
+    return without, with_cache, cache, out
+
+
+def contents(cache):
+    """{path: (bytes, mtime)} of the frames of all videos."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(cache.rglob("*.rgb"))}
+
+
+def clips_of(frame_cache, paths, root, cache, resize_size=(128, 171)):
+    metadata = index_videos([str(path) for path in paths], progress=False)
+    clips = frame_cache.CachedVideoClips(metadata, 16, 4, root, cache, resize_size)
+    frame_cache.prepare(clips, "test")
+    return clips, VideoClips(metadata["video_paths"], 16, 1, 4, metadata)
+
+
+def test_values_are_those_of_decoding_within_half_a_grey_level(frame_cache, tmp_path):
+    """Every clip of short, long, odd and AVI videos; from the file alone the second time."""
+    paths = [
+        write_video(tmp_path / "short.mp4", 50, height=90, width=160),
+        write_video(tmp_path / "long.mp4", 180, height=256, width=340, options={"bf": "3", "g": "60"}),
+        write_video(tmp_path / "three.mp4", 3, height=64, width=48),
+        write_video(tmp_path / "counted.avi", 150, fps=25, codec="mpeg4", options={"bf": "2"}),
+        write_video(tmp_path / "as large.mp4", 130, height=128, width=170),
+    ]
+    cached, decoded = clips_of(frame_cache, paths, tmp_path, tmp_path / "cache")
+    expected = [decoded.get_clip(i)[0] for i in range(decoded.num_clips())]
+    assert len(expected) > 15 and {cached.get_clip_location(i)[0] for i in range(len(expected))} == set(range(5))
+    first = [cached.get_clip(i) for i in range(len(expected))]
+    for path in paths:
+        path.unlink()
+    for i, video in enumerate(expected):
+        clip, audio, info, video_idx = cached.get_clip(i)
+        assert torch.equal(clip, first[i][0]) and clip.shape == (16, 128, 171, 3) and clip.dtype == torch.uint8
+        assert audio.shape == (1, 0) and info == {"video_fps": 4} and video_idx == decoded.get_clip_location(i)[0]
+        for top, left in (0, 0), (8, 30), (16, 59):
+            crop = clip[:, top : top + 112, left : left + 112].permute(3, 0, 1, 2)
+            difference = (crop - 255 * resize_and_crop(video, top=top, left=left)).abs().max().item()
+            assert difference < 0.5 + 1e-3, f"clip {i} of {paths[video_idx].name}: {difference} grey levels"
+
+
+def test_training_and_validation_are_the_same_as_without(videos, trained):
+    without, with_cache, cache, out = trained
+    assert out.count(f"the frames of 0 of {NUM_VIDEOS} videos are in {cache}") == 2
+    assert len(contents(cache)) == 2 * NUM_VIDEOS
+    rows = [[json.loads(line) for line in (folder / "metrics.jsonl").open()] for folder in (without, with_cache)]
+    for ours, theirs in zip(*rows):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.01), (ours, theirs)
+        for key in ("train_acc1", "clip_acc1", "video_acc1", "video_acc5", "num_clips"):
+            assert ours[key] == theirs[key], f"{key} differs: {ours} {theirs}"
+    before = contents(cache)
+    results = []
+    for processes in None, 2:
+        test = "--resume", with_cache / "checkpoint.pth", "--test-only", "--device", "cpu", "--clips-per-video", 2
+        out, _ = train("--data-path", videos, "--cache-frames", cache, *test, processes=processes)
+        assert f"the frames of {NUM_VIDEOS} of {NUM_VIDEOS} videos are in {cache}/val" in out
+        results.append([line for line in out.splitlines() if line.startswith(" * ")])
+    assert results[0] == results[1]
+    assert contents(cache) == before, "a complete cache was written to"
+
+
+def test_a_run_with_a_cache_is_resumed_only_with_one(videos, trained, tmp_path):
+    without, with_cache, cache, _ = trained
+    resume = [*RECIPE, "--output-dir", tmp_path, "--resume"]
+    _, err = train("--data-path", videos, *FAST, *resume, with_cache / "checkpoint.pth", code=2)
+    assert "has pixels uint8, not float32" in err
+    assert "0 to go" in train(*flags(videos, cache), *resume, with_cache / "checkpoint.pth")[0]
+
+
+def test_killed_while_filling(videos, trained, tmp_path):
+    """Whatever is there is complete and is kept; what is missing is added; the bytes are those of a quiet run."""
+    cache, reference = tmp_path / "cache", contents(trained[2])
+    run = flags(videos, cache, "--epochs", 1, "--output-dir", tmp_path, "--save-every", 0)
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command(*run), env=environment(), stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 300
+            while not list(cache.rglob("*.rgb")):
+                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.001)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    early = contents(cache)
+    finished = {path: v for path, v in early.items() if not path.name.startswith(".")}
+    assert len(finished) < 2 * NUM_VIDEOS, "the run was killed too late to show anything"
+    abandoned = cache / "train/squats/.00000002.mp4.1-2.rgb.123.tmp.rgb"
+    abandoned.write_bytes(b"half a file")
+    os.utime(abandoned, (time.time() - 7200,) * 2)
+    train(*run)
+    after = {path: v for path, v in contents(cache).items() if not path.name.startswith(".")}
+    assert not abandoned.exists(), "what a run killed hours ago had begun is still there"
+    assert {path.relative_to(cache): v[0] for path, v in after.items()} == {
+        path.relative_to(trained[2]): v[0] for path, v in reference.items()
+    }
+    assert all(after[path] == v for path, v in finished.items()), "finished files were written again"
+
+
+def test_changed_videos_moved_dataset_damaged_files_and_other_settings(copy, trained, tmp_path):
+    cache = shutil.copytree(trained[2], tmp_path / "cache")
+    moved = copy.rename(tmp_path / "moved")
+    test = ["--data-path", moved, "--resume", trained[1] / "checkpoint.pth", "--test-only", "--device", "cpu"]
+    test += ["--cache-frames", cache]
+    before = contents(cache)
+    assert f"the frames of {NUM_VIDEOS} of {NUM_VIDEOS} videos" in train(*test)[0]
+    assert contents(cache) == before, "moving the dataset must not fill the cache anew"
+
+    changed, cut, lost, *_ = sorted(path for path in before if path.parts[-3] == "val")
+    write_video(moved / "val" / changed.parent.name / changed.name[:12], 40, height=64, width=64, seed=99)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    lost.unlink()
+    assert f"the frames of {NUM_VIDEOS - 3} of {NUM_VIDEOS} videos" in train(*test)[0]
+    after = contents(cache)
+    assert not changed.exists(), "frames of a video that is no longer there are kept"
+    (new,) = after.keys() - before.keys()
+    assert new.name.startswith(changed.name[:12]) and len(after) == len(before)
+    assert after[cut][0] == before[cut][0] and after[lost][0] == before[lost][0], "they were not repaired"
+    assert all(after[path] == v for path, v in before.items() if path not in (changed, cut, lost))
+
+    other = flags(moved, cache, "--frame-rate", 8, "--epochs", 1, "--output-dir", tmp_path)
+    _, err = train(*other, code=2)
+    assert f"{cache}/val was filled with other settings (frame_rate 4 -> 8.0)" in err
+    assert contents(cache) == after
+    cache.joinpath("val/settings.json").write_text("{")
+    assert "other settings" in train(*test, code=2)[1]
+
+
+def test_a_video_of_which_a_part_decodes(frame_cache, tmp_path):
+    """Its good clips are read, the others fail as they do without a cache, and nothing of it is stored."""
+    path = write_video(tmp_path / "a.mp4", 210, height=48, width=64, options={"g": "15", "bf": "0"})
+    data = bytearray(path.read_bytes())
+    middle = len(data) * 7 // 10
+    data[middle : middle + 2000] = bytes(2000)
+    path.write_bytes(data)
+    cached, decoded = clips_of(frame_cache, [path], tmp_path, tmp_path / "cache")
+    outcomes = []
+    for i in range(decoded.num_clips()):
+        results = []
+        for clips in cached, decoded:
+            try:
+                results.append(clips.get_clip(i)[0].shape[0])
+            except UnreadableVideo as e:
+                results.append(str(e))
+        assert results[0] == results[1]
+        outcomes.append(results[0])
+    assert 16 in outcomes and len(set(outcomes)) > 1, outcomes
+    assert not contents(tmp_path / "cache")
+
+
+def test_bad_videos_are_replaced_and_counted(copy, tmp_path):
+    break_off(copy / "train" / CLASSES[0] / "00000000.mp4")
+    out, _ = train(*flags(copy, tmp_path / "cache", "--epochs", 1, "--output-dir", tmp_path, "--save-every", 0))
+    assert "12 clips in" in out and "1 that did not decode replaced" in out
+    assert len(contents(tmp_path / "cache" / "train")) == NUM_VIDEOS - 1
+
+
+def test_full_and_read_only_disks(frame_cache, videos, tmp_path, monkeypatch, capsys):
+    paths = sorted((videos / "val").rglob("*.mp4"))
+    with pytest.raises(SystemExit) as stop, monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**20, 2**20, 2**20))
+        clips_of(frame_cache, paths, videos / "val", tmp_path / "cache")
+    printed = capsys.readouterr()
+    assert stop.value.code == 2 and "too little space" in printed.err and "take 0.0" in printed.out
+    # the disk is full before the calculation says so: the run goes on without storing
+    cached, decoded = clips_of(frame_cache, paths, videos / "val", tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        for i in range(decoded.num_clips()):
+            difference = cached.get_clip(i)[0] - 255 * resize_and_crop(
+                decoded.get_clip(i)[0], crop_size=(128, 171)
+            ).permute(1, 2, 3, 0)
+            assert difference.abs().max() < 0.51
+    assert capsys.readouterr().out.count("No space left on device") == 1 and not contents(tmp_path / "cache")
+
+
+def test_read_only_caches(videos, trained, tmp_path):
+    cache = shutil.copytree(trained[2], tmp_path / "cache")
+    test = ["--data-path", videos, "--resume", trained[1] / "checkpoint.pth", "--test-only", "--device", "cpu"]
+    test += ["--cache-frames", cache]
+    one = next((cache / "val").rglob("*.rgb"))
+    for folder in cache, *cache.rglob("*/"):
+        folder.chmod(0o555)
+    out, _ = train(*test, preexec_fn=lose_the_right_to_write_anywhere)
+    assert f"the frames of {NUM_VIDEOS} of {NUM_VIDEOS}" in out
+    one.unlink()
+    _, err = train(*test, code=2, preexec_fn=lose_the_right_to_write_anywhere)
+    assert "incomplete and not writable" in err
+    for folder in cache, *cache.rglob("*/"):
+        folder.chmod(0o755)
