@@ -463,7 +463,9 @@ def report_not_there(rows):
             common.written_then_renamed(MISSING_CSV) as temporary,
             open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ):
-            csv.writer(file).writerows([NotThere._fields, *rows])
+            # NUL is spelled out as what UTF-8 cannot hold is: the csv module of Python 3.10 neither writes nor reads it
+            table = [[str(value).replace("\0", "\\x00") for value in row] for row in [NotThere._fields, *rows]]
+            csv.writer(file).writerows(table)
         print(f"{len(rows):,} records that are not there are listed in {MISSING_CSV}")
 
 
