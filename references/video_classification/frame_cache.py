@@ -3,8 +3,8 @@
 One file a video, FOLDER/<class>/<video>.<size>-<mtime>.rgb: uint8 (frames, height, width, 3), RGB, in the order of the
 resampled grid, of which every clip is a run of T. The name holds the size and mtime of the video, so that the frames of
 a video that has changed are never taken for its own. FOLDER/settings.json holds what else the pixels depend on. 65,664
-bytes a frame of 128 x 171. JPEG of quality 95 would take a fifth of that, but decodes at a twentieth of the speed and
-loses detail: python tests/benchmarks/bench_frame_cache.py.
+bytes a frame of 128 x 171. JPEG of quality 95 would take a twelfth to a sixth of that, but is read at a fifteenth of the speed
+and loses one to two grey levels: python tests/benchmarks/bench_frame_cache.py.
 """
 
 import json
