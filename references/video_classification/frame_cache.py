@@ -2,9 +2,9 @@
 
 One file a video, FOLDER/<class>/<video>.<size>-<mtime>.rgb: uint8 (frames, height, width, 3), RGB, in the order of the
 resampled grid, of which every clip is a run of T. The name holds the size and mtime of the video, so that the frames of
-a video that has changed are never taken for its own. FOLDER/settings.json holds what else the pixels depend on. 65,664
-bytes a frame of 128 x 171. JPEG of quality 95 would take a twelfth to a sixth of that, but is read at a fifteenth of the speed
-and loses one to two grey levels: python tests/benchmarks/bench_frame_cache.py.
+a video that has changed are never taken for its own. FOLDER/settings.json holds what else the pixels depend on. A frame
+of 128 x 171 takes 65,664 bytes. As JPEG of quality 95 it would take a sixth of that or less, but be read at a twentieth
+of the speed and lose one to two grey levels: python tests/benchmarks/bench_frame_cache.py.
 """
 
 import json
