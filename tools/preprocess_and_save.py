@@ -15,12 +15,15 @@ It can be killed and started again: finished tensors of unchanged videos are kep
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
 from pathlib import Path
+
+import numpy as np
 
 import common
 
@@ -94,38 +97,68 @@ def check_settings():
         common.refuse(f"{OUT_ROOT} was filled with other settings ({', '.join(changed)}); choose another OUT_ROOT")
 
 
-def read_progress(videos):
-    """What earlier runs and the other processes have finished: ({video: manifest row}, {video: error}).
+def check_disk_space(num_tensors):
+    """Refuse to start if this many tensors more do not fit on OUT_ROOT's disk."""
+    needed = num_tensors * 3 * CLIP_LEN * 112 * 112 * 4
+    if needed > shutil.disk_usage(OUT_ROOT).free:
+        common.refuse(f"{OUT_ROOT} needs {needed / 1e9:.1f} GB more, its disk has less; nothing was written")
 
-    A row counts if its source is unchanged and its tensor is there.
-    """
-    done, failed, wanted = {}, {}, set(videos)
-    lines = []
+
+def is_whole(tensor, shape):
+    """Whether a float32 tensor file is there and not cut off, by its size."""
+    try:
+        return os.path.getsize(tensor) > 4 * math.prod(shape)
+    except OSError:
+        return False
+
+
+def written_rows():
+    """Yield the dicts in manifest.jsonl and in the progress files of all processes, in this order."""
     for file in (Path(OUT_ROOT, "manifest.jsonl"), *sorted(Path(OUT_ROOT, "progress").glob("*.jsonl"))):
-        with contextlib.suppress(FileNotFoundError):  # another process has merged it meanwhile
-            lines += file.read_text().splitlines()
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # the line that a kill cut off
-        video = row.get("video") or Path(row["tensor_path"]).parent.name + "/" + os.path.basename(row["video_path"])
-        path = os.path.join(DATA_ROOT, video)
-        if video not in wanted or any(row.get(key) != value for key, value in source_of(path).items()):
+        with contextlib.suppress(FileNotFoundError), open(file, "rb") as lines:  # another process has merged it
+            for line in lines:
+                with contextlib.suppress(ValueError):  # the line that a kill cut off
+                    yield json.loads(line)
+
+
+def read_progress(videos):
+    """What earlier runs and the other processes have finished: (table, {video: error}).
+
+    table: one record a video, 80 bytes and 4 for each frame, zeros for what is not finished; 200,000 rows as dicts
+    would take 280 MB in each process. What was written counts if its source is unchanged and its tensor is whole.
+    """
+    columns = [("frame_indices", np.int32, (CLIP_LEN,)), ("num_frames", np.int64), ("fps", np.float64)]
+    table = np.zeros(len(videos), [*columns, ("source_size", np.int64), ("source_mtime_ns", np.int64)])
+    position, failed = {video: i for i, video in enumerate(videos)}, {}
+    for row in written_rows():
+        folder, name = os.path.split(row["video_path"])
+        video = os.path.basename(folder) + "/" + name
+        path = os.path.join(DATA_ROOT, video)  # DATA_ROOT may have moved
+        if video not in position or any(row.get(key) != value for key, value in source_of(path).items()):
             continue
         if "error" in row:
             failed[video] = row["error"]
-        elif Path(OUT_ROOT, row["tensor_path"]).exists():
-            done[video] = row | {"video_path": path}
-    return done, {video: error for video, error in failed.items() if video not in done}
+        elif is_whole(Path(OUT_ROOT, row["tensor_path"]), row["shape"]):
+            table[position[video]] = tuple(row[column] for column in table.dtype.names)
+    return table, {video: error for video, error in failed.items() if not table["num_frames"][position[video]]}
+
+
+def manifest_row(video, record):
+    """The line of manifest.jsonl, as a dict, of a video with this record of `read_progress`'s table."""
+    from torchvision_patches.spatial import PRESET
+
+    row = {"video_path": os.path.join(DATA_ROOT, video), "label": os.path.dirname(video)}
+    row |= {"tensor_path": tensor_path(video), "shape": [1, 3, CLIP_LEN, *PRESET.crop_size], "dtype": "float32"}
+    frame_indices, num_frames, fps, size, mtime_ns = record
+    row |= {"frame_indices": np.asarray(frame_indices).tolist(), "num_frames": num_frames, "fps": fps}
+    return row | {"source_size": size, "source_mtime_ns": mtime_ns}
 
 
 def preprocess(video, data_root, out_root, clip_len, frame_rate):
-    """Decode, resize, crop and save the first clip of one video. Returns its manifest row.
+    """Decode, resize, crop and save the first clip of one video. Returns its record for `read_progress`'s table.
 
     Raises UnreadableVideo if the clip cannot be decoded, OSError if the tensor cannot be written.
     """
-    import numpy as np
     import torch
 
     from torchvision_patches.spatial import resize_and_crop
@@ -138,16 +171,13 @@ def preprocess(video, data_root, out_root, clip_len, frame_rate):
     clips, frame_indices = VideoClips.compute_clips_for_video(torch.from_numpy(pts), clip_len, 1, fps, frame_rate)
     frames = read_frames(path, clips[0].numpy(), frame_indices[0].numpy())  # (T, H, W, 3)
     tensor = resize_and_crop(torch.from_numpy(frames))[None].numpy()  # (1, 3, T, 112, 112)
-    target = Path(out_root, tensor_path(video))
-    with common.written_then_renamed(target) as temporary, open(temporary, "wb") as file:
+    with common.written_then_renamed(Path(out_root, tensor_path(video))) as temporary, open(temporary, "wb") as file:
         np.save(file, tensor)
-    row = {"video_path": path, "label": os.path.dirname(video), "tensor_path": tensor_path(video)}
-    row |= {"shape": list(tensor.shape), "dtype": str(tensor.dtype), "frame_indices": frame_indices[0].tolist()}
-    return row | {"num_frames": len(pts), "fps": fps} | source
+    return frame_indices[0].tolist(), len(pts), fps, *source.values()
 
 
 def results_of(videos, num_workers):
-    """Preprocess `videos` in a pool of processes; yields (video, manifest row or None, error or None) as they finish.
+    """Preprocess `videos` in a pool of processes; yields (video, record or None, error or None) as they finish.
 
     A video that hangs or crashes its decoder fails alone. At most four videos a process wait at any time.
     """
@@ -180,44 +210,41 @@ def results_of(videos, num_workers):
             pool.stop()
 
 
-def run_share(videos, done, rank, world_size):
-    """Preprocess this process's share of `videos` that is not in `done`. Returns (number saved, number failed)."""
+def run_share(videos, rank, world_size, num_kept):
+    """Preprocess `videos`, what is left of this process's share, and write a progress line for each."""
     from tqdm import tqdm
 
-    share = videos[rank::world_size]
-    todo = [video for video in share if video not in done]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     num_workers = NUM_WORKERS or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    for label in {os.path.dirname(video) for video in todo}:
+    for label in {os.path.dirname(video) for video in videos}:
         Path(OUT_ROOT, label).mkdir(exist_ok=True)
     progress, me = Path(OUT_ROOT, "progress"), f"{rank}-of-{world_size}"
+    rows, failures = progress / f"rows-{me}-{time.time_ns()}.jsonl", progress / f"failures-{me}.jsonl"
     for file in progress.glob("failures-*.jsonl"):
-        if not file.stem.endswith(f"-of-{world_size}"):
-            file.unlink(missing_ok=True)  # of another split of the work; they are tried again
-    counts = {"saved": 0, "failed": 0}
-    with (
-        open(progress / f"rows-{me}-{time.time_ns()}.jsonl", "w") as rows,
-        open(progress / f"failures-{me}.jsonl", "w") as failures,
-        tqdm(total=len(share), initial=len(share) - len(todo), unit="clip", desc="preprocessing") as bar,
-    ):
-        for video, row, error in results_of(todo, num_workers):
-            path = os.path.join(DATA_ROOT, video)
-            row = row or {"video_path": path, "error": error} | source_of(path)
-            print(json.dumps({"video": video} | row), file=failures if error else rows, flush=True)
-            counts["failed" if error else "saved"] += 1
+        if file == failures or not file.stem.endswith(f"-of-{world_size}"):
+            file.unlink(missing_ok=True)  # of an earlier run, or another split of the work: they are tried again
+    with tqdm(total=num_kept + len(videos), initial=num_kept, unit="clip", desc="preprocessing") as bar:
+        for video, record, error in results_of(videos, num_workers):
+            if error:
+                row = {"video_path": os.path.join(DATA_ROOT, video), "error": error}
+                row |= source_of(row["video_path"])
+            else:
+                row = manifest_row(video, record)
+            # opened anew for each line: another process may have merged the file, and deleted it
+            with open(failures if error else rows, "a") as file:
+                file.write(json.dumps(row) + "\n")
             bar.update()
-    return counts["saved"], counts["failed"]
 
 
-def write_manifest(done, failures):
+def write_manifest(videos, table, failures):
     """Write manifest.jsonl and failures.jsonl, sorted by video path; drop the progress files, and what kills left."""
     journals = list(Path(OUT_ROOT, "progress").glob("*.jsonl"))
-    rows = [{key: value for key, value in row.items() if key != "video"} for row in done.values()]
-    errors = [{"video_path": os.path.join(DATA_ROOT, video), "error": error} for video, error in failures.items()]
+    failures = sorted(failures.items())
+    errors = ({"video_path": os.path.join(DATA_ROOT, video), "error": error} for video, error in failures)
+    rows = (manifest_row(video, record.tolist()) for video, record in zip(videos, table) if record["num_frames"])
     for name, lines in (("failures.jsonl", errors), ("manifest.jsonl", rows)):
         with common.written_then_renamed(Path(OUT_ROOT, name)) as temporary, open(temporary, "w") as file:
-            for line in sorted(lines, key=lambda line: line["video_path"]):
-                file.write(json.dumps(line) + "\n")
+            file.writelines(json.dumps(line) + "\n" for line in lines)
     # another process may be writing what looks left over
     leftovers = Path(OUT_ROOT).rglob(".*.tmp") if common.rank_and_world_size()[1] == 1 else []
     for file in (*journals, *leftovers):
@@ -237,32 +264,37 @@ def main():
         Path(OUT_ROOT, "progress").mkdir(parents=True, exist_ok=True)
         check_settings()
         rank, world_size = common.rank_and_world_size()
-        done = set(read_progress(videos)[0])
-        kept = sum(video in done for video in videos[rank::world_size])
-        needed = (len(videos) - len(done)) * 3 * CLIP_LEN * 112 * 112 * 4
-        if needed > shutil.disk_usage(OUT_ROOT).free:
-            common.refuse(f"{OUT_ROOT} needs {needed / 1e9:.1f} GB more, its disk has less; nothing was written")
-        saved, failed = run_share(videos, done, rank, world_size)
-        rows, decoding_failures = read_progress(videos)
-        complete = len(rows) + len(decoding_failures) == len(videos)
-        if complete:
-            write_manifest(rows, failures | decoding_failures)
+        before = read_progress(videos)[0]["num_frames"] > 0
+        check_disk_space(int((~before).sum()))
+        share = slice(rank, None, world_size)
+        todo = [video for video, is_done in zip(videos[share], before[share]) if not is_done]
+        run_share(todo, rank, world_size, int(before[share].sum()))
+        table, errors = read_progress(videos)
+        after = table["num_frames"] > 0
+        missing = [video for video, is_done in zip(videos, after) if not is_done and video not in errors]
+        if world_size == 1:  # no other process is at work on them
+            errors |= dict.fromkeys(missing, "it was changed after it was read: start again")
+            missing = []
+        if not missing:
+            write_manifest(videos, table, failures | errors)
     except OSError as e:
         common.refuse(f"{OUT_ROOT} cannot be written ({e}); what is finished is kept, mend this and start again")
-    if complete:
-        report(rows, failures | decoding_failures)
+    if missing:
+        print(f"process {rank} of {world_size} is done, {len(missing):,} videos of others are not yet; ", end="")
+        print("the last one to finish writes manifest.jsonl")
     else:
-        print(f"process {rank} of {world_size} is done; the last one to finish writes manifest.jsonl")
-    failed += len(failures) if rank == 0 else 0
+        report(table[after], failures | errors)
+    saved, kept = int((after & ~before)[share].sum()), int((after & before)[share].sum())
+    failed = len(videos[share]) - saved - kept + (len(failures) if rank == 0 else 0)
     print(f"found {saved + kept + failed:,} = saved {saved:,} + kept {kept:,} + failed {failed:,}")
     # of several processes only the one that merges says so: torchrun would end the others at the first exit code 1
-    sys.exit(1 if complete and failures | decoding_failures else 0)
+    sys.exit(1 if not missing and failures | errors else 0)
 
 
-def report(rows, failures):
+def report(table, failures):
     """Print how many clips there are, how many of short videos, and the first failures."""
-    short = sum(row["num_frames"] * FRAME_RATE / row["fps"] < CLIP_LEN for row in rows.values())
-    print(f"{len(rows):,} clips in {OUT_ROOT}/manifest.jsonl, {short:,} of them of short videos, sampled faster")
+    short = int((table["num_frames"] * FRAME_RATE / table["fps"] < CLIP_LEN).sum())
+    print(f"{len(table):,} clips in {OUT_ROOT}/manifest.jsonl, {short:,} of them of short videos, sampled faster")
     for video, error in sorted(failures.items())[:10]:
         print(f"failed: {os.path.join(DATA_ROOT, video)}: {error}")
     if failures:
