@@ -16,7 +16,9 @@ import numpy as np
 import preprocess_and_save
 import pytest
 import torch
+import torchvision
 from conftest import REPO
+from qevd_r2plus1d import Model
 from torchvision.transforms import functional as F
 
 from make_videos import write_video
@@ -61,6 +63,15 @@ def literal_tensor(path, num_frames=16, rate=4):
     return F.center_crop(clip, [112, 112]).permute(1, 0, 2, 3)[None].numpy()
 
 
+def assert_values_are_the_original_s(out, row):
+    tensor = np.load(out / row["tensor_path"])
+    assert list(tensor.shape) == row["shape"] == [1, 3, 16, 112, 112]
+    assert str(tensor.dtype) == row["dtype"] == "float32"
+    difference = np.abs(tensor - literal_tensor(row["video_path"])).max()
+    assert difference < 1e-4, f"{row['video_path']} differs from the original's preprocessing by {difference}"
+    assert tensor.min() >= 0 and tensor.max() <= 1 and tensor.std() > 0.05
+
+
 def content_of(folder):
     """{relative path: bytes} of all that a run leaves in OUT_ROOT; fails on leftovers."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -88,13 +99,19 @@ def test_values_manifest_and_counts(videos, reference):
     assert f"13 clips in {out}/manifest.jsonl, {short} of them of short videos" in printed and 0 < short < 13
     for row in rows:
         assert row["label"] == Path(row["video_path"]).parent.name
-        tensor = np.load(out / row["tensor_path"])
-        assert list(tensor.shape) == row["shape"] == [1, 3, 16, 112, 112]
-        assert str(tensor.dtype) == row["dtype"] == "float32"
-        difference = np.abs(tensor - literal_tensor(row["video_path"])).max()
-        assert difference < 1e-4, f"{row['video_path']} differs from the original's preprocessing by {difference}"
-        assert tensor.min() >= 0 and tensor.max() <= 1 and tensor.std() > 0.05
+        assert_values_are_the_original_s(out, row)
     assert (out / "failures.jsonl").read_bytes() == b""
+
+
+def test_values_of_the_sample_dataset(run_script, tmp_path):
+    """One video a class of each split, drawn as the README's; the download's parts stand for classes."""
+    few = ("--train-videos-per-class", 1, "--val-videos-per-class", 1)
+    run_script("tools/make_sample_dataset.py", "--out", tmp_path / "sample", *few)
+    run_script(SCRIPT, "--data-root", tmp_path / "sample", "--out-root", tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
+    assert len(rows) == 12
+    for row in rows:
+        assert_values_are_the_original_s(tmp_path / "out", row)
 
 
 def test_two_processes_and_a_second_run(videos, reference, run_script, tmp_path):
@@ -178,8 +195,13 @@ def test_a_changed_video_is_done_again_and_changed_settings_are_refused(run_scri
     write_video(video, 60, height=32, width=32, seed=5)
     assert "saved 1 + kept 0" in run_script(*arguments).stdout
     assert not np.array_equal(before, np.load(tmp_path / "out/squats/a.npy"))
-    (tmp_path / "out/squats/a.npy").unlink()
-    assert "saved 1 + kept 0" in run_script(*arguments).stdout
+    whole = (tmp_path / "out/squats/a.npy").read_bytes()
+    for content in (None, whole[:-1]):  # deleted, or cut off
+        (tmp_path / "out/squats/a.npy").unlink()
+        if content:
+            (tmp_path / "out/squats/a.npy").write_bytes(content)
+        assert "saved 1 + kept 0" in run_script(*arguments).stdout
+        assert (tmp_path / "out/squats/a.npy").read_bytes() == whole
     for flag, value in (("--clip-len", 8), ("--frame-rate", 5)):
         refused = run_script(*arguments, flag, value, code=2)
         assert flag[2:].replace("-", "_") in refused.stderr and "choose another OUT_ROOT" in refused.stderr
@@ -223,34 +245,54 @@ def test_wrong_folders_are_refused(run_script, tmp_path):
     refused = run_script(SCRIPT, "--data-root", tmp_path, *out, code=2).stderr
     assert "val/squats/a.mp4: it does not lie at DATA_ROOT/<class>/<video>" in refused
     (tmp_path / "file").write_text("in the way")
-    arguments = ("--data-root", tmp_path / "val", "--out-root", tmp_path / "file/out")
-    assert "cannot be written" in run_script(SCRIPT, *arguments, code=2).stderr
+    for unwritable in (tmp_path / "file/out", "/proc/out"):  # root may write anywhere but into /proc
+        arguments = ("--data-root", tmp_path / "val", "--out-root", unwritable)
+        assert f"{unwritable} cannot be written" in run_script(SCRIPT, *arguments, code=2).stderr
 
 
-def test_tensors_are_what_train_py_validates_on(videos, reference):
-    """The clip of `train.py --test-only` is the saved tensor, normalised: the same code makes both."""
+def test_tensors_are_what_train_py_validates_on(videos, reference, tmp_path):
+    """The clip of `train.py --test-only` is the saved tensor, normalised, and the deployed network's logits are its."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model("mc3_18", num_classes=5)
+    checkpoint = {"model": network.state_dict(), "model_name": "mc3_18", "clip_len": 16}
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
     code = """
 import json, sys
 import numpy as np
-import datasets, presets, transforms, torch
-videos, out = sys.argv[1:]
+import datasets, presets, transforms, torch, torchvision
+videos, out, folder = sys.argv[1:]
+network = torchvision.models.get_model("mc3_18", num_classes=5)
+network.load_state_dict(torch.load(folder + "/checkpoint.pth", weights_only=True)["model"])
+network.eval().to(memory_format=torch.channels_last_3d)
 rows = {row["video_path"]: row for row in map(json.loads, open(out + "/manifest.jsonl"))}
 samples = [(path, 0) for path in sorted(rows)]
 preset = presets.VideoClassificationPresetEval(resize_size=(128, 171), crop_size=(112, 112))
 metadata = datasets.index_videos([path for path, _ in samples], progress=False)
 dataset = datasets.KineticsWithVideoId(videos, samples, metadata, 16, 4, preset)
-normalize = transforms.Normalize()
+normalize, logits = transforms.Normalize(), {}
 for clip in datasets.val_clips(dataset, 1):
     validated, _, video, _ = dataset[clip]
     saved = torch.from_numpy(np.load(out + "/" + rows[samples[video][0]]["tensor_path"]))
     difference = (normalize(validated[None]) - normalize(saved)).abs().max().item()
     assert difference < 1e-6, (samples[video][0], difference)
+    if len(logits) < 4:
+        with torch.inference_mode():
+            clips = normalize(validated[None]).to(memory_format=torch.channels_last_3d)
+            logits[rows[samples[video][0]]["tensor_path"]] = network(clips).tolist()
+print(json.dumps(logits))
 print("equal", len(samples))
 """
     folder = REPO / "references/video_classification"
-    command = [sys.executable, "-c", code, videos, reference[0]]
+    command = [sys.executable, "-c", code, videos, reference[0], tmp_path]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert result.stdout.endswith("equal 13\n"), result.stdout + result.stderr
+    logits = json.loads(result.stdout.splitlines()[-2])
+    deployed = Model.from_pretrained(str(tmp_path / "checkpoint.pth"))
+    assert len(logits) == 4 and np.ptp(list(logits.values())) > 0.1
+    for tensor, expected in logits.items():
+        with torch.inference_mode():
+            ours = deployed(torch.from_numpy(np.load(reference[0] / tensor)))
+        torch.testing.assert_close(ours, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 @pytest.fixture
@@ -273,10 +315,6 @@ def test_too_little_disk_space_is_refused_before_anything_is_decoded(one_video, 
     assert not list((one_video / "out").rglob("*.npy"))
 
 
-def out_of_space(*_):
-    raise OSError(28, "No space left on device")
-
-
 def hang(*_):
     time.sleep(60)
 
@@ -286,13 +324,54 @@ def crash(*_):
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def test_a_disk_that_fills_up_stops_the_run_and_keeps_the_video(one_video, monkeypatch, capsys):
-    monkeypatch.setattr(preprocess_and_save, "preprocess", out_of_space)
+def test_a_disk_that_fills_up_stops_the_run_and_fails_no_video(one_video):
+    """A limit on the size of files stops the writing of the tensor half-way, as a full disk does."""
+    command = f"ulimit -f 1000; exec {sys.executable} {REPO / SCRIPT} --data-root in --out-root out"
+    result = subprocess.run(["bash", "-c", command], cwd=one_video, capture_output=True, text=True)
+    assert result.returncode == 2 and "out cannot be written ([Errno 27]" in result.stderr, result.stderr
+    assert not list((one_video / "out").rglob("*.npy*")) and not (one_video / "out/failures.jsonl").exists()
+    result = subprocess.run(["bash", "-c", command.partition("; ")[2]], cwd=one_video, capture_output=True, text=True)
+    assert "saved 1 + kept 0 + failed 0" in result.stdout, result.stdout + result.stderr
+
+
+def test_a_folder_that_cannot_be_read_is_listed(one_video, monkeypatch, capsys):
+    (one_video / "in/locked").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.path.basename(path) == "locked":  # what root, who may read all, does not meet
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(SystemExit) as stop:
         preprocess_and_save.main()
-    assert stop.value.code == 2 and "No space left on device" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert not (one_video / "out/failures.jsonl").exists(), "a full disk is not the video's failure"
+    assert stop.value.code == 1 and "found 2 = saved 1 + kept 0 + failed 1" in capsys.readouterr().out
+    (failure,) = map(json.loads, (one_video / "out/failures.jsonl").read_text().splitlines())
+    assert failure["video_path"].endswith("in/locked") and "cannot be read: Permission denied" in failure["error"]
+
+
+def test_progress_survives_a_merge_by_another_process_and_changes_meanwhile_are_said(one_video, monkeypatch, capsys):
+    """After the first of four videos another process merges, after the last that video is replaced."""
+    for name in "bcd":
+        write_video(one_video / f"in/squats/{name}.mp4", 40, height=32, width=32)
+    results_of = preprocess_and_save.results_of
+
+    def with_faults(videos, num_workers):
+        for number, result in enumerate(results_of(videos, num_workers)):
+            yield result
+            if number == 0:
+                names = [f"squats/{name}.mp4" for name in "abcd"]
+                preprocess_and_save.write_manifest(names, *preprocess_and_save.read_progress(names))
+            if number == 3:
+                os.utime(one_video / "in/squats/d.mp4", (1, 1))
+
+    monkeypatch.setattr(preprocess_and_save, "results_of", with_faults)
+    for counts, code in (("saved 3 + kept 0 + failed 1", 1), ("saved 1 + kept 3 + failed 0", 0)):
+        with pytest.raises(SystemExit) as stop:
+            preprocess_and_save.main()
+        assert stop.value.code == code and f"found 4 = {counts}" in capsys.readouterr().out
+        monkeypatch.setattr(preprocess_and_save, "results_of", results_of)
 
 
 @pytest.mark.parametrize(("fault", "reason"), [(hang, "did not finish"), (crash, "decoder crashed")])

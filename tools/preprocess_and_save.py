@@ -14,6 +14,7 @@ It can be killed and started again: finished tensors of unchanged videos are kep
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -105,9 +106,9 @@ def check_disk_space(num_tensors):
 
 
 def is_whole(tensor, shape):
-    """Whether a float32 tensor file is there and not cut off, by its size."""
+    """Whether a float32 .npy file is there and not cut off: it has a header of 128 bytes, then the values."""
     try:
-        return os.path.getsize(tensor) > 4 * math.prod(shape)
+        return os.path.getsize(tensor) == 128 + 4 * math.prod(shape)
     except OSError:
         return False
 
@@ -171,8 +172,10 @@ def preprocess(video, data_root, out_root, clip_len, frame_rate):
     clips, frame_indices = VideoClips.compute_clips_for_video(torch.from_numpy(pts), clip_len, 1, fps, frame_rate)
     frames = read_frames(path, clips[0].numpy(), frame_indices[0].numpy())  # (T, H, W, 3)
     tensor = resize_and_crop(torch.from_numpy(frames))[None].numpy()  # (1, 3, T, 112, 112)
-    with common.written_then_renamed(Path(out_root, tensor_path(video))) as temporary, open(temporary, "wb") as file:
-        np.save(file, tensor)
+    content = io.BytesIO()
+    np.save(content, tensor)  # to a file, it would hide the reason when that cannot be written
+    with common.written_then_renamed(Path(out_root, tensor_path(video))) as temporary:
+        temporary.write_bytes(content.getbuffer())
     return frame_indices[0].tolist(), len(pts), fps, *source.values()
 
 
