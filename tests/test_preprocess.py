@@ -214,6 +214,8 @@ def test_bad_input_is_listed_and_the_rest_goes_on(run_script, tmp_path):
     good = write_video(root / "squats/good.mp4", 40, height=32, width=32)
     os.link(good, root / "squats/good.avi")
     os.link(good, root / "top.mp4")
+    long_name = "x" * 250 + ".mp4"
+    os.link(good, root / "squats" / long_name)
     os.link(good, root / "jabs/deeper/x.mp4")
     os.symlink(root, root / "jabs/loop")
     (root / "squats/broken.mp4").write_bytes(b"no video")
@@ -223,14 +225,16 @@ def test_bad_input_is_listed_and_the_rest_goes_on(run_script, tmp_path):
     os.makedirs(os.fsencode(root) + b"/jabs2")
     os.link(good, os.fsencode(root) + b"/jabs2/\xff\xfe.mp4")
     arguments = (SCRIPT, "--data-root", root, "--out-root", tmp_path / "out")
-    for counts in ("saved 2 + kept 0 + failed 6", "saved 0 + kept 2 + failed 6"):
+    for counts in ("saved 2 + kept 0 + failed 7", "saved 0 + kept 2 + failed 7"):
         printed = run_script(*arguments, code=1).stdout
-        assert f"found 8 = {counts}" in printed, printed
+        assert f"found 9 = {counts}" in printed, printed
     failures = [json.loads(line) for line in (tmp_path / "out/failures.jsonl").read_text().splitlines()]
     errors = {Path(row["video_path"]).relative_to(root).as_posix(): row["error"] for row in failures}
     assert set(errors) == {
         "jabs/deeper/x.mp4", "squats/broken.mp4", "squats/cut.mp4", "squats/dangling.mp4", "squats/good.mp4", "top.mp4",
+        f"squats/{long_name}",
     }  # fmt: skip
+    assert "too long" in errors[f"squats/{long_name}"]
     assert "would overwrite that of squats/good.avi" in errors["squats/good.mp4"]
     assert "DATA_ROOT/<class>/<video>" in errors["top.mp4"] and "DATA_ROOT/<class>" in errors["jabs/deeper/x.mp4"]
     assert len((tmp_path / "out/manifest.jsonl").read_text().splitlines()) == 2

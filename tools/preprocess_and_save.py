@@ -14,6 +14,7 @@ It can be killed and started again: finished tensors of unchanged videos are kep
 """
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -209,6 +210,10 @@ def results_of(videos, num_workers):
                         yield video, None, f"it did not finish decoding within {TIMEOUT} s"
                     except ProcessExpired as e:
                         yield video, None, f"its decoder crashed (exit code {e.exitcode})"
+                    except OSError as e:
+                        if e.errno != errno.ENAMETOOLONG:
+                            raise
+                        yield video, None, "its name is too long for that of its tensor: shorten it"
         finally:
             pool.stop()
 
