@@ -1,8 +1,10 @@
 """Small networks and clips for the tests of the AI Hub scripts, and binaries that the local hub makes of them."""
 
+import argparse
 import io
 import json
 import warnings
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -64,15 +66,30 @@ def expected_logits(folder, paths, frames=8):
         return np.concatenate([network(torch.from_numpy(np.load(folder / path))).numpy() for path in paths])
 
 
+HASTY = """
+import time, types
+import qai_hub.client, qai_hub.util.session
+qai_hub.util.session.BACKOFF_FACTOR = 0.001
+qai_hub.client.time = types.SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
+"""
+
+
+def hasty_client(folder):
+    """Environment in which a script's qai_hub client tries as often as ever, without its waits of up to 60 s."""
+    (folder / "sitecustomize.py").write_text(HASTY)
+    return {"PYTHONPATH": str(folder)}
+
+
 def client_of(hub):
     """A real qai_hub client in this process that talks to the local hub."""
     return qai_hub.Client(qai_hub.ClientConfig(api_token=hub.token, api_url=hub.url, web_url=hub.url))
 
 
-def compile_binary(hub, path, frames=8, channel_last=False, w8a8=False, calibration=(), name="clip"):
-    """Let the local hub compile a SmallNetwork to a context binary at `path`, with its description beside it."""
+def compile_on(hub, frames=8, channel_last=False, w8a8=False, calibration=(), name="clip",
+               runtime="qnn_context_binary"):
+    """The hub's model of a SmallNetwork, compiled by the local hub."""
     client, device = client_of(hub), qai_hub.Device(DEVICE)
-    model, options = small_onnx(frames, name=name), "--target_runtime qnn_context_binary"
+    model, options = small_onnx(frames, name=name), f"--target_runtime {runtime}"
     if w8a8:
         quantize_job = client.submit_quantize_job(
             model, {name: list(calibration)}, qai_hub.QuantizeDtype.INT8, qai_hub.QuantizeDtype.INT8
@@ -84,13 +101,40 @@ def compile_binary(hub, path, frames=8, channel_last=False, w8a8=False, calibrat
     shape = (1, 3, frames, 16, 16)
     job = client.submit_compile_job(model, device, input_specs={name: (shape, "float32")}, options=options)
     assert job.wait().success, job.get_status().message
-    target = job.get_target_model()
-    target.download(str(path))
+    return job.get_target_model()
+
+
+def compile_binary(hub, path, *args, **options):
+    """Let the local hub compile a SmallNetwork to a context binary at `path`, with its description beside it."""
     import common
 
+    target = compile_on(hub, *args, **options)
+    target.download(str(path))
     description = common.io_of(target) | {"sha256": common.sha256_of(path), "output_kind": "logits"}
     path.with_suffix(".json").write_text(json.dumps(description), encoding="utf-8")
     return path
+
+
+def compile_and_save(hub, folder, runtime, **options):
+    """Compile for any runtime and save as example_export.py does, from a bundle as qai_hub_models makes it.
+
+    Returns the model's path, a folder for an ONNX model with a second file.
+    """
+    import example_export
+    from qai_hub_models.utils.onnx.helpers import download_and_unzip_workbench_onnx_model
+
+    import common
+
+    target, bundle = compile_on(hub, runtime=runtime, **options), folder / "bundle"
+    bundle.mkdir()
+    if target.model_type == qai_hub.SourceModelType.ONNX:
+        path = download_and_unzip_workbench_onnx_model(target, bundle, "small").onnx_graph_path
+    else:
+        path = Path(target.download(str(bundle / "small")))
+    (bundle / "metadata.json").write_text(json.dumps({"model_files": {str(path.relative_to(bundle)): {}}}))
+    example_export.output_dir = str(folder)
+    result = argparse.Namespace(download_path=bundle)
+    return example_export.save_beside(result, common.io_of(target) | {"output_kind": "logits"})
 
 
 def read_h5(path):

@@ -1,10 +1,13 @@
 """compile_and_profile.py against a local hub in this process."""
 
+from argparse import Namespace
+
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from small_models import small_onnx
+from small_models import DEVICE, hasty_client, small_onnx
 
+import common
 from local_hub import Fault, LocalHub
 
 SCRIPT = "tools/compile_and_profile.py"
@@ -58,6 +61,30 @@ def test_failed_jobs_are_reported(tmp_path, hub, run):
     result = run(*SHAPE, code=1)
     last = list(hub.jobs.values())[-1]
     assert "op Foo is unknown" in result.stderr and last.id in result.stderr and len(hub.jobs) == 2
+
+
+def test_the_connection_is_lost_while_a_job_runs(tmp_path, hub, run):
+    """One sentence with the job's URL; it is no reason to compile once more in another way."""
+    onnx.save(small_onnx(), tmp_path / "model.onnx")
+    hub.faults.append(Fault("GET /api/v1/jobs/*", drop="request", skip=1, times=10**6))
+    result = run(*SHAPE, code=1, **hasty_client(tmp_path))
+    (job,) = hub.jobs.values()
+    line = result.stderr.splitlines()[-1]
+    assert "Could not connect" in line and f"{hub.url}/jobs/{job.id}" in line and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("microseconds", "words"), [
+    (33_900, "33.90 ms on Dragonwing IQ-9075 EVK: meets the 34 ms"),
+    (34_000, "34.00 ms on Dragonwing IQ-9075 EVK: MISSES the 34 ms"),
+])  # fmt: skip
+def test_the_gate_of_a_real_device(capsys, microseconds, words):
+    layers = [{"compute_unit": "NPU"}] * 3 + [{"compute_unit": "CPU"}]
+    summary = {"estimated_inference_time": microseconds, "inference_memory_peak_range": (1 << 20, 3 << 20)}
+    profile = {"execution_summary": summary, "execution_detail": layers}
+    device = Namespace(name=DEVICE, attributes=["chipset:qualcomm-qcs9075"])
+    common.print_profile(Namespace(download_profile=lambda: profile), device)
+    printed = capsys.readouterr().out
+    assert words in printed and "1 to 3 MiB" in printed and "CPU 1, NPU 3" in printed
 
 
 def write_onnx(path, shape=(1, 3, 8, 16, 16), elem_type=TensorProto.FLOAT, opset=17, inputs=1):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from qevd_r2plus1d import Model
 from qevd_r2plus1d.model import class_balanced, load_checkpoint
-from small_models import DEVICE, SmallNetwork, client_of, compile_binary, read_h5, write_clips
+from small_models import DEVICE, SmallNetwork, client_of, compile_binary, hasty_client, read_h5, write_clips
 from torchvision.models import get_model
 
 import common
@@ -188,7 +188,9 @@ def test_the_real_network_from_checkpoint_to_logits(tmp_path, hub, run_script):
         assert option in compile_job.options
     assert (profile_job.profiling, inference_job.profiling, inference_job.num_samples) == (True, False, 8)
     assert compile_job.shared_with == ["jury@example.org"] and f"quote compile job {compile_job.id}" in result.stdout
-    assert "real clip" in result.stdout and "latency" in result.stdout and "for 8 of 8 clips" in result.stdout
+    for words in ("against torch on a real clip", "PSNR", "the same Top-1 for 8 of 8 clips", "latency", "34 ms gate",
+                  "MiB at the peak", "layers    CPU", "video: float32 (1, 4, 112, 112, 3), NTHWC"):  # fmt: skip
+        assert words in result.stdout, f"{words!r} was not reported:\n{result.stdout}"
     assert 'DLC_PATH = "export_assets/resnet_2plus1d.bin"' in result.stdout
 
     binary = tmp_path / "export_assets/resnet_2plus1d.bin"
@@ -244,7 +246,7 @@ def test_w8a8_is_calibrated_with_our_clips(tmp_path, hub, run_script, checkpoint
 
 
 def test_onnx_is_saved_before_a_failing_profile_and_runs_as_printed(tmp_path, hub, run_script, checkpoint):
-    """Exit code 1 for the profile job, the model and the lines for run_inference.py are there, and they work."""
+    """Exit code 1 for the profile job; the model and the line for run_inference.py are there, and it works."""
     paths = write_clips(tmp_path / "clips", 2, frames=4, size=112, labels=CLASSES)
     hub.faults.append(Fault("profile", fail=True, message="the device caught fire"))
     environment = {"QAIHUB_CLIENT_INI": tmp_path / "client.ini", "OMP_NUM_THREADS": 2}
@@ -253,9 +255,8 @@ def test_onnx_is_saved_before_a_failing_profile_and_runs_as_printed(tmp_path, hu
     assert "caught fire" in result.stderr and "Traceback" not in result.stderr
     constants = {}
     exec("\n".join(line.strip() for line in result.stdout.splitlines() if line.startswith("    ")), constants)
-    flags = [f"--{name.lower().replace('_', '-')}={constants[name]}"
-             for name in ("DLC_PATH", "ONNX_DIR", "VIDEO_ONNX_NAME", "BATCH", "C", "T", "H", "W")]  # fmt: skip
-    run_script("tools/run_inference.py", *flags, "--data-path", "clips", **environment)
+    flags = ("--dlc-path", constants["DLC_PATH"], "--data-path", "clips")
+    run_script("tools/run_inference.py", *flags, **environment)
     logits, written = read_h5(tmp_path / "dataset-export.h5")
     model = Model.from_pretrained(str(checkpoint))
     expected = np.concatenate([model(torch.from_numpy(np.load(tmp_path / "clips" / path))).numpy() for path in paths])
@@ -263,16 +264,43 @@ def test_onnx_is_saved_before_a_failing_profile_and_runs_as_printed(tmp_path, hu
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("runtime", "precision", "name", "words"), [
-    ("onnx", "w8a8", "model.onnx", "cannot run w8a8 onnx"),
-    ("precompiled_qnn_onnx", "float", "model.onnx", "cannot run float precompiled_qnn_onnx"),
-    ("tflite", "float", "resnet_2plus1d.tflite", 'DLC_PATH = "export_assets/resnet_2plus1d.tflite"'),
-])  # fmt: skip
-def test_what_run_inference_cannot_run_is_said(monkeypatch, runtime, precision, name, words):
-    monkeypatch.setattr(example_export, "target_runtime", runtime)
-    monkeypatch.setattr(example_export, "precision", precision)
-    line = example_export.next_step(Path("export_assets", name), 16)
-    assert words in line and ("--target-runtime qnn_context_binary" in line) == ("cannot" in words)
+def test_every_runtime_of_the_package_but_those_for_language_and_speech():
+    from qai_hub_models import TargetRuntime
+
+    others = {runtime.value for runtime in TargetRuntime} - set(example_export.RUNTIMES)
+    assert others == {"genie", "geniex_qairt", "geniex_llamacpp", "voice_ai"}
+
+
+def test_the_last_export_wins(tmp_path, monkeypatch):
+    """A folder, a file and a folder again under one name; the description is of the last."""
+    monkeypatch.setattr(example_export, "output_dir", str(tmp_path))
+    for name in ("small_onnx/small.onnx", "small.onnx", "small_onnx/small.onnx"):
+        bundle = tmp_path / f"bundle-{name.count('/')}"
+        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / name).write_text(name)
+        (bundle / "metadata.json").write_text(json.dumps({"model_files": {name: {}}}))
+        path = example_export.save_beside(argparse.Namespace(download_path=bundle), {})
+        assert path.name == "resnet_2plus1d.onnx" and path.is_dir() == ("/" in name)
+        assert json.loads((tmp_path / "resnet_2plus1d.json").read_text())["sha256"] == common.sha256_of(path)
+
+
+def test_the_seeds_constants():
+    """The names and values that the user's manual gives."""
+    import compile_and_profile
+    import run_inference
+
+    for module, constants in {
+        example_export: {"device": DEVICE, "target_runtime": "qnn_context_binary", "skip_profiling": True,
+                         "skip_inferencing": True, "skip_downloading": False, "output_dir": "./export_assets"},
+        compile_and_profile: {"VIDEO_ONNX_NAME": "model.onnx", "DEVICE_NAME": DEVICE,
+                              "BATCH": 1, "C": 3, "T": 16, "H": 112, "W": 112},
+        run_inference: {"DLC_PATH": "./export_assets/resnet_2plus1d.bin", "ONNX_DIR": "", "MAX_CHUNK": 538,
+                        "OUTPUT_H5": "dataset-export.h5", "IS_DLC_CHANNEL_LAST": False, "USE_SINGLE_TENSOR": False,
+                        "SINGLE_TENSOR_INDEX": 0, "BATCH": 1, "C": 3, "T": 16, "H": 112, "W": 112},
+    }.items():  # fmt: skip
+        assert {name: getattr(module, name) for name in constants} == constants
+    for name in ("num_classes", "data_dir", "num_frames", "precision", "checkpoint", "share", "random_weights"):
+        assert hasattr(example_export, name)
 
 
 def test_a_model_that_the_hub_does_not_describe(tmp_path):
@@ -330,27 +358,41 @@ def test_wrong_usage(tmp_path, run_script, checkpoint):
     assert "possible are float, w8a8" in refused("--precision", "int4")
     assert "qnn_context_binary, qnn_dlc, tflite" in refused("--target-runtime", "genie")
     assert "no checkpoint" in refused()
+    assert "'jury' in share is no e-mail" in refused("--checkpoint", checkpoint, "--data-dir", "", "--share", "jury")
     assert "no manifest.jsonl in nowhere" in refused("--checkpoint", checkpoint, "--data-dir", "nowhere")
     assert "calibrated" in refused("--checkpoint", checkpoint, "--data-dir", "", "--precision", "w8a8")
 
 
-@pytest.mark.parametrize("script", ["example_export", "compile_and_profile", "run_inference"])
-def test_without_a_token(tmp_path, run_script, checkpoint, script):
-    """Exit 2 with one sentence: where the token goes, and how to run without one."""
+def flags_of(script, folder, checkpoint):
+    """Flags with which each script gets as far as asking AI Hub, in a folder that it is prepared in."""
     from onnx import save
     from small_models import small_onnx
 
-    write_clips(tmp_path / "clips", 2)
-    save(small_onnx(), tmp_path / "model.onnx")
+    write_clips(folder / "clips", 2)
+    save(small_onnx(), folder / "model.onnx")
     shape = ("--t", 8, "--h", 16, "--w", 16)
-    flags = {
+    return {
         "example_export": ("--checkpoint", checkpoint, "--data-dir", ""),
         "compile_and_profile": shape,
         "run_inference": ("--dlc-path", "", "--onnx-dir", ".", "--data-path", "clips", *shape),
-    }
-    result = run_script(f"tools/{script}.py", *flags[script], code=2, QAIHUB_CLIENT_INI=tmp_path / "none.ini")
+    }[script]
+
+
+@pytest.mark.parametrize("script", ["example_export", "compile_and_profile", "run_inference"])
+def test_without_a_token_and_without_a_service(tmp_path, run_script, checkpoint, script):
+    """Exit 2: where the token goes, and how to run without one. Exit 1: where nobody answered. One sentence each."""
+    command = (f"tools/{script}.py", *flags_of(script, tmp_path, checkpoint))
+    result = run_script(*command, code=2, QAIHUB_CLIENT_INI=tmp_path / "none.ini")
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert "none.ini" in line and f"python tools/local_hub.py python tools/{script}.py" in line
+    closed = LocalHub()
+    closed.server.server_close()
+    closed.write_client_ini(tmp_path / "client.ini")
+    environment = hasty_client(tmp_path) | {"QAIHUB_CLIENT_INI": tmp_path / "client.ini"}
+    result = run_script(*command, code=1, **environment)
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: AI Hub: ") and "Could not connect" in line and closed.url in line
+    assert "Traceback" not in result.stderr and closed.token not in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(("flags", "value"), [

@@ -69,6 +69,14 @@ def test_every_step_runs_and_the_two_accuracies_agree(small_run, result):
         assert (folder / file).stat().st_size > 1000, f"{file} is missing or empty"
 
 
+def test_every_logit_is_torchs(small_run, result, run_script):
+    """Each clip's row of dataset-export.h5 against torchvision's network on the checkpoint, within 1e-4."""
+    checked = run_script("tests/benchmarks/check_sample.py", small_run[0] / "sample").stdout
+    figures = json.loads(checked.splitlines()[-1])
+    assert figures["clips"] == 6 and 0 <= figures["max_difference"] <= 1e-4, checked
+    assert round(figures["float_top1"], 2) == round(json.loads(result.splitlines()[-1])["deployed_acc1"], 2)
+
+
 def test_no_socket_leaves_this_machine(small_run, result):
     lines = (small_run[0] / "sockets").read_text().splitlines()
     assert any("AF_INET (" in line for line in lines), "not even the local hub was seen: the watcher is blind"

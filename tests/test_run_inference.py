@@ -16,7 +16,16 @@ import run_inference
 from conftest import REPO
 from qai_hub import public_api_pb2 as pb
 from qai_hub.util.dataset_entries_converters import h5_to_dataset_entries
-from small_models import DEVICE, compile_binary, expected_logits, read_h5, small_onnx, write_clips
+from small_models import (
+    DEVICE,
+    compile_and_save,
+    compile_binary,
+    expected_logits,
+    hasty_client,
+    read_h5,
+    small_onnx,
+    write_clips,
+)
 
 import local_hub
 from local_hub import Fault, LocalHub
@@ -120,6 +129,24 @@ def test_table_of_layouts_and_types(tmp_path, hub, run_script, channel_last, fra
     assert not (tmp_path / "out.h5").exists()
 
 
+@pytest.mark.parametrize("w8a8", [False, True], ids=["float", "w8a8"])
+@pytest.mark.parametrize("runtime", ["onnx", "precompiled_qnn_onnx", "qnn_dlc", "tflite"])
+def test_models_of_every_runtime(tmp_path, hub, run_script, runtime, w8a8):
+    """What example_export.py saves for the other runtimes runs as it is, an ONNX model with a second file, too."""
+    place = Place(tmp_path, hub)
+    place.paths = write_clips(tmp_path / "clips", 6)
+    calibration = [np.load(tmp_path / "clips" / path) for path in place.paths]
+    model = compile_and_save(hub, tmp_path, runtime, channel_last=runtime != "onnx", w8a8=w8a8, calibration=calibration)
+    assert model.is_dir() == (runtime == "precompiled_qnn_onnx")
+    place.forget_setup()
+    run_script(SCRIPT, *place.flags("--dlc-path", model), **place.environment)
+    assert not place.jobs("compile"), "a compiled model was compiled again"
+    logits, written = read_h5(tmp_path / "out.h5")
+    expected = expected_logits(tmp_path / "clips", written)
+    assert written == place.paths
+    np.testing.assert_allclose(logits, expected, atol=0.1 * np.abs(expected).max() if w8a8 else 1e-4)
+
+
 def test_onnx_source_is_compiled_first(place, run_script):
     """Option B, in the layout of the file; where the direct way is refused, a DLC is made and linked."""
     onnx.save(small_onnx(channel_last=True, name="another_name"), place.folder / "model.onnx")
@@ -130,6 +157,39 @@ def test_onnx_source_is_compiled_first(place, run_script):
     compile_options = [job.options for job in place.jobs("compile")]
     assert compile_options == ["--target_runtime qnn_context_binary", "--target_runtime qnn_dlc"]
     assert len(place.jobs("link")) == 1 and "no such runtime" in result.stdout
+
+
+def test_onnx_weights_in_a_second_file_belong_to_the_run(place, run_script):
+    """They travel along; other weights under the same model.onnx are another run; wrong clips are refused first."""
+    flags = place.flags("--dlc-path", "", "--onnx-dir", ".", "--t", 8, "--h", 16, "--w", 16)
+    model, logits = small_onnx(), []
+    for scale in (1, 2):
+        for weight in model.graph.initializer:
+            weight.CopyFrom(onnx.numpy_helper.from_array(scale * onnx.numpy_helper.to_array(weight), weight.name))
+        copy = onnx.ModelProto.FromString(model.SerializeToString())
+        onnx.save(copy, place.folder / "model.onnx", save_as_external_data=True, location="w.data", size_threshold=0)
+        assert "complete" not in run_script(SCRIPT, *flags, **place.environment).stdout
+        logits.append(read_h5(place.folder / "out.h5")[0])
+    np.testing.assert_allclose(logits[0], expected_logits(place.folder / "clips", place.paths), atol=1e-4)
+    assert np.abs(logits[1] - logits[0]).max() > 0.1
+    np.save(place.folder / "clips" / place.paths[3], np.zeros((1, 3, 16, 16, 16), np.float32))
+    place.forget_setup()
+    assert place.paths[3] in run_script(SCRIPT, *flags, code=2, **place.environment).stderr
+    assert not place.hub.requests
+
+
+def test_chunks_in_flight(place, run_script):
+    """Six chunks: three run together, never more."""
+    place.hub.job_seconds = 0.4
+    run_script(SCRIPT, *place.flags("--max-chunk", 2, "--chunks-in-flight", 3), **place.environment)
+    place.check_output()
+    in_flight = [0]
+    for method, path in place.hub.requests:
+        if (method, path) == ("POST", "/api/v1/jobs/"):
+            in_flight.append(in_flight[-1] + 1)
+        if path.endswith("/result/"):
+            in_flight.append(in_flight[-1] - 1)
+    assert (max(in_flight), in_flight[-1], len(place.jobs())) == (3, 0, 6), in_flight
 
 
 def test_a_binary_that_nothing_describes(place, run_script):
@@ -280,16 +340,39 @@ def test_a_chunk_that_keeps_failing_is_named_and_the_rest_kept(place, run_script
     place.check_output()
 
 
-def test_connection_lost(place, run_script):
+@pytest.mark.parametrize(("fault", "words"), [
+    ({"drop": "request"}, "Could not connect to Qualcomm AI Hub"), ({"status": 500}, "Qualcomm AI Hub reported errors"),
+    ({"status": 503}, "unavailable right now"), ({"status": 429}, "Could not create a job after retrying for 10 min"),
+    ({"status": 404}, "ordered by a test"),
+], ids=["dropped", "500", "503", "429", "404"])  # fmt: skip
+def test_a_service_that_stays_down(place, run_script, fault, words):
     """Exit 1 with one sentence; what had arrived is kept and not sent again."""
-    fault = Fault("POST /api/v1/jobs/", drop="request", skip=1, times=99)
+    fault = Fault("POST /api/v1/jobs/", skip=1, times=10**6, **fault)
     place.hub.faults.append(fault)
-    flags = place.flags("--max-chunk", 6, "--chunks-in-flight", 1, "--attempts", 1)
-    result = run_script(SCRIPT, *flags, code=1, **place.environment)
-    assert "run the same command again" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+    flags = place.flags("--max-chunk", 6, "--chunks-in-flight", 1, "--attempts", 2, "--retry-seconds", 0.1)
+    result = run_script(SCRIPT, *flags, code=1, **place.environment, **hasty_client(place.folder))
+    last = result.stderr.splitlines()[-1]
+    assert words in last and "run the same command again" in last and "Traceback" not in result.stderr
     fault.times = 0
     run_script(SCRIPT, *flags, **place.environment)
     assert (place.uploads(), len(place.jobs())) == (2, 2)
+    place.check_output()
+
+
+def test_the_connection_is_lost_while_jobs_run(place, run_script):
+    """Nothing answers any more: one sentence with a job's URL; the second run takes the jobs up, nothing is resent."""
+    flags = place.flags("--max-chunk", 2, "--chunks-in-flight", 2, "--attempts", 1)
+    place.hub.job_seconds = 0.7
+    process, _, _, _ = start_and_wait(place, flags, 1, stderr=subprocess.PIPE, text=True)
+    outage = Fault("*", drop="request", times=10**6)
+    place.hub.faults.append(outage)
+    errors = process.communicate(timeout=120)[1]
+    last = errors.splitlines()[-1]
+    assert process.returncode == 1 and "Traceback" not in errors and not (place.folder / "out.h5").exists()
+    assert last.startswith("error: chunk ") and f"{place.hub.url}/jobs/j" in last and "same command again" in last
+    outage.times = 0
+    run_script(SCRIPT, *flags, **place.environment)
+    assert (place.uploads(), len(place.jobs())) == (6, 6)
     place.check_output()
 
 
@@ -318,13 +401,13 @@ def test_a_refused_request_is_one_sentence(place, run_script, where):
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
 
-def start_and_kill(place, flags, arrived):
-    """Start the script and SIGKILL it once `arrived` chunks are there while others run.
+def start_and_wait(place, flags, arrived, **options):
+    """Start the script and wait until `arrived` chunks are there while others run.
 
-    Returns (state of the chunks by number, numbers that arrived, numbers whose job was running).
+    Returns (process, state of the chunks by number, numbers that arrived, numbers whose job was running).
     """
-    environment = os.environ | place.environment
-    process = subprocess.Popen([sys.executable, REPO / SCRIPT, *flags], cwd=place.folder, env=environment)
+    environment = os.environ | place.environment | hasty_client(place.folder)
+    process = subprocess.Popen([sys.executable, REPO / SCRIPT, *flags], cwd=place.folder, env=environment, **options)
     deadline = time.monotonic() + 120
     done, unfinished = set(), []
     while len(done) < arrived or not unfinished:
@@ -334,10 +417,16 @@ def start_and_kill(place, flags, arrived):
         states = list(place.folder.glob("out.h5.state/*/state.json"))
         chunks = json.loads(states[0].read_text())["chunks"] if states else {}
         unfinished = [int(i) for i, chunk in chunks.items() if chunk["job"] and int(i) not in done]
+    return process, chunks, done, unfinished
+
+
+def start_and_kill(place, flags, arrived):
+    """SIGKILL it then; returns what `start_and_wait` does, but for the process."""
+    process, *found = start_and_wait(place, flags, arrived)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (place.folder / "out.h5").exists()
-    return chunks, done, unfinished
+    return found
 
 
 def test_killed_and_started_again(place, run_script):

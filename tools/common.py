@@ -101,11 +101,12 @@ def written_then_renamed(path):
 
 
 def sha256_of(path):
-    """The SHA-256 of a file's content, as 64 hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    """The SHA-256 of a file's content, or of the files of a folder in the order of their names, as 64 hex digits."""
+    path, digest = Path(path), hashlib.sha256()
+    for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with open(part, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
     return digest.hexdigest()
 
 
@@ -184,17 +185,27 @@ def sentence_of(error):
     return " ".join(re.sub(r"[┌─┐└┘|]", " ", str(error)).split())
 
 
+def hub_errors():
+    """What the qai_hub client raises when AI Hub refuses a request or does not answer it.
+
+    With what botocore raises: the service may let the client up- and download from its storage without going between.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+    from qai_hub.client import APIException, Error
+    from s3transfer.exceptions import RetriesExceededError
+
+    return (Error, APIException, BotoCoreError, ClientError, RetriesExceededError)
+
+
 @contextlib.contextmanager
 def hub_errors_in_one_sentence():
     """Turn a failed job or an error of the qai_hub client into one sentence on stderr and exit code 1."""
-    from qai_hub.client import Error
-
     try:
         yield
     except JobFailedError as e:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(1) from None
-    except Error as e:
+    except hub_errors() as e:
         print(f"error: AI Hub: {sentence_of(e)}", file=sys.stderr)
         raise SystemExit(1) from None
 
@@ -243,13 +254,26 @@ def find_device(hub, name):
     return devices[-1]
 
 
+def is_emulated(device):
+    """Whether a device of the hub says that it is emulated, as those of local_hub.py do."""
+    return any(attribute.startswith("emulated") for attribute in device.attributes)
+
+
 def wait_for(job):
-    """Wait until a job has ended; the URL of a job is printed first. Raises JobFailedError if it did not succeed."""
+    """Wait until a job has ended; the URL of a job is printed first. Raises JobFailedError if it did not succeed.
+
+    If AI Hub stops answering, the client's InternalError says so, and where the job can be seen that goes on there.
+    """
+    from qai_hub.client import InternalError
+
     print(f"{job.job_type} job {job.url}", flush=True)
     seconds = 0.5
-    while not (status := job.get_status()).finished:
-        time.sleep(seconds)
-        seconds = min(10, 1.5 * seconds)
+    try:
+        while not (status := job.get_status()).finished:
+            time.sleep(seconds)
+            seconds = min(10, 1.5 * seconds)
+    except hub_errors() as e:
+        raise InternalError(f"{sentence_of(e)} The {job.job_type} job goes on there: {job.url}") from e
     if not status.success:
         raise JobFailedError(f"the {job.job_type} job failed: {status.message or 'no reason given'}; see {job.url}")
 
@@ -278,11 +302,11 @@ def io_of(model):
     return {"input": inputs[0], "output": outputs[0]}
 
 
-def io_of_bundle(path):
-    """What the metadata.json beside a model of qai_hub_models says of it, as `io_of` gives it; None without any."""
-    bundle = Path(path).with_name("metadata.json")
+def io_of_bundle(bundle, name):
+    """What metadata.json in a bundle folder of qai_hub_models says of its model `name`, as `io_of` has it, or None."""
     try:
-        entry, io = json.loads(bundle.read_text(encoding="utf-8"))["model_files"][Path(path).name], {}
+        metadata = json.loads(Path(bundle, "metadata.json").read_text(encoding="utf-8"))
+        entry, io = metadata["model_files"][str(name)], {}
         for key in ("input", "output"):
             ((name, tensor),) = entry[f"{key}s"].items()
             unscaled = {"scale": None, "zero_point": None}
@@ -402,7 +426,7 @@ def compile_onnx(hub, model, input_specs, device):
     return link.get_target_model(), io_of(link.get_target_model()) or io_of(job.get_target_model())
 
 
-def print_profile(job):
+def print_profile(job, device):
     """Print what a profile job measured: latency against the gate, memory, and where the layers ran."""
     profile = job.download_profile()
     if not profile:
@@ -411,11 +435,11 @@ def print_profile(job):
     for layer in profile["execution_detail"]:
         units[layer["compute_unit"]] = units.get(layer["compute_unit"], 0) + 1
     milliseconds = summary["estimated_inference_time"] / 1000
-    if "//127.0.0.1:" in job.url:
+    if is_emulated(device):
         print(f"latency   {milliseconds:.2f} ms on this CPU, which says nothing about the {LATENCY_GATE_MS} ms gate")
     else:
         verdict = "meets" if milliseconds < LATENCY_GATE_MS else "MISSES"
-        print(f"latency   {milliseconds:.2f} ms on {job.device.name}: {verdict} the {LATENCY_GATE_MS} ms gate")
+        print(f"latency   {milliseconds:.2f} ms on {device.name}: {verdict} the {LATENCY_GATE_MS} ms gate")
     peak = summary.get("inference_memory_peak_range")
     if isinstance(peak, tuple):
         print(f"memory    {peak[0] / 2**20:.0f} to {peak[1] / 2**20:.0f} MiB at the peak of inference")

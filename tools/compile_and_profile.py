@@ -31,7 +31,7 @@ def main():
         target_model, io = common.compile_onnx(hub, model, input_specs, device)
         job = hub.submit_inference_job(target_model, device, profile=True, name=path.stem)
         common.wait_for(job)
-        common.print_profile(job)
+        common.print_profile(job, device)
     if io:
         print(f"input     {common.describe(io['input'])}")
         print(f"output    {common.describe(io['output'])}")

@@ -3,7 +3,7 @@
 Reads a checkpoint of train.py and, for checks and calibration, the clips of preprocess_and_save.py. Goes through the
 export pipeline of qai_hub_models with the recipe tools/qevd_r2plus1d. Writes, into `output_dir`:
   qevd_r2plus1d-<runtime>-<precision>-<chipset>/   the package's bundle: model, metadata.json, labels.txt
-  resnet_2plus1d.bin                               the model again (.tflite, .dlc … for other runtimes)
+  resnet_2plus1d.bin                               the model again (.tflite, .dlc, .onnx for other runtimes)
   resnet_2plus1d.json                              its input and output as run_inference.py needs them, its jobs
 
 $ python tools/example_export.py
@@ -56,6 +56,9 @@ def check_constants():
             f"there is no manifest.jsonl in {data_dir}; run tools/preprocess_and_save.py, or check with a random clip "
             f"by --data-dir ''"
         )
+    for email in share:
+        if "@" not in email:
+            common.refuse(f"{email!r} in share is no e-mail address")
     if precision != "float" and not data_dir:
         common.refuse("w8a8 is calibrated with clips: data_dir must name the folder with their manifest.jsonl")
 
@@ -113,27 +116,34 @@ def find_io(target_model, result):
     """What the compiled model takes and gives, as common.io_of has it; None if neither hub nor bundle says so."""
     # the hub does not describe every linked binary; the DLC that it was made of takes and gives the same
     io = common.io_of(target_model) or common.io_of(result.compile_job.get_target_model())
-    return io or (common.io_of_bundle(model_in_bundle(result)) if result.download_path else None)
+    if io or not result.download_path:
+        return io
+    return common.io_of_bundle(result.download_path, model_in_bundle(result.download_path))
 
 
-def model_in_bundle(result):
-    bundle = Path(result.download_path)
-    (name,) = json.loads((bundle / "metadata.json").read_text(encoding="utf-8"))["model_files"]
-    return bundle / name
+def model_in_bundle(bundle):
+    """The name of the bundle's model: a file in it, or <folder>/<file> for an ONNX model with a second file."""
+    (name,) = json.loads(Path(bundle, "metadata.json").read_text(encoding="utf-8"))["model_files"]
+    return name
 
 
 def save_beside(result, description):
     """Copy the bundle's model to output_dir/resnet_2plus1d.* and write its description beside it; returns its path.
 
-    An ONNX model stays in the bundle, with its weights file. The description goes last and names the file's hash, so
-    that the two belong together whenever this is interrupted.
+    An ONNX model with a second file (weights, or the binary around which it is) becomes a folder of the two, the form
+    in which AI Hub takes it. The description goes last and names the content's hash, so that the two belong together
+    whenever this is interrupted.
     """
-    source = model_in_bundle(result)
-    if source.suffix == ".onnx":
-        return source
+    source = Path(result.download_path, model_in_bundle(result.download_path))
     path = Path(output_dir, "resnet_2plus1d").with_suffix(source.suffix)
-    with common.written_then_renamed(path) as temporary:
-        shutil.copyfile(source, temporary)
+    if path.is_dir():
+        shutil.rmtree(path)
+    if source.parent != Path(result.download_path):
+        path.unlink(missing_ok=True)
+        shutil.copytree(source.parent, path)
+    else:
+        with common.written_then_renamed(path) as temporary:
+            shutil.copyfile(source, temporary)
     description = {"file": path.name, "sha256": common.sha256_of(path)} | description
     with common.written_then_renamed(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -169,34 +179,27 @@ def profile_on_device(hub, hub_device, model, target_model):
     from qai_hub_models import TargetRuntime
 
     options = model.get_hub_inference_options(TargetRuntime(target_runtime))
-    job = hub.submit_profile_job(target_model, hub_device, name=target_model.name, options=options)
+    job = hub.submit_inference_job(target_model, hub_device, profile=True, name=target_model.name, options=options)
     common.wait_for(job)
-    common.print_profile(job)
+    common.print_profile(job, hub_device)
 
 
 def print_result(result, path, io):
     """What was made, what it takes and gives, and its jobs."""
     if path:
-        print(f"model     {path} ({path.stat().st_size / 1e6:.1f} MB), bundle {result.download_path}")
+        print(f"model     {path}, bundle {result.download_path}")
     if io:
         print(f"input     {common.describe(io['input'])}, RGB in [0, 1]")
         print(f"output    {common.describe(io['output'])}, logits")
     for job in filter(None, (result.compile_job, result.link_job)):
         print(f"{job.job_type + ' job':<11} {job.job_id}  {job.url}")
-    if share:
-        print(f"shared with {', '.join(share)}: quote compile job {result.compile_job.job_id}")
 
 
-def next_step(path, frames):
-    """The lines to set in run_inference.py, or why it cannot run this model."""
-    if path.suffix != ".onnx":
-        return f'next: in tools/run_inference.py set\n    DLC_PATH = "{path}"'
-    # it compiles ONNX files itself, with a float input; these hold integers or a binary that is compiled already
-    if target_runtime == "precompiled_qnn_onnx" or precision != "float":
-        return (f"next: tools/run_inference.py cannot run {precision} {target_runtime}; for it, export again with "
-                f"--target-runtime qnn_context_binary")  # fmt: skip
-    return (f'next: in tools/run_inference.py set\n    DLC_PATH = ""\n    ONNX_DIR = "{path.parent}"\n'
-            f'    VIDEO_ONNX_NAME = "{path.name}"\n    BATCH, C, T, H, W = 1, 3, {frames}, 112, 112')  # fmt: skip
+def share_jobs(jobs):
+    """Let the addresses in `share` see the jobs; prints the id of the first, the compile job."""
+    for job in jobs:
+        job.modify_sharing(add_emails=share)
+    print(f"shared with {', '.join(share)}: quote compile job {jobs[0].job_id}")
 
 
 def main():
@@ -223,12 +226,11 @@ def main():
             "link_job": result.link_job.job_id if result.link_job else "",
         }
         path = None if skip_downloading else save_beside(result, description)
-        if share:
-            for job in filter(None, (result.compile_job, result.link_job)):
-                job.modify_sharing(add_emails=share)
         print_result(result, path, io)
         if path:
-            print(next_step(path, model.num_frames))
+            print(f'next: in tools/run_inference.py set\n    DLC_PATH = "{path}"')
+        if share:
+            share_jobs([job for job in (result.compile_job, result.link_job) if job])
         if not skip_profiling:
             profile_on_device(hub, hub_device, model, target_model)
         if not skip_inferencing:

@@ -23,7 +23,7 @@ import common
 
 # ----------------------------------------------------------------------------------------------------------------------
 # --- Model source: choose one ---
-DLC_PATH = "./export_assets/resnet_2plus1d.bin"  # A (recommended): compiled model from example_export.py; "" for B
+DLC_PATH = "./export_assets/resnet_2plus1d.bin"  # A (recommended): compiled model of any runtime; "" for B
 ONNX_DIR = ""                           # B: folder of an ONNX file that is compiled first; "" for A
 VIDEO_ONNX_NAME = "model.onnx"          # its name in ONNX_DIR
 DEVICE_NAME = "Dragonwing IQ-9075 EVK"  # name of a device of AI Hub (qai-hub list-devices)
@@ -53,7 +53,7 @@ def model_file():
     if bool(DLC_PATH) == bool(ONNX_DIR):
         common.refuse('set one of DLC_PATH (a compiled model) and ONNX_DIR (a folder with model.onnx), the other to ""')
     path = Path(DLC_PATH) if DLC_PATH else Path(ONNX_DIR, VIDEO_ONNX_NAME)
-    if not path.is_file():
+    if not path.exists():
         common.refuse(f"there is no model {path}; tools/example_export.py makes one")
     return path
 
@@ -89,15 +89,13 @@ def clips_in_output():
         return 0
 
 
-def emulation(device):
-    """The attributes with which a device says that it is emulated; [] for a real one."""
-    return [attribute for attribute in device.attributes if attribute.startswith("emulated")]
+def key_of_run(content, described, device, clips):
+    """A hash of all that decides the result, which chunk a readable clip is in, too; another key is another run.
 
-
-def key_of_run(model_path, described, device, clips):
-    """A hash of all that decides the result, which chunk a readable clip is in, too; another key is another run."""
+    `content` is the hash of the model, with weights that lie in another file.
+    """
     constants = (BATCH, C, T, H, W, IS_DLC_CHANNEL_LAST, MAX_CHUNK, MAX_CHUNK_BYTES)
-    parts = [common.sha256_of(model_path), described, DEVICE_NAME, emulation(device), constants]
+    parts = [content, described, DEVICE_NAME, common.is_emulated(device), constants]
     for clip in clips:
         path = Path(data_path, clip)
         parts.append((clip, path.stat().st_size, path.stat().st_mtime_ns))
@@ -124,15 +122,20 @@ def read_description(path):
         if sha256 != common.sha256_of(path):
             common.refuse(f"{own} describes another file than {path}; export the model again")
         return description
-    return common.io_of_bundle(path) or {}
+    return common.io_of_bundle(path.parent, path.name) or {}
+
+
+def float_io(name, shape):
+    """The description of a model of which only the input is known: float32 `shape`."""
+    floats = {"dtype": "float32", "scale": None, "zero_point": None}
+    return {"input": {"name": name, "shape": shape, **floats}, "output": {"name": "", "shape": None, **floats}}
 
 
 def from_constants():
     """What BATCH, C, T, H, W and IS_DLC_CHANNEL_LAST say, for a model that nothing describes."""
     shape = (BATCH, T, H, W, C) if IS_DLC_CHANNEL_LAST else (BATCH, C, T, H, W)
-    unknown = {"dtype": "float32", "scale": None, "zero_point": None}
     print(f"nothing says what the model takes: float32 {shape}, as the constants have it")
-    return {"input": {"name": "video", "shape": shape, **unknown}, "output": {"name": "", "shape": None, **unknown}}
+    return float_io("video", shape)
 
 
 def check_io(io):
@@ -239,18 +242,20 @@ def still_there(get, identifier):
     return found
 
 
-def model_on_hub(hub, path, described, device, state):
+def model_on_hub(hub, path, onnx_model, described, device, state):
     """The hub's model and what it takes: the one that an earlier run uploaded or compiled, or a new one."""
     if model := still_there(hub.get_model, state.content["model"]):
         return model, state.content["io"]
-    if DLC_PATH:
-        print(f"uploading {path} ({path.stat().st_size / 1e6:.1f} MB)")
-        model = hub.upload_model(str(path))
-        io = common.io_of(hub.get_model(model.model_id)) or ({} if "input" in described else from_constants())
-        io = described | io
+    if onnx_model:
+        specs = {described["input"]["name"]: (described["input"]["shape"], "float32")}
+        model, io = common.compile_onnx(hub, onnx_model, specs, device)
+        io = io or described
     else:
-        onnx_model, input_specs = common.load_onnx(path, (BATCH, C, T, H, W))
-        model, io = common.compile_onnx(hub, onnx_model, input_specs, device)
+        print(f"uploading {path}")
+        model = hub.upload_model(str(path))
+        io = described
+        if "input" not in io:
+            io = io | (common.io_of(hub.get_model(model.model_id)) or from_constants())
     state.content |= {"model": model.model_id, "io": io}
     state.save()
     return model, io
@@ -336,9 +341,9 @@ def run_chunks(hub, model, device, io, chunks, state):
     stops: raises common.JobFailedError.
     """
     import numpy as np
-    from qai_hub.client import Error
     from tqdm import tqdm
 
+    errors = common.hub_errors()
     waiting = collections.deque(i for i in range(len(chunks)) if not state.part(i).exists())
     running, attempts, failed, seconds = {}, collections.Counter(), {}, 0.2
 
@@ -364,7 +369,7 @@ def run_chunks(hub, model, device, io, chunks, state):
                 try:
                     running[i] = job_of_chunk(hub, model, device, i, chunks[i], io["input"], state)
                     seconds = 0.2
-                except Error as e:
+                except errors as e:
                     failure(i, e)
             for i, job in list(running.items()):
                 try:
@@ -378,7 +383,7 @@ def run_chunks(hub, model, device, io, chunks, state):
                     state.chunk(i)["job"] = ""
                     state.save()
                     failure(i, e)
-                except Error as e:
+                except errors as e:
                     failure(i, e, job.url)
                 del running[i]
             if running:
@@ -417,20 +422,25 @@ def main():
 
     model_path, clips = model_file(), find_clips()
     headers, unreadable = read_headers(clips)
-    described = read_description(model_path) if DLC_PATH else {}
+    if DLC_PATH:
+        onnx_model, content, described = None, common.sha256_of(model_path), read_description(model_path)
+    else:
+        onnx_model, specs = common.load_onnx(model_path, (BATCH, C, T, H, W))
+        content = hashlib.sha256(onnx_model.SerializeToString()).hexdigest()
+        described = next(float_io(name, shape) for name, (shape, _) in specs.items())
     if "input" in described:  # refuse what does not fit before anything is uploaded
         check_io(described)
         check_fit(headers, described["input"])
     hub = common.connect_to_hub()
     with common.hub_errors_in_one_sentence():
         device = common.find_device(hub, DEVICE_NAME)
-        device_name = DEVICE_NAME + (" (emulated on a CPU)" if emulation(device) else "")
-        key = key_of_run(model_path, described, device, headers)
+        device_name = DEVICE_NAME + (" (emulated on a CPU)" if common.is_emulated(device) else "")
+        key = key_of_run(content, described, device, headers)
         if is_complete(key, len(clips)):
             print(f"{OUTPUT_H5} is complete for this model and these clips; delete it to run them again")
             return
         state = State(key)
-        model, io = model_on_hub(hub, model_path, described, device, state)
+        model, io = model_on_hub(hub, model_path, onnx_model, described, device, state)
         check_io(io)
         check_fit(headers, io["input"])
         good, size = list(headers), size_of_chunk(io["input"])
