@@ -26,6 +26,10 @@ def run(run_script, tmp_path, hub):
     return lambda *flags, **more: run_script(SCRIPT, *flags, QAIHUB_CLIENT_INI=tmp_path / "client.ini", **more)
 
 
+def uploads(hub):
+    return hub.requests.count(("POST", "/api/v1/models/"))
+
+
 @pytest.mark.parametrize("channel_last", [False, True], ids=["NCTHW", "NTHWC"])
 def test_compiles_as_the_seed_says_and_profiles(tmp_path, hub, run, channel_last):
     """One compile job to a QNN context binary in the file's own layout, one profile job; latency is reported."""
@@ -34,6 +38,7 @@ def test_compiles_as_the_seed_says_and_profiles(tmp_path, hub, run, channel_last
     compile_job, profile_job = hub.jobs.values()
     assert (compile_job.kind, compile_job.options) == ("compile", "--target_runtime qnn_context_binary")
     assert (profile_job.kind, profile_job.profiling) == ("profile", True)
+    assert uploads(hub) == 1
     shape = "(1, 8, 16, 16, 3), NTHWC" if channel_last else "(1, 3, 8, 16, 16), NCTHW"
     assert result.stdout.count(f"any_name: float32 {shape}") == 2, result.stdout
     assert "latency" in result.stdout and "layers    CPU" in result.stdout and compile_job.id in result.stdout
@@ -50,7 +55,7 @@ def test_falls_back_to_a_dlc_that_is_linked(tmp_path, hub, run):
     onnx.save(small_onnx(), tmp_path / "model.onnx")
     hub.faults.append(Fault("compile", status=400, message="use a DLC", options="qnn_context_binary"))
     result = run(*SHAPE)
-    assert [job.kind for job in hub.jobs.values()] == ["compile", "link", "profile"]
+    assert [job.kind for job in hub.jobs.values()] == ["compile", "link", "profile"] and uploads(hub) == 1
     assert "use a DLC" in result.stdout and "compiling to a DLC and linking" in result.stdout
 
 

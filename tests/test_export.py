@@ -85,6 +85,14 @@ def test_contradictions_and_missing_checkpoints_are_refused(checkpoint, tmp_path
     assert "page.pth" in refused(capsys, checkpoint=str(tmp_path / "page.pth"))
 
 
+def test_random_weights_are_asked_for(tmp_path):
+    """Then no checkpoint is needed; 16 frames and the 92 official classes unless told otherwise."""
+    model = Model.from_pretrained(str(tmp_path / "none.pth"), random_weights=True)
+    assert (model.num_frames, len(model.classes), model.model.fc.out_features) == (16, 92, 92)
+    other = Model.from_pretrained(str(tmp_path / "none.pth"), num_classes=7, num_frames=8, random_weights=True)
+    assert (other.num_frames, other.classes, other.model.fc.out_features) == (8, None, 7)
+
+
 def test_a_checkpoint_of_the_original_solution_loads(tmp_path):
     """Its args is an argparse.Namespace, and it names neither classes nor network."""
     weights = get_model("r2plus1d_18", weights=None, num_classes=2).state_dict()
