@@ -264,6 +264,7 @@ def test_tensors_are_what_train_py_validates_on(videos, reference, tmp_path):
 import json, sys
 import numpy as np
 import datasets, presets, transforms, torch, torchvision
+from torchvision_patches.video_utils import VideoClips
 videos, out, folder = sys.argv[1:]
 network = torchvision.models.get_model("mc3_18", num_classes=5)
 network.load_state_dict(torch.load(folder + "/checkpoint.pth", weights_only=True)["model"])
@@ -272,7 +273,8 @@ rows = {row["video_path"]: row for row in map(json.loads, open(out + "/manifest.
 samples = [(path, 0) for path in sorted(rows)]
 preset = presets.VideoClassificationPresetEval(resize_size=(128, 171), crop_size=(112, 112))
 metadata = datasets.index_videos([path for path, _ in samples], progress=False)
-dataset = datasets.KineticsWithVideoId(videos, samples, metadata, 16, 4, preset)
+clips = VideoClips(metadata["video_paths"], 16, 1, 4, metadata)
+dataset = datasets.KineticsWithVideoId(videos, samples, clips, preset)
 normalize, logits = transforms.Normalize(), {}
 for clip in datasets.val_clips(dataset, 1):
     validated, _, video, _ = dataset[clip]
