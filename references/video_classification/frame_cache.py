@@ -113,7 +113,7 @@ def prepare(clips, split):
                 if wanted.get(entry.path) == entry.stat().st_size:
                     found.add(entry.path)
                 elif entry.path.rsplit(".", 2)[0] in videos or is_left_over(entry):
-                    os.unlink(entry.path)
+                    Path(entry.path).unlink(missing_ok=True)
         missing = sum(size for file, size in wanted.items() if file not in found)
         free = shutil.disk_usage(clips.folder).free
     except OSError as e:

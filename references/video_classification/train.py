@@ -380,7 +380,9 @@ def load_dataset(split, class_map, preset, sizes, bad_videos, args):
     dataset = datasets.KineticsWithVideoId(args.data_path, samples, clips, transform, replace_bad=split == "train")
     print_data_card(split, dataset, class_map, args)
     if args.cache_frames:
-        utils.from_main_process(lambda: frame_cache.prepare(clips, split))
+        if args.gpu == 0:  # in one process of each machine: the folder may be on a disk of its own
+            frame_cache.prepare(clips, split)
+        utils.add_up(torch.zeros((), device=args.device))  # until then the others wait
     return dataset
 
 

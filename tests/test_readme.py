@@ -1,0 +1,147 @@
+"""README.md: its commands run here, in quickstart.py, or in the test that ELSEWHERE names; what it refers to exists.
+
+$ python -m pytest tests/test_readme.py
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import quickstart
+import torch
+import torchvision
+from conftest import REPO
+
+from make_videos import write_video
+
+README = (REPO / "README.md").read_text(encoding="utf-8")
+
+# Commands that run neither here nor in quickstart.py as they stand: the test that runs them with other paths, or why
+# none can.
+ELSEWHERE = {
+    "python3 tools/quickstart.py": "test_quickstart.py::test_every_step_runs_and_the_two_accuracies_agree",
+    "python3 tests/run.py": "it is what runs this test",
+    "conda create --name lpcvc python=3.11 -y": "conda may not be there",
+    "conda activate lpcvc": "conda may not be there",
+    "pip install -r requirements.txt": "tests/run.py and quickstart.py install that file with pip",
+    "python torchvision_patches/video_utils.py": "test_clips.py::test_the_patch_prints_itself_as_diffs",
+    "python tools/refactor_dataset.py --dry-run": "test_refactor_dataset.py::test_dry_run_touches_nothing",
+    "python tools/refactor_dataset.py": "test_refactor_dataset.py::test_parts_are_sorted_and_named",
+    "python tools/check_videos.py --root ./full_dataset --quarantine ./bad_videos --remux --replace --ext mp4 --jobs 8 "
+    "--report bad_videos.csv": "test_check_videos.py::test_every_fault_is_found_and_no_healthy_file_flagged",
+    "python references/video_classification/train.py --data-path /path/to/dataset/root --weights KINETICS400_V1 "
+    "--cache-dataset --epochs 15 --batch-size 24 --lr 0.01": "test_train.py::test_a_run_writes_what_later_steps_read",
+    "python references/video_classification/train.py --data-path /path/to/dataset/root --resume "
+    "/path/to/checkpoint.pth --test-only": "test_train.py::test_validation_is_the_same_at_any_world_size",
+    "python tools/preprocess_and_save.py": "test_preprocess.py::test_values_manifest_and_counts",
+    "python tools/example_export.py": "test_export.py::test_the_real_network_from_checkpoint_to_logits",
+    'python tools/example_export.py --device "Samsung Galaxy S25"': "test_export.py::test_the_real_network_from_"
+    "checkpoint_to_logits",
+    "python tools/example_export.py --skip-profiling false --skip-inferencing false": "test_export.py::test_the_real_"
+    "network_from_checkpoint_to_logits",
+    "python tools/example_export.py --precision w8a8 --num-calibration-samples 100": "test_export.py::test_w8a8_is_"
+    "calibrated_with_our_clips",
+    "python tools/compile_and_profile.py --onnx-dir /path/to/onnx_directory": "test_compile_and_profile.py::"
+    "test_compiles_as_the_seed_says_and_profiles",
+    "python tools/run_inference.py": "test_run_inference.py::test_chunks_order_and_form_of_the_output",
+    'python tools/run_inference.py --dlc-path "" --onnx-dir /path/to/onnx_dir': "test_run_inference.py::"
+    "test_onnx_source_is_compiled_first",
+    "python tools/run_inference.py --use-single-tensor --output-h5 one.h5": "test_run_inference.py::test_one_clip",
+    "python tools/evaluate.py --h5 dataset-export.h5 --manifest /path/to/preprocessed_tensors/manifest.jsonl "
+    "--class_map class_map.json": "test_evaluate.py::test_main_figures_by_hand",
+    "srun --nodes 2 --ntasks-per-node 1 torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "
+    "$HEAD:29500 references/video_classification/train.py --data-path /path/to/dataset/root --cache-dataset "
+    "--cache-frames /local/frames": "there is no SLURM here; torchrun: test_train.py::test_validation_is_the_same_at_"
+    "any_world_size",
+    'sbatch --array 0-7 --wrap "python tools/preprocess_and_save.py"': "there is no SLURM here; what it sets: "
+    "test_preprocess.py::test_shares_of_the_work_end_in_one_manifest",
+}
+TRAIN = "python references/video_classification/train.py"
+
+
+def commands(text):
+    """The commands in the bash blocks of a text, one line each, without comments; a heredoc belongs to its command."""
+    found = []
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        block = re.sub(r"\\\n\s*", "", block)
+        while block.strip():
+            heredoc = re.match(r"[^\n]*<<'END'\n.*?^END$", block, re.DOTALL | re.MULTILINE)
+            command, rest = (heredoc[0], block[heredoc.end() :]) if heredoc else block.lstrip().partition("\n")[::2]
+            found.append(command if heredoc else command.split("  #")[0].strip())
+            block = rest.lstrip()
+    return found
+
+
+def section(title):
+    return re.search(rf"^## {title}\n(.*?)^---", README, re.DOTALL | re.MULTILINE)[1]
+
+
+RUN_HERE = [*commands(section("Use your own videos")), *commands(section("On a cluster"))[1:3]]
+
+
+def test_every_command_is_run_somewhere():
+    missing = set(commands(README)) - {command for _, command in quickstart.steps()} - set(RUN_HERE) - set(ELSEWHERE)
+    assert not missing, "no test is known to run:\n" + "\n".join(sorted(missing))
+    assert not set(ELSEWHERE) - set(commands(README)), "the README no longer has these commands"
+    tests = dict(re.findall(r"(test_\w+\.py)::(test_\w+)", "\n".join(ELSEWHERE.values())))
+    for file, name in tests.items():
+        assert f"def {name}(" in (REPO / "tests" / file).read_text(), f"there is no {name} in {file}"
+
+
+def test_what_it_refers_to_exists():
+    for file, word in re.findall(r"`(test_\w+\.py)(?: -k (\w+))?`", README):
+        text = (REPO / "tests" / file).read_text()
+        assert re.search(rf"^def test_\w*{word}", text, re.MULTILINE), f"no test of {file} has {word} in its name"
+    paths = re.findall(r"\]\((\.pictures/[^)]+)\)", README)
+    paths += re.findall(r"(?:tools|tests|references/video_classification|torchvision_patches)/[\w/]+\.py", README)
+    assert len(paths) > 30
+    for path in paths:
+        assert (REPO / path).exists(), f"README.md names {path}, which is not there"
+    tree = section("Files")
+    for path in (*(REPO / "tools").glob("*.py"), *(REPO / "references/video_classification").glob("*.py")):
+        assert f"    {path.name} " in tree, f"the file tree lacks {path.name}"
+    titles = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    assert {anchor for anchor in re.findall(r"\]\(#([^)]+)\)", README)} <= anchors
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """shell(command) runs a command of the README as it stands, in a folder where tools/ and the like are found."""
+    for name in ("tools", "references", "torchvision_patches"):
+        (tmp_path / name).symlink_to(REPO / name)
+    cache = tmp_path / "hub/checkpoints/r2plus1d_18-91a641e6.pth"
+    cache.parent.mkdir(parents=True)
+    torch.save(torchvision.models.get_model("r2plus1d_18").state_dict(), cache)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "TORCH_HOME": str(tmp_path), "OMP_NUM_THREADS": "2"}
+
+    def run(command, code=0):
+        result = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == code, f"$ {command}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+
+    return run
+
+
+def test_own_videos_and_processes_that_share_the_work(shell, tmp_path):
+    for name in ("waving", "clapping hands"):
+        (tmp_path / "my_videos" / name).mkdir(parents=True)
+        for i in range(6):
+            write_video(tmp_path / "my_videos" / name / f"{i}.mp4", 60 + 20 * i, height=72, width=96, seed=i)
+    printed = ""
+    for command in RUN_HERE[:6]:
+        printed = shell(command + (" --epochs 1 --batch-size 4 --device cpu" if TRAIN in command else ""))
+    assert '"n": 4' in printed.splitlines()[-1], printed
+    assert (tmp_path / "report/report.html").exists()
+    (tmp_path / "QEVD_organized").symlink_to("my_dataset")
+    check, preprocess = RUN_HERE[6:]
+    shell(check)
+    assert len((tmp_path / "bad_videos.csv").read_text().splitlines()) == 1 + 12
+    before = {path: path.read_bytes() for path in (tmp_path / "preprocessed_tensors").rglob("*.npy")}
+    (tmp_path / "preprocessed_tensors").rename(tmp_path / "earlier")
+    assert "4 clips in ./preprocessed_tensors/manifest.jsonl" in shell(preprocess)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "preprocessed_tensors").rglob("*.npy")}
