@@ -2,7 +2,7 @@
 
 Makes VIDEOS videos of 320 x 240, 5 s at 30 fps, in a temporary folder; writes nothing else. Every figure is the median
 of REPEATS runs of train.py's own loader and train_one_epoch, in clips of 16 frames at 4 fps. The last line is one JSON
-object. It needs the versions of requirements.txt, on a GPU as well.
+object. All of it takes 20 minutes on 2 cores. It needs the versions of requirements.txt, on a GPU as well.
 
     $ python tests/benchmarks/bench_train.py                   # the GPU if there is one, else the CPU
     $ python tests/benchmarks/bench_train.py --videos 96 --batch-size 24 --workers 8
@@ -109,7 +109,7 @@ def main():
     parser.add_argument("--batch-size", default=8, type=int)
     parser.add_argument("--workers", default=10, type=int, help="decoding processes, at most one for each core")
     parser.add_argument("--repeats", default=3, type=int)
-    parser.add_argument("--modes", default=len(MODES), type=int, help="how many of the four ways to train, in order")
+    parser.add_argument("--modes", default=[1, 2, 3, 4], nargs="+", type=int, help="which of the four ways to train")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_videos(Path(folder), options.videos)
@@ -134,17 +134,17 @@ def bench(root, options):
     print(f"{loading['cache'] / loading['videos']:.1f} times as many")
     print(f"{'':24}{'from':>8}{'step':>10}{'both':>10}{'both / slower':>16}{'both / bound':>15}{'waiting':>10}")
     rows = {}
-    for name, layers, amp in MODES[: options.modes]:
+    for name, layers, amp in (MODES[k - 1] for k in options.modes):
+        # on the device already: what it takes to bring them there belongs to loading
+        loader, count = loaders["cache"]
+        clips, targets, *rest = next(iter(loader))
+        batches = [(clips.to(args.device), targets.to(args.device), *rest)] * (count // len(clips))
         with contextlib.redirect_stdout(io.StringIO()):
-            stepper = Stepper(parse_train_args(root, options, layers, amp))
+            run, seen = Stepper(parse_train_args(root, options, layers, amp)).run, len(batches) * len(clips)
+            step = clips_per_second(lambda: run(batches), seen, args.device, options.repeats)  # noqa: B023
         for source, (loader, count) in loaders.items():
-            # on the device already: what it takes to bring them there belongs to loading
-            clips, targets, *rest = next(iter(loader))
-            batches = [(clips.to(args.device), targets.to(args.device), *rest)] * (count // len(clips))
             with contextlib.redirect_stdout(io.StringIO()):
-                seen = len(batches) * len(clips)
-                step = clips_per_second(lambda s=stepper, b=batches: s.run(b), seen, args.device, options.repeats)
-                both = clips_per_second(lambda s=stepper, b=loader: s.run(b), count, args.device, options.repeats)
+                both = clips_per_second(lambda: run(loader), count, args.device, options.repeats)  # noqa: B023
             bound = 1 / (1 / loading[source] + 1 / step)
             row = dict(step=step, both=both, to_slower=both / min(loading[source], step), to_bound=both / bound)
             row["waiting"] = 1 - both / step  # the share of its time that a device of its own waits
