@@ -78,6 +78,22 @@ def test_the_connection_is_lost_while_a_job_runs(tmp_path, hub, run):
     assert "Could not connect" in line and f"{hub.url}/jobs/{job.id}" in line and "Traceback" not in result.stderr
 
 
+def test_ctrl_c_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop, common.hub_errors_in_one_sentence():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130 and capsys.readouterr().err.startswith("stopped; jobs")
+
+
+@pytest.mark.parametrize("storage", ["BotoCoreError", "ClientError"])
+def test_errors_of_the_services_storage_are_one_sentence(capsys, storage):
+    from botocore import exceptions
+
+    arguments = ({"Error": {"Code": "SlowDown", "Message": "later"}}, "PutObject") if storage == "ClientError" else ()
+    with pytest.raises(SystemExit) as stop, common.hub_errors_in_one_sentence():
+        raise getattr(exceptions, storage)(*arguments)
+    assert stop.value.code == 1 and capsys.readouterr().err.startswith("error: AI Hub: An ")
+
+
 @pytest.mark.parametrize(("microseconds", "words"), [
     (33_900, "33.90 ms on Dragonwing IQ-9075 EVK: meets the 34 ms"),
     (34_000, "34.00 ms on Dragonwing IQ-9075 EVK: MISSES the 34 ms"),

@@ -239,6 +239,7 @@ def test_w8a8_is_calibrated_with_our_clips(tmp_path, hub, run_script, checkpoint
     with h5py.File(hub.datasets[quantize_job.dataset_id].path) as file:
         labels = collections.Counter(by_content[clip[()].tobytes()] for clip in file["data/0"].values())
     assert labels == dict.fromkeys(CLASSES, 2), f"calibration is not class-balanced: {labels}"
+    assert "calibrating with 10 clips of 5 classes" in result.stdout
     psnr = float(result.stdout.split("PSNR ")[1].split(" dB")[0])
     assert psnr > 20, f"w8a8 differs too much from torch: {psnr} dB"
 

@@ -362,9 +362,10 @@ def test_a_service_that_stays_down(place, run_script, fault, words):
 
 def test_the_connection_is_lost_while_jobs_run(place, run_script):
     """Nothing answers any more: one sentence with a job's URL; the second run takes the jobs up, nothing is resent."""
-    flags = place.flags("--max-chunk", 2, "--chunks-in-flight", 2, "--attempts", 1)
-    place.hub.job_seconds = 0.7
-    process, _, _, _ = start_and_wait(place, flags, 1, stderr=subprocess.PIPE, text=True)
+    flags = place.flags("--max-chunk", 2, "--chunks-in-flight", 6, "--attempts", 1)
+    place.hub.job_seconds = 0.3
+    place.hub.faults.append(Fault("inference", delay=3, skip=1, times=5))
+    process, *_ = start_and_wait(place, flags, 1, stderr=subprocess.PIPE, text=True)
     outage = Fault("*", drop="request", times=10**6)
     place.hub.faults.append(outage)
     errors = process.communicate(timeout=120)[1]

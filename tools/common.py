@@ -199,9 +199,12 @@ def hub_errors():
 
 @contextlib.contextmanager
 def hub_errors_in_one_sentence():
-    """Turn a failed job or an error of the qai_hub client into one sentence on stderr and exit code 1."""
+    """Turn a failed job or an error of the qai_hub client into one sentence on stderr and exit code 1; Ctrl-C, 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("stopped; jobs that were submitted go on at AI Hub", file=sys.stderr)
+        raise SystemExit(130) from None
     except JobFailedError as e:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(1) from None

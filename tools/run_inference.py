@@ -357,8 +357,9 @@ def run_chunks(hub, model, device, io, chunks, state):
         elif isinstance(error, common.JobFailedError):
             failed[i] = reason
         else:
+            what = f"chunk {i}: AI Hub: {reason.rstrip('.')}" + (f"; see {url}" if url else "")
             kept = f"what has arrived is kept in {state.folder}, run the same command again"
-            raise common.JobFailedError(f"chunk {i}: AI Hub: {reason} {url}; {kept}")
+            raise common.JobFailedError(f"{what}; {kept}")
 
     num_clips = sum(map(len, chunks))
     arrived = num_clips - sum(len(chunks[i]) for i in waiting)

@@ -232,6 +232,9 @@ class QevdR2Plus1D(BaseModel):
 
             def __init__(self, split):
                 self.rows = class_balanced(rows, number)
+                labels = {row["label"] for row in self.rows}
+                fewer = f", there are no more of the {number} asked for" if len(self.rows) < number else ""
+                print(f"calibrating with {len(self.rows)} clips of {len(labels)} classes{fewer}")
 
             def __len__(self):
                 return len(self.rows)
