@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -213,6 +214,67 @@ def test_a_video_of_which_a_part_decodes(frame_cache, tmp_path):
     assert not contents(tmp_path / "cache")
 
 
+def test_what_is_not_the_caches_own_stays(frame_cache, videos, tmp_path):
+    """Even in a folder of videos."""
+    paths = [tmp_path / f"{i}.mp4" for i in range(3)]
+    for path, video in zip(paths, sorted((videos / "val").rglob("*.mp4"))):
+        shutil.copy(video, path)
+    others = [tmp_path / name for name in ("0.mp4.md5.txt", "1.mp4.en.vtt", "2.mp4.orig.mp4", "2.mp4.1-2.rgb.bak")]
+    stale = tmp_path / "2.mp4.1-2.rgb"
+    for path in (*others, stale):
+        path.write_text("mine")
+    clips_of(frame_cache, paths, tmp_path, tmp_path)
+    assert all(path.exists() for path in (*paths, *others)) and not stale.exists()
+
+
+def test_a_run_that_starts_while_another_fills(frame_cache, videos, tmp_path):
+    paths = sorted((videos / "val").rglob("*.mp4"))
+    cached, _ = clips_of(frame_cache, paths, videos / "val", tmp_path / "cache")
+    file, _ = cached.file_of(0)
+    frames, stop = cached.fill(0, 0), threading.Event()
+
+    def fill():
+        while not stop.is_set():
+            cached.store(0, file, frames)
+
+    writer = threading.Thread(target=fill)
+    writer.start()
+    try:
+        for _ in range(100):
+            clips_of(frame_cache, paths, videos / "val", tmp_path / "cache")
+    finally:
+        stop.set()
+        writer.join()
+    assert cached.can_write and not cached.given_up
+
+
+def test_videos_that_cannot_be_stored_cost_nothing_else(frame_cache, videos, tmp_path, capsys):
+    """A name too long for its frames, and a video that was changed after it was indexed."""
+    source = sorted((videos / "val").rglob("*.mp4"))
+    paths = [tmp_path / f"{'n' * 220}.mp4", tmp_path / "changed.mp4", tmp_path / "ordinary.mp4"]
+    for path, video in zip(paths, source):
+        shutil.copy(video, path)
+    cached, decoded = clips_of(frame_cache, paths, tmp_path, tmp_path / "cache")
+    os.utime(paths[1], (1, 1))
+    for _ in range(2):
+        assert [len(cached.get_clip(i)[0]) for i in range(decoded.num_clips())] == [16] * decoded.num_clips()
+    printed = capsys.readouterr().out
+    assert printed.count("are not stored (File name too long)\n") == 1
+    assert printed.count(f"{paths[1]} is not the file that was indexed") == 1
+    assert [path.name.partition(".")[0] for path in contents(tmp_path / "cache")] == ["ordinary"]
+
+
+def test_two_processes_fill_one_cache(videos, trained, tmp_path):
+    cache = tmp_path / "cache"
+    run = flags(videos, cache, "--epochs", 1, "--output-dir", tmp_path, "--save-every", 0)
+    out, _ = train(*run, processes=2)
+    assert out.count("are decoded once, when first asked for") == 2, "each split says so once"
+    ours, theirs = (
+        {p.relative_to(folder): v[0] for p, v in contents(folder).items()} for folder in (cache, trained[2])
+    )
+    assert ours == theirs
+
+
 def test_bad_videos_are_replaced_and_counted(copy, tmp_path):
     break_off(copy / "train" / CLASSES[0] / "00000000.mp4")
     out, _ = train(*flags(copy, tmp_path / "cache", "--epochs", 1, "--output-dir", tmp_path, "--save-every", 0))
@@ -226,7 +288,11 @@ def test_full_and_read_only_disks(frame_cache, videos, tmp_path, monkeypatch, ca
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**20, 2**20, 2**20))
         clips_of(frame_cache, paths, videos / "val", tmp_path / "cache")
     printed = capsys.readouterr()
-    assert stop.value.code == 2 and "too little space" in printed.err and "take 0.0" in printed.out
+    assert stop.value.code == 2 and "needs 0.0" in printed.err and "0.0 GB are free" in printed.err
+    with pytest.raises(SystemExit):  # what another split will take is not free
+        cached, _ = clips_of(frame_cache, paths, videos / "val", tmp_path / "cache")
+        frame_cache.prepare(cached, "train", promised=shutil.disk_usage(tmp_path).free - cached.missing // 2)
+    capsys.readouterr()
     # the disk is full before the calculation says so: the run goes on without storing
     cached, decoded = clips_of(frame_cache, paths, videos / "val", tmp_path / "cache")
     with monkeypatch.context() as patch:
@@ -249,7 +315,10 @@ def test_read_only_caches(videos, trained, tmp_path):
     out, _ = train(*test, preexec_fn=lose_the_right_to_write_anywhere)
     assert f"the frames of {NUM_VIDEOS} of {NUM_VIDEOS}" in out
     one.unlink()
-    _, err = train(*test, code=2, preexec_fn=lose_the_right_to_write_anywhere)
-    assert "incomplete and not writable" in err
+    out, _ = train(*test, preexec_fn=lose_the_right_to_write_anywhere)
+    assert (
+        f"decoded each time: {cache}/val is not writable" in out and f"{NUM_VIDEOS} videos, {NUM_VIDEOS} clips" in out
+    )
+    assert not one.exists()
     for folder in cache, *cache.rglob("*/"):
         folder.chmod(0o755)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -92,7 +93,8 @@ def written_then_renamed(path):
     So `path` is complete or absent at every moment, whatever kills the process.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # not the process's number: on two machines, or in two containers, it may be the same
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**9)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

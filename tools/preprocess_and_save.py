@@ -115,8 +115,11 @@ def is_whole(tensor, shape):
 
 
 def written_rows():
-    """Yield the dicts in manifest.jsonl and in the progress files of all processes, in this order."""
-    for file in (Path(OUT_ROOT, "manifest.jsonl"), *sorted(Path(OUT_ROOT, "progress").glob("*.jsonl"))):
+    """Yield the dicts in the progress files of all processes and in manifest.jsonl.
+
+    In this order: a process that merges meanwhile replaces the manifest before it deletes what it has merged.
+    """
+    for file in (*sorted(Path(OUT_ROOT, "progress").glob("*.jsonl")), Path(OUT_ROOT, "manifest.jsonl")):
         with contextlib.suppress(FileNotFoundError), open(file, "rb") as lines:  # another process has merged it
             for line in lines:
                 with contextlib.suppress(ValueError):  # the line that a kill cut off
@@ -126,7 +129,7 @@ def written_rows():
 def read_progress(videos):
     """What earlier runs and the other processes have finished: (table, {video: error}).
 
-    table: one record a video, 80 bytes and 4 for each frame, zeros for what is not finished; 200,000 rows as dicts
+    table: one record a video, 32 bytes and 4 for each frame, zeros for what is not finished; 200,000 rows as dicts
     would take 280 MB in each process. What was written counts if its source is unchanged and its tensor is whole.
     """
     columns = [("frame_indices", np.int32, (CLIP_LEN,)), ("num_frames", np.int64), ("fps", np.float64)]

@@ -53,7 +53,7 @@ def model_file():
     if bool(DLC_PATH) == bool(ONNX_DIR):
         common.refuse('set one of DLC_PATH (a compiled model) and ONNX_DIR (a folder with model.onnx), the other to ""')
     path = Path(DLC_PATH) if DLC_PATH else Path(ONNX_DIR, VIDEO_ONNX_NAME)
-    if not path.exists():
+    if not (path.is_file() or (DLC_PATH and path.is_dir() and path.suffix == ".onnx")):
         common.refuse(f"there is no model {path}; tools/example_export.py makes one")
     return path
 

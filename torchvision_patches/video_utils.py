@@ -15,6 +15,7 @@ import difflib
 import inspect
 import math
 import os
+import secrets
 import time
 import zipfile
 import zlib
@@ -343,7 +344,7 @@ def save_index(cache_file, records):
     """Write {name: Record} to `cache_file` under a temporary name, then rename it; a printed sentence if that fails."""
     tables = list({id(record.pts): record.pts for record in records.values()}.values())
     number = {id(pts): k for k, pts in enumerate(tables)}
-    temporary = f"{cache_file}.{os.getpid()}.tmp.npz"
+    temporary = f"{cache_file}.{secrets.randbelow(10**9)}.tmp.npz"
     try:
         np.savez(
             temporary,

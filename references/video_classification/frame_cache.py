@@ -7,9 +7,14 @@ of 128 x 171 takes 65,664 bytes. As JPEG of quality 95 it would take a sixth of 
 of the speed and lose one to two grey levels: python tests/benchmarks/bench_frame_cache.py.
 """
 
+import contextlib
+import errno
 import json
 import os
+import re
+import secrets
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -21,20 +26,24 @@ from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, read_frames, stamp
 
 VERSION = 1  # of the form of the files
+OURS = re.compile(r"(.+)\.\d+-\d+\.rgb", re.DOTALL)  # the path of a video's frames; the group is the video's
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}  # errors that the next file would meet, too
 
 
 class CachedVideoClips(VideoClips):
     """VideoClips that gives resized frames, uint8 (T, height, width, 3), and decodes each video only once.
 
     They are the resized frames of the decoded video rounded to whole grey levels. The first time that a clip of a video
-    is asked for, all its frames are decoded and stored; a file that is missing or too short is made anew. A video of
-    which some frames do not decode is not stored: its clips are decoded each time, as without a cache.
+    is asked for, all its frames are decoded and stored; a file that is missing or too short is made anew. What cannot
+    be stored is decoded each time, as without a cache: a video of which some frames do not decode, or that has changed
+    since it was indexed, and all that are missing once the disk is full. `missing`: bytes to be stored, by `prepare`.
     """
 
     def __init__(self, metadata, clip_len, frame_rate, root, folder, resize_size):
         super().__init__(metadata["video_paths"], clip_len, 1, frame_rate, metadata)
         self.stamps, self.root, self.folder = metadata["stamps"], root, folder
-        self.resize_size, self.can_write = tuple(resize_size), True
+        self.resize_size, self.missing = tuple(resize_size), 0
+        self.can_write, self.given_up = True, set()  # in this process
 
     def file_of(self, video_idx):
         """The path of a video's frames, and how many bytes they are."""
@@ -48,7 +57,7 @@ class CachedVideoClips(VideoClips):
         """`VideoClips.get_clip`, but for the size of the frames: video is uint8 (T, height, width, 3)."""
         video_idx, clip_idx = self.get_clip_location(idx)
         frames = self.read(self.file_of(video_idx)[0], clip_idx)
-        if frames is None and self.can_write:
+        if frames is None and self.can_write and video_idx not in self.given_up:
             frames = self.fill(video_idx, clip_idx)
         if frames is None:
             pts, frame_indices = self.clips[video_idx][clip_idx], self.resampling_idxs[video_idx][clip_idx]
@@ -78,15 +87,25 @@ class CachedVideoClips(VideoClips):
         try:
             frames = read_frames(path, pts, frame_indices, self.resize)
         except UnreadableVideo:
+            self.given_up.add(video_idx)
             return None
-        if stamp(path) == tuple(self.stamps[video_idx]):
-            try:
-                with utils.written_then_renamed(file) as temporary:
-                    frames.tofile(temporary)
-            except OSError as e:
-                self.can_write = False
-                print(f"the frame cache cannot be filled further ({e}): the videos that are not in it are decoded")
+        if stamp(path) == self.stamps[video_idx]:
+            self.store(video_idx, file, frames)
+        else:
+            self.given_up.add(video_idx)
+            print(f"{path} is not the file that was indexed: it is decoded each time in this run", flush=True)
         return frames[clip_idx : clip_idx + self.num_frames]
+
+    def store(self, video_idx, file, frames):
+        """Write a video's frames; what prevents it is said, and not tried again."""
+        try:
+            with utils.written_then_renamed(file) as temporary:
+                temporary.write_bytes(frames)
+        except OSError as e:
+            self.given_up.add(video_idx)
+            self.can_write = e.errno not in OF_THE_DISK
+            others = "" if self.can_write else ", nor are any others by this process: they are decoded each time"
+            print(f"the frames of {file} are not stored ({e.strerror or e}){others}", flush=True)
 
     def resize(self, pixels):
         """One frame, uint8 (H, W, 3) -> (height, width, 3)."""
@@ -94,51 +113,70 @@ class CachedVideoClips(VideoClips):
         return resized[:, 0].permute(1, 2, 0).mul(255).round().byte().numpy()
 
 
-def prepare(clips, split):
-    """Make a cache's folders, drop the frames of videos that have changed, and say what is missing on how much disk.
+def prepare(clips, split, promised=0):
+    """Make a cache's folders, drop frames of videos that have changed, and say what is missing; sets `clips.missing`.
 
-    Exits with code 2 if the folder was filled with other settings, cannot be written, or the disk has too little space.
+    promised: bytes that another split will take on the same disk. Exits with code 2 if the folder was filled with other
+    settings or cannot be used, or the disk has too little space. Other runs may be at work on the same folder.
     """
     settings = {"version": VERSION, "clip_len": clips.num_frames, "frame_rate": clips.frame_rate}
     settings["resize_size"] = list(clips.resize_size)
-    usable = [clips.file_of(i) for i in range(len(clips.video_paths)) if len(clips.clips[i])]
-    wanted = dict(usable)
-    videos = {file.rsplit(".", 2)[0] for file in wanted}
+    wanted = dict(clips.file_of(i) for i in range(len(clips.video_paths)) if len(clips.clips[i]))
     try:
         check_settings(Path(clips.folder, "settings.json"), settings)
-        found = set()
-        for folder in sorted({os.path.dirname(file) for file in wanted}):
-            os.makedirs(folder, exist_ok=True)
-            for entry in os.scandir(folder):
-                if wanted.get(entry.path) == entry.stat().st_size:
-                    found.add(entry.path)
-                elif entry.path.rsplit(".", 2)[0] in videos or is_left_over(entry):
-                    Path(entry.path).unlink(missing_ok=True)
-        missing = sum(size for file, size in wanted.items() if file not in found)
+        found = tidy(wanted)
         free = shutil.disk_usage(clips.folder).free
     except OSError as e:
         utils.refuse(f"the frame cache {clips.folder} cannot be used: {e}")
-    utils.log(
-        f"{split}: the frames of {len(found):,} of {len(wanted):,} videos are in {clips.folder}; the others are "
-        f"decoded once, when first asked for, and take {missing / 1e9:,.3f} GB of {free / 1e9:,.0f} GB that are free"
-    )
-    if missing > free:
-        utils.refuse(
-            f"{clips.folder} has too little space: name a folder on another disk, or leave --cache-frames away"
-        )
-    if missing and not os.access(clips.folder, os.W_OK):
-        utils.refuse(f"{clips.folder} is incomplete and not writable: make it writable, or leave --cache-frames away")
+    clips.missing = sum(size for file, size in wanted.items() if file not in found)
+    print(f"{split}: the frames of {len(found):,} of {len(wanted):,} videos are in {clips.folder}", flush=True)
+    if not clips.missing:
+        return
+    needed, free = clips.missing / 1e9, (free - promised) / 1e9
+    space = f"{needed:,.3f} GB, and {max(0, free):,.1f} GB are free on {socket.gethostname()}"
+    if needed > free:
+        utils.refuse(f"{clips.folder} needs {space}: name a folder on another disk, or leave --cache-frames away")
+    if os.access(clips.folder, os.W_OK):
+        print(f"the others are decoded once, when first asked for; they need {space}", flush=True)
+    else:
+        clips.can_write = False
+        print(f"the others are decoded each time: {clips.folder} is not writable", flush=True)
+
+
+def tidy(wanted):
+    """Make the folders of `wanted`, {file: bytes}, and drop frames of other states of its videos and what kills left.
+
+    Returns which files are there and whole. Anything else in the folders is left alone.
+    """
+    found, videos = set(), {OURS.fullmatch(file)[1] for file in wanted}
+    for folder in sorted({os.path.dirname(file) for file in wanted}):
+        os.makedirs(folder, exist_ok=True)
+        for entry in os.scandir(folder):
+            ours = OURS.fullmatch(entry.path)
+            with contextlib.suppress(FileNotFoundError):  # another run has renamed or dropped it
+                if wanted.get(entry.path) == entry.stat().st_size:
+                    found.add(entry.path)
+                elif (ours and ours[1] in videos) or is_left_over(entry):
+                    os.unlink(entry.path)
+    return found
 
 
 def check_settings(file, settings):
     """Write `settings` to a new cache; exits with code 2 if the cache has others."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        with utils.written_then_renamed(file) as temporary:
-            temporary.write_text(json.dumps(settings) + "\n")
+        temporary = file.with_name(f".{secrets.randbelow(10**9)}.tmp")
+        temporary.write_text(json.dumps(settings) + "\n")
+        try:
+            os.link(temporary, file)  # of several runs that start together, the first wins
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            os.replace(temporary, file)
+        temporary.unlink(missing_ok=True)
     try:
-        before = json.loads(file.read_text())
-    except ValueError:
+        before = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError):
         before = {}
     changed = [f"{key} {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
     if changed:
@@ -147,4 +185,5 @@ def check_settings(file, settings):
 
 def is_left_over(entry):
     """Whether a file was being written when its process was killed: more than an hour ago, to be sure."""
-    return entry.name.endswith(".tmp.rgb") and entry.stat().st_mtime < time.time() - 3600
+    ours = entry.name.startswith(".") and entry.name.endswith(".tmp.rgb")
+    return ours and entry.stat().st_mtime < time.time() - 3600

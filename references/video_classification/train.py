@@ -36,7 +36,7 @@ from torchvision_patches.video_utils import VideoClips
 RECIPE = """
     weights batch_size clips_per_video opt lr momentum weight_decay lr_scheduler lr_milestones lr_gamma lr_warmup_epochs
     lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema clip_grad_norm accumulate sync_bn
-    class_balanced color_jitter hflip_prob mixup_alpha train_resize_size train_crop_size pixels seed world_size
+    class_balanced color_jitter hflip_prob mixup_alpha train_resize_size train_crop_size cache_frames seed world_size
 """.split()  # noqa: SIM905
 
 
@@ -363,8 +363,11 @@ def make_augment(class_names, args):
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def load_dataset(split, class_map, preset, sizes, bad_videos, args):
-    """Index a split, print its data card and return it as a dataset; `preset` is a class, `sizes` what it takes."""
+def load_dataset(split, class_map, preset, sizes, bad_videos, args, promised=0):
+    """Index a split, print its data card and return it as a dataset.
+
+    preset: a class of presets.py; sizes: what it takes; promised: bytes that another split will add to --cache-frames.
+    """
     samples = datasets.list_videos(args.data_path, split, class_map, args.class_map)
     cache_file = Path(args.data_path) / f"{split}.index.npz" if args.cache_dataset else None
     if cache_file and not cache_file.exists() and not os.access(args.data_path, os.W_OK):
@@ -381,8 +384,10 @@ def load_dataset(split, class_map, preset, sizes, bad_videos, args):
     print_data_card(split, dataset, class_map, args)
     if args.cache_frames:
         if args.gpu == 0:  # in one process of each machine: the folder may be on a disk of its own
-            frame_cache.prepare(clips, split)
-        utils.add_up(torch.zeros((), device=args.device))  # until then the others wait
+            frame_cache.prepare(clips, split, promised)
+        done = torch.zeros((), device=args.device)
+        utils.add_up(done)
+        done.item()  # until then the others wait
     return dataset
 
 
@@ -428,7 +433,6 @@ def settle_args(args, checkpoint):
     if args.amp and args.device == "cpu" and not bf16_on_cpu:
         print("--amp is left out: this CPU cannot compute in bfloat16")
         args.amp = False
-    args.pixels = "uint8" if args.cache_frames else "float32"
     # more decoding processes than cores only get into each other's way
     args.workers = min(args.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     saved = {**checkpoint["args"], **checkpoint} if checkpoint else {}
@@ -441,6 +445,10 @@ def settle_args(args, checkpoint):
         if stored is not None and flag not in (None, stored) and not args.resume_weights_only:
             utils.refuse(f"--{name.replace('_', '-')} {flag}, but {args.resume} has {stored}; leave the flag away")
         setattr(args, name, next(v for v in (flag, stored, default) if v is not None))
+    for split in "train", "val":
+        resized, cropped = getattr(args, f"{split}_resize_size"), getattr(args, f"{split}_crop_size")
+        if any(crop > size for crop, size in zip(cropped, resized)):
+            utils.refuse(f"--{split}-crop-size {cropped} is larger than --{split}-resize-size {resized}")
 
 
 def refuse_other_recipe(args, checkpoint, keys=RECIPE):
@@ -449,8 +457,11 @@ def refuse_other_recipe(args, checkpoint, keys=RECIPE):
     if "classes" not in checkpoint:
         utils.refuse(f"{args.resume} was written by another script and cannot be continued exactly{advice}")
     for key in keys if args.lr_scheduler == "multistep" else [*keys, "epochs"]:
-        if checkpoint["args"].get(key) != getattr(args, key):
-            utils.refuse(f"{args.resume} has {key} {checkpoint['args'].get(key)}, not {getattr(args, key)}{advice}")
+        before, now = checkpoint["args"].get(key), getattr(args, key)
+        if key == "cache_frames":  # wherever it lies
+            before, now = bool(before), bool(now)
+        if before != now:
+            utils.refuse(f"{args.resume} has {key} {before}, not {now}{advice}")
 
 
 def main(args):
@@ -492,7 +503,8 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
     if exact:
         refuse_other_recipe(args, checkpoint)
     sizes = dict(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
-    dataset = load_dataset("train", class_map, presets.VideoClassificationPresetTrain, sizes, bad_videos, args)
+    preset, promised = presets.VideoClassificationPresetTrain, getattr(loader_test.dataset.video_clips, "missing", 0)
+    dataset = load_dataset("train", class_map, preset, sizes, bad_videos, args, promised)
     args.train_set = dataset.summary()
     if exact:
         refuse_other_recipe(args, checkpoint, ["train_set"])

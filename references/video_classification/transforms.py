@@ -50,7 +50,7 @@ class RandomHorizontalFlip(torch.nn.Module):
 class ColorJitter(torch.nn.Module):
     """Change each clip's brightness, contrast and saturation, all its frames alike, by factors in 1 ± `change`.
 
-    torchvision's ColorJitter draws one set of factors for all that it is given, here a whole batch.
+    In this order. torchvision's ColorJitter draws one set of factors for all that it is given, here a whole batch.
     """
 
     def __init__(self, change):
@@ -59,7 +59,7 @@ class ColorJitter(torch.nn.Module):
 
     def forward(self, clips):
         factors = 1 + self.change * (2 * torch.rand(3, len(clips), 1, 1, 1, 1, device=clips.device) - 1)
-        brightness, contrast, saturation = factors.unbind()
+        brightness, contrast, saturation = factors.clamp(min=0).unbind()
         clips = (clips * brightness).clamp(0, 1)
         average = grey(clips).mean((1, 3, 4), keepdim=True)  # of each frame
         clips = torch.lerp(average, clips, contrast).clamp(0, 1)

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import pickle
+import secrets
 import sys
 import time
 from collections import defaultdict, deque
@@ -173,7 +174,8 @@ def written_then_renamed(path):
     So `path` is complete or absent at every moment. The temporary path has the same suffix.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    # not the process's number: on two machines, or in two containers, it may be the same
+    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**9)}.tmp{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
