@@ -589,6 +589,15 @@ def test_a_video_that_takes_too_long_is_a_row(run_script, tmp_path, monkeypatch)
     assert report()["long.mp4"]["reason"] == "timeout" and Path("bad_videos/val/a/long.mp4").exists()
 
 
+def test_files_with_other_endings_are_counted(sources, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=1)
+    for name in ("x.MOV", "y.mov", "notes"):
+        Path("full_dataset/train/a", name).touch()
+    assert "(.mov 2, none 1)" in run_script(SCRIPT, *SEED, "--dry-run", code=1).stdout
+    assert "(none 1)" in run_script(SCRIPT, *SEED, "--ext", "mp4", "mov", "--dry-run", code=1).stdout
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_children_too_and_keeps_the_report(sources, stop, run_script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

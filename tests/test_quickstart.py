@@ -92,6 +92,12 @@ def test_a_second_run_changes_nothing(small_run, result, run_script):
     assert files == {path: path.stat().st_mtime_ns for path in (folder / "sample").rglob("*") if path.is_file()}
 
 
+def test_another_number_of_videos_is_not_mixed_in(small_run, result, run_script):
+    _, arguments, environment = small_run
+    more = run_script("tools/quickstart.py", *arguments, "--val-videos-per-class", 2, code=2, **environment)
+    assert "holds another number of videos" in more.stderr and "\n$ " not in more.stdout
+
+
 def test_the_readme_teaches_the_commands_that_quickstart_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # with pre-trained weights there, one command would name them
     readme = (REPO / "README.md").read_text()

@@ -134,6 +134,7 @@ def shell(tmp_path):
 def test_own_videos_and_processes_that_share_the_work(shell, tmp_path):
     for name in ("waving", "clapping hands"):
         (tmp_path / "my_videos" / name).mkdir(parents=True)
+        (tmp_path / "my_videos" / name / ".DS_Store").touch()
         for i in range(6):
             write_video(tmp_path / "my_videos" / name / f"{i}.mp4", 60 + 20 * i, height=72, width=96, seed=i)
     printed = ""

@@ -46,6 +46,7 @@ import threading
 import time
 import types
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import common
@@ -534,6 +535,12 @@ def list_videos():
         for folder, _, names in os.walk(Path(ROOT, split), followlinks=True):
             files += [Path(folder, name) for name in names]
     videos = [file for file in files if file.suffix.lower() in endings]
+    others = Counter(file.suffix.lower() for file in files if not file.name.startswith("."))
+    for ending in endings:
+        del others[ending]
+    if others:
+        named = ", ".join(f"{ending or 'none'} {count:,}" for ending, count in others.most_common())
+        print(f"files with other endings are not checked ({named}); --ext names the endings of videos")
     if not videos:
         common.refuse(f"no {' or '.join(endings)} file in {ROOT}/train or {ROOT}/val; --ext names other endings")
     for file in files:

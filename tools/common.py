@@ -380,7 +380,7 @@ def load_onnx(path, shape):
     import onnx
 
     if not Path(path).is_file():
-        refuse(f"there is no ONNX file {path}; set ONNX_DIR to its folder")
+        refuse(f"there is no ONNX file {path}; set ONNX_DIR to its folder and VIDEO_ONNX_NAME to its name")
     try:
         onnx.checker.check_model(str(path))  # by path, so that weights in a second file are checked, too
         model = onnx.load(path)

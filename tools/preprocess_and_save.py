@@ -297,6 +297,7 @@ def main():
         report(table[after], failures | errors)
     saved, kept = int((after & ~before)[share].sum()), int((after & before)[share].sum())
     failed = len(videos[share]) - saved - kept + (len(failures) if rank == 0 else 0)
+    print(f"share {rank} of {world_size}: " if world_size > 1 else "", end="")
     print(f"found {saved + kept + failed:,} = saved {saved:,} + kept {kept:,} + failed {failed:,}")
     # of several processes only the one that merges says so: torchrun would end the others at the first exit code 1
     sys.exit(1 if not missing and failures | errors else 0)
@@ -313,4 +314,8 @@ def report(table, failures):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None

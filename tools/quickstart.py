@@ -123,7 +123,10 @@ def main():
 
     Path(FOLDER).mkdir(exist_ok=True)
     state_file = Path(FOLDER, "quickstart.json")
-    state = json.loads(state_file.read_text()) if state_file.exists() else {"done": {}, "started": ""}
+    drawn = {"train": TRAIN_VIDEOS_PER_CLASS, "val": VAL_VIDEOS_PER_CLASS}
+    state = json.loads(state_file.read_text()) if state_file.exists() else {"done": {}, "started": "", "drawn": drawn}
+    if state.get("drawn", drawn) != drawn:
+        common.refuse(f"{FOLDER}/ holds another number of videos: delete it, or keep it and pass --folder OTHER")
     results = {}
     for number, (what, command) in enumerate(steps(), 1):
         if command in state["done"]:
@@ -136,7 +139,7 @@ def main():
         if what == TRAINING and not interrupted:
             checkpoint.unlink(missing_ok=True)  # another command's
         # what was done after this step stood on something older: it is forgotten, and done again
-        state = {"done": {}, "started": command}
+        state = {"done": {}, "started": command, "drawn": drawn}
         write_state(state_file, state | {"done": results})
         begin = time.monotonic()
         last_line = run(command + (f" --resume {checkpoint}" if interrupted else ""), python)
@@ -173,4 +176,8 @@ Next: with QEVD and an AI Hub account, follow the README from section 2, with th
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -473,8 +473,10 @@ def main():
     state.remove()
     print(f"wrote {OUTPUT_H5}: {len(good):,} clips, {logits.shape[1]} {io.get('output_kind', 'scores')} each"
           + (f"; {len(unreadable):,} clips left out" if unreadable else ""))  # fmt: skip
+    known = common.load_class_map(common.REPO / "class_map.json")
+    class_map = "class_map.json" if io.get("classes", []) in ([], sorted(known, key=known.get)) else "YOUR_CLASS_MAP"
     print(f"next: python tools/evaluate.py --h5 {OUTPUT_H5} --manifest {Path(data_path, 'manifest.jsonl')} "
-          f"--class_map class_map.json")  # fmt: skip
+          f"--class_map {class_map}")  # fmt: skip
     if unreadable:
         raise SystemExit(1)
 

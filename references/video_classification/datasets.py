@@ -52,7 +52,7 @@ def list_videos(data_path, split, class_map, class_map_path):
         utils.refuse(
             f"{folder} has {len(unknown)} class folders that are not in {class_map_path}, the first is {unknown[0]}. "
             f"Move them away, or, if these are your own classes, make a map of them and name it with --class-map:\n"
-            f"  {MAP_FROM_FOLDERS} {folder} > my_class_map.json"
+            f"  {MAP_FROM_FOLDERS} {Path(data_path) / 'train'} > my_class_map.json"
         )
     samples, nested = [], 0
     for class_folder in folders:

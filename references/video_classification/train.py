@@ -15,6 +15,7 @@ import json
 import math
 import os
 import socket
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -456,12 +457,15 @@ def refuse_other_recipe(args, checkpoint, keys=RECIPE):
     advice = "; give the same flags, or start anew from its weights with --resume-weights-only"
     if "classes" not in checkpoint:
         utils.refuse(f"{args.resume} was written by another script and cannot be continued exactly{advice}")
+    changed = []
     for key in keys if args.lr_scheduler == "multistep" else [*keys, "epochs"]:
         before, now = checkpoint["args"].get(key), getattr(args, key)
         if key == "cache_frames":  # wherever it lies
             before, now = bool(before), bool(now)
         if before != now:
-            utils.refuse(f"{args.resume} has {key} {before}, not {now}{advice}")
+            changed.append(f"{key} {before}, not {now}")
+    if changed:
+        utils.refuse(f"{args.resume} has {'; '.join(changed)}{advice}")
 
 
 def main(args):
@@ -475,7 +479,10 @@ def main(args):
     classes = sorted(class_map, key=class_map.get)
     args.num_classes = len(classes)
     if checkpoint and checkpoint.get("classes", classes) != classes:
-        utils.refuse(f"{args.resume} was trained with other classes, or another order, than {args.class_map}")
+        utils.refuse(
+            f"{args.resume} was trained with other classes, or another order, than {args.class_map} has; --class-map "
+            f"names the map that it was trained with"
+        )
     utils.log(f"{args.model} on {args.world_size} x {args.device}, {args.workers} decoding processes each")
 
     bad_videos = utils.BadVideos(args.max_bad_share)
@@ -706,5 +713,9 @@ def get_args_parser(add_help=True):
 
 
 if __name__ == "__main__":
-    main(get_args_parser().parse_args())
-    utils.leave_distributed_mode()
+    try:
+        main(get_args_parser().parse_args())
+        utils.leave_distributed_mode()
+    except KeyboardInterrupt:
+        print("\ninterrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
