@@ -5,8 +5,8 @@ import inspect
 import os
 import pickle
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
-from multiprocessing import Pool
 from pathlib import Path
 
 import av
@@ -447,8 +447,9 @@ def test_a_damaged_index_is_built_anew(dataset, tmp_path, capsys, damage, monkey
 
 
 def test_several_processes_build_one_index(dataset, tmp_path):
-    with Pool(4) as pool:
-        results = pool.starmap(index_of, [(dataset, tmp_path / "index.npz")] * 8)
+    # not multiprocessing.Pool: it ends its processes by a signal, and once waited for one for ever
+    with ProcessPoolExecutor(4) as pool:
+        results = list(pool.map(index_of, [dataset] * 8, [tmp_path / "index.npz"] * 8))
     assert results == [[20, 25]] * 8
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["index.npz"], "a temporary file is left"
 
