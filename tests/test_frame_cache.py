@@ -130,7 +130,7 @@ def test_a_run_with_a_cache_is_resumed_only_with_one(videos, trained, tmp_path):
     without, with_cache, cache, _ = trained
     resume = [*RECIPE, "--output-dir", tmp_path, "--resume"]
     _, err = train("--data-path", videos, *FAST, *resume, with_cache / "checkpoint.pth", code=2)
-    assert "has pixels uint8, not float32" in err
+    assert "has cache_frames True, not False" in err
     assert "0 to go" in train(*flags(videos, cache), *resume, with_cache / "checkpoint.pth")[0]
 
 

@@ -254,6 +254,10 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         """Nothing goes to the user's screen."""
 
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # a client may hang up, or be killed
+            super().handle()
+
     def handle_request(self):
         url = urllib.parse.urlsplit(self.path)
         hub = self.server.hub
