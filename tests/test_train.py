@@ -54,7 +54,9 @@ def command(*arguments, processes=None):
 
 
 def environment(**more):
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", **more}
+    # Python 3.12 and newer warn of every fork in a process with threads, as torch's DataLoader does it, too
+    warnings = "default,ignore:This process:DeprecationWarning"
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": warnings, **more}
 
 
 def train(*arguments, processes=None, code=0, preexec_fn=None, **more):
