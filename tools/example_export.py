@@ -140,7 +140,10 @@ def save_beside(result, description):
         shutil.rmtree(path)
     if source.parent != Path(result.download_path):
         path.unlink(missing_ok=True)
-        shutil.copytree(source.parent, path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+        shutil.copytree(source.parent, temporary)
+        temporary.rename(path)
     else:
         with common.written_then_renamed(path) as temporary:
             shutil.copyfile(source, temporary)
