@@ -106,11 +106,12 @@ def compile_on(hub, frames=8, channel_last=False, w8a8=False, calibration=(), na
 
 def compile_binary(hub, path, *args, **options):
     """Let the local hub compile a SmallNetwork to a context binary at `path`, with its description beside it."""
+    import aihub
     import common
 
     target = compile_on(hub, *args, **options)
     target.download(str(path))
-    description = common.io_of(target) | {"sha256": common.sha256_of(path), "output_kind": "logits"}
+    description = aihub.io_of(target) | {"sha256": common.sha256_of(path), "output_kind": "logits"}
     path.with_suffix(".json").write_text(json.dumps(description), encoding="utf-8")
     return path
 
@@ -123,7 +124,7 @@ def compile_and_save(hub, folder, runtime, **options):
     import example_export
     from qai_hub_models.utils.onnx.helpers import download_and_unzip_workbench_onnx_model
 
-    import common
+    import aihub
 
     target, bundle = compile_on(hub, runtime=runtime, **options), folder / "bundle"
     bundle.mkdir()
@@ -134,7 +135,7 @@ def compile_and_save(hub, folder, runtime, **options):
     (bundle / "metadata.json").write_text(json.dumps({"model_files": {str(path.relative_to(bundle)): {}}}))
     example_export.output_dir = str(folder)
     result = argparse.Namespace(download_path=bundle)
-    return example_export.save_beside(result, common.io_of(target) | {"output_kind": "logits"})
+    return example_export.save_beside(result, aihub.io_of(target) | {"output_kind": "logits"})
 
 
 def read_h5(path):

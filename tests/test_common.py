@@ -1,6 +1,7 @@
 """common.py: flags from constants, files that are whole or absent, refusals in one sentence, shares of the work."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ More text.
 """
 
 import json
+import math
 
 import common
 
@@ -171,15 +173,56 @@ def array(task, first, last, step, count):
 
 def test_shares():
     """No launcher, torchrun (also inside a SLURM array), and arrays that start anywhere and count in steps."""
-    assert common.rank_and_world_size({}) == (0, 1)
-    torchrun = {"RANK": "3", "WORLD_SIZE": "8"}
-    assert common.rank_and_world_size(torchrun | array(1, 0, 1, 1, 2)) == (3, 8)
+    assert common.launcher({}) == (0, 1, 0, 1)
+    torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert common.launcher(torchrun | array(1, 0, 1, 1, 2)) == (3, 8, 1, 2)
+    assert common.launcher({"RANK": "3", "WORLD_SIZE": "8"}) == (3, 8, 3, 8), "LOCAL_RANK need not be set"
+    srun = {"SLURM_PROCID": "9", "SLURM_NTASKS": "20", "SLURM_LOCALID": "1"}
+    assert common.launcher(srun | {"SLURM_TASKS_PER_NODE": "8(x2),4"}) == (9, 20, 1, 8)
+    assert common.launcher({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}) == (1, 2, 1, 2)
     for tasks in (range(8), range(1, 9), range(0, 16, 2), range(5, 12, 3)):
         settings = (tasks[0], tasks[-1], tasks.step, len(tasks))
-        shares = [common.rank_and_world_size(array(task, *settings)) for task in tasks]
+        shares = [common.launcher(array(task, *settings))[:2] for task in tasks]
         assert shares == [(i, len(tasks)) for i in range(len(tasks))], f"--array {tasks}"
+    inside = array(1, 0, 1, 1, 2) | {"SLURM_PROCID": "1", "SLURM_NTASKS": "3", "SLURM_LOCALID": "1"}
+    assert common.launcher(inside)[:2] == (4, 6), "an srun of 3 processes in the second of two array tasks"
+    assert common.launcher(inside, array=False)[:2] == (1, 3), "training: each task of an array is a run by itself"
+
+
+def test_launcher_variables_that_make_no_sense_are_refused(capsys):
+    assert "WORLD_SIZE is None" in refused(capsys, common.launcher, {"RANK": "0"})
+    assert "'two'" in refused(capsys, common.launcher, {"RANK": "0", "WORLD_SIZE": "two"})
+    assert "process 8 of 8" in refused(capsys, common.launcher, {"RANK": "8", "WORLD_SIZE": "8"})
 
 
 def test_an_array_with_gaps_is_noticed(capsys):
     """Its last task would take a share that does not exist, and another one would be nobody's."""
-    assert "--array 0-2" in refused(capsys, common.rank_and_world_size, array(6, 1, 6, 1, 3))
+    assert "--array 0-2" in refused(capsys, common.launcher, array(6, 1, 6, 1, 3))
+
+
+@pytest.mark.parametrize(
+    "own, files, cores",
+    [
+        ("0::/a/b\n", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 1.5),
+        ("0::/\n", {"cpu.max": "300000 100000"}, 3),
+        ("4:cpu,cpuacct:/a\n", {"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "100000"}, 0.5),
+        ("4:cpu:/a\n", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, math.inf),
+        ("0::/a\n", {}, math.inf),
+    ],
+)
+def test_a_containers_share_of_the_cores_is_seen(tmp_path, own, files, cores):
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert common.cgroup_quota(tmp_path, tmp_path / "own") == cores
+
+
+def test_cores_are_counted_where_no_system_call_tells(monkeypatch):
+    """macOS and Windows have no affinity and no cgroups."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(common, "cgroup_quota", lambda: math.inf)
+    assert common.num_cores() == 6
+    monkeypatch.setattr(common, "launcher", lambda: common.Launcher(0, 4, 0, 4))
+    assert (common.num_workers(), common.num_workers(5)) == (1, 5)

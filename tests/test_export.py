@@ -17,6 +17,7 @@ from qevd_r2plus1d.model import class_balanced, load_checkpoint
 from small_models import DEVICE, SmallNetwork, client_of, compile_binary, hasty_client, read_h5, write_clips
 from torchvision.models import get_model
 
+import aihub
 import common
 from local_hub import Fault, LocalHub
 
@@ -336,7 +337,7 @@ def test_outputs_of_another_name_are_compared(tmp_path, hub, capsys):
     client, paths = client_of(hub), write_clips(tmp_path / "clips", 2, frames=4)
     clips = [np.load(tmp_path / "clips" / path) for path in paths]
     target = client.get_model(job.target_id)
-    io = common.io_of(target)
+    io = aihub.io_of(target)
     io["output"]["name"] = "scores"
 
     class Network(SmallNetwork):

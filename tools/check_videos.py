@@ -520,7 +520,7 @@ def is_ours(video):
 
     Told by a hash of its path, not by its place in a sorted list: other processes move files away meanwhile.
     """
-    rank, world_size = common.rank_and_world_size()
+    rank, world_size, *_ = common.launcher()
     return zlib.crc32(os.fsencode(Path(video).relative_to(ROOT))) % world_size == rank
 
 
@@ -820,7 +820,7 @@ def main():
     check_usage()
     check_packages()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is clean, too
-    rank, world_size = common.rank_and_world_size()
+    rank, world_size, *_ = common.launcher()
     videos = list_videos()
     earlier, of_other_roots = earlier_rows()
     kept = {video: row_to_keep(row) for video, row in earlier.items() if is_ours(video)}

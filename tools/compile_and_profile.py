@@ -9,6 +9,7 @@ $ python tools/local_hub.py python tools/compile_and_profile.py     # without an
 
 from pathlib import Path
 
+import aihub
 import common
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -22,19 +23,19 @@ BATCH, C, T, H, W = 1, 3, 16, 112, 112  # clip that the model takes; the file ma
 def main():
     common.set_constants_from_flags(globals())
     path = Path(ONNX_DIR, VIDEO_ONNX_NAME)
-    model, input_specs = common.load_onnx(path, (BATCH, C, T, H, W))
+    model, input_specs = aihub.load_onnx(path, (BATCH, C, T, H, W))
     ((name, (shape, dtype)),) = input_specs.items()
-    print(f"{path}: valid, input {name}: {dtype} {shape}, {common.layout_of(shape)}")
-    hub = common.connect_to_hub()
-    with common.hub_errors_in_one_sentence():
-        device = common.find_device(hub, DEVICE_NAME)
-        target_model, io = common.compile_onnx(hub, model, input_specs, device)
+    print(f"{path}: valid, input {name}: {dtype} {shape}, {aihub.layout_of(shape)}")
+    hub = aihub.connect_to_hub()
+    with aihub.hub_errors_in_one_sentence():
+        device = aihub.find_device(hub, DEVICE_NAME)
+        target_model, io = aihub.compile_onnx(hub, model, input_specs, device)
         job = hub.submit_inference_job(target_model, device, profile=True, name=path.stem)
-        common.wait_for(job)
-        common.print_profile(job, device)
+        aihub.wait_for(job)
+        aihub.print_profile(job, device)
     if io:
-        print(f"input     {common.describe(io['input'])}")
-        print(f"output    {common.describe(io['output'])}")
+        print(f"input     {aihub.describe(io['input'])}")
+        print(f"output    {aihub.describe(io['output'])}")
     print(f"model     {target_model.url}")
 
 

@@ -15,6 +15,7 @@ import json
 import shutil
 from pathlib import Path
 
+import aihub
 import common
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ def wait_for_each_job(hub):
     def waiting(submit):
         def submit_and_wait(*args, **kwargs):
             job = submit(*args, **kwargs)
-            common.wait_for(job)
+            aihub.wait_for(job)
             return job
 
         return submit_and_wait
@@ -113,12 +114,12 @@ def run_pipeline(hub_device):
 
 
 def find_io(target_model, result):
-    """What the compiled model takes and gives, as common.io_of has it; None if neither hub nor bundle says so."""
+    """What the compiled model takes and gives, as aihub.io_of has it; None if neither hub nor bundle says so."""
     # the hub does not describe every linked binary; the DLC that it was made of takes and gives the same
-    io = common.io_of(target_model) or common.io_of(result.compile_job.get_target_model())
+    io = aihub.io_of(target_model) or aihub.io_of(result.compile_job.get_target_model())
     if io or not result.download_path:
         return io
-    return common.io_of_bundle(result.download_path, model_in_bundle(result.download_path))
+    return aihub.io_of_bundle(result.download_path, model_in_bundle(result.download_path))
 
 
 def model_in_bundle(bundle):
@@ -159,17 +160,17 @@ def compare_on_device(hub, hub_device, model, target_model, io):
     import torch
 
     if not io:
-        raise common.JobFailedError("AI Hub does not say what the model takes, so its logits are not compared")
+        raise aihub.JobFailedError("AI Hub does not say what the model takes, so its logits are not compared")
     clips = model.sample_inputs(use_channel_last_format=False)["video"]
     expected = np.concatenate([model(torch.from_numpy(clip)).numpy() for clip in clips])
-    inputs = {io["input"]["name"]: [common.as_model_input(clip, io["input"]) for clip in clips]}
+    inputs = {io["input"]["name"]: [aihub.as_model_input(clip, io["input"]) for clip in clips]}
     job = hub.submit_inference_job(target_model, hub_device, inputs, profile=False, name=target_model.name)
-    common.wait_for(job)
+    aihub.wait_for(job)
     outputs = job.download_output_data() or {}
     arrays = outputs.get(io["output"]["name"]) or next(iter(outputs.values()), [])
     if len(arrays) != len(clips):
-        raise common.JobFailedError(f"the inference job brought no output for its {len(clips)} clips; see {job.url}")
-    logits = np.concatenate([common.as_logits(array, io["output"]) for array in arrays])
+        raise aihub.JobFailedError(f"the inference job brought no output for its {len(clips)} clips; see {job.url}")
+    logits = np.concatenate([aihub.as_logits(array, io["output"]) for array in arrays])
     error = np.mean((logits - expected) ** 2)
     psnr = 10 * np.log10(np.abs(expected).max() ** 2 / error) if error else np.inf
     agree = int((logits.argmax(1) == expected.argmax(1)).sum())
@@ -183,8 +184,8 @@ def profile_on_device(hub, hub_device, model, target_model):
 
     options = model.get_hub_inference_options(TargetRuntime(target_runtime))
     job = hub.submit_inference_job(target_model, hub_device, profile=True, name=target_model.name, options=options)
-    common.wait_for(job)
-    common.print_profile(job, hub_device)
+    aihub.wait_for(job)
+    aihub.print_profile(job, hub_device)
 
 
 def print_result(result, path, io):
@@ -192,8 +193,8 @@ def print_result(result, path, io):
     if path:
         print(f"model     {path}, bundle {result.download_path}")
     if io:
-        print(f"input     {common.describe(io['input'])}, RGB in [0, 1]")
-        print(f"output    {common.describe(io['output'])}, logits")
+        print(f"input     {aihub.describe(io['input'])}, RGB in [0, 1]")
+        print(f"output    {aihub.describe(io['output'])}, logits")
     for job in filter(None, (result.compile_job, result.link_job)):
         print(f"{job.job_type + ' job':<11} {job.job_id}  {job.url}")
 
@@ -208,11 +209,11 @@ def share_jobs(jobs):
 def main():
     common.set_constants_from_flags(globals())
     check_constants()
-    hub = common.connect_to_hub()
+    hub = aihub.connect_to_hub()
     from qevd_r2plus1d import Model
 
-    with common.hub_errors_in_one_sentence():
-        hub_device = common.find_device(hub, device)
+    with aihub.hub_errors_in_one_sentence():
+        hub_device = aihub.find_device(hub, device)
         wait_for_each_job(hub)
         result = run_pipeline(hub_device)
         target_model = (result.link_job or result.compile_job).get_target_model()

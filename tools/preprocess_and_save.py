@@ -225,8 +225,6 @@ def run_share(videos, rank, world_size, num_kept):
     """Preprocess `videos`, what is left of this process's share, and write a progress line for each."""
     from tqdm import tqdm
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    num_workers = NUM_WORKERS or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     for label in {os.path.dirname(video) for video in videos}:
         Path(OUT_ROOT, label).mkdir(exist_ok=True)
     progress, me = Path(OUT_ROOT, "progress"), f"{rank}-of-{world_size}"
@@ -235,7 +233,7 @@ def run_share(videos, rank, world_size, num_kept):
         if file == failures or not file.stem.endswith(f"-of-{world_size}"):
             file.unlink(missing_ok=True)  # of an earlier run, or another split of the work: they are tried again
     with tqdm(total=num_kept + len(videos), initial=num_kept, unit="clip", desc="preprocessing") as bar:
-        for video, record, error in results_of(videos, num_workers):
+        for video, record, error in results_of(videos, common.num_workers(NUM_WORKERS)):
             if error:
                 row = {"video_path": os.path.join(DATA_ROOT, video), "error": error}
                 row |= source_of(row["video_path"])
@@ -257,7 +255,7 @@ def write_manifest(videos, table, failures):
         with common.written_then_renamed(Path(OUT_ROOT, name)) as temporary, open(temporary, "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
     # another process may be writing what looks left over
-    leftovers = Path(OUT_ROOT).rglob(".*.tmp") if common.rank_and_world_size()[1] == 1 else []
+    leftovers = Path(OUT_ROOT).rglob(".*.tmp") if common.launcher().world_size == 1 else []
     for file in (*journals, *leftovers):
         file.unlink(missing_ok=True)
 
@@ -274,7 +272,7 @@ def main():
     try:
         Path(OUT_ROOT, "progress").mkdir(parents=True, exist_ok=True)
         check_settings()
-        rank, world_size = common.rank_and_world_size()
+        rank, world_size, *_ = common.launcher()
         before = read_progress(videos)[0]["num_frames"] > 0
         check_disk_space(int((~before).sum()))
         share = slice(rank, None, world_size)

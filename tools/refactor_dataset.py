@@ -20,7 +20,6 @@ import filecmp
 import functools
 import json
 import os
-import re
 import shutil
 import stat
 import time
@@ -52,7 +51,6 @@ SPLITS = ("train", "val")
 KEYS = ("video_path", "label", "split")  # of a record
 OUTCOMES = ("placed", "already there", "missing", "refused")
 LISTED = 20  # names shown of a long list
-LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # what common.written_then_renamed leaves when it is killed
 # the next video would meet them, too; EPERM: the file system knows no hard links, or the files are another user's
 STOPPING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EXDEV, errno.EPERM)
 
@@ -189,7 +187,7 @@ def list_placed(dest):
     for split in SPLITS:
         for folder in (dest / split).glob("*"):
             names = os.listdir(folder) if folder.is_dir() else []
-            leftovers += [folder / name for name in names if LEFTOVER.fullmatch(name)]
+            leftovers += [folder / name for name in names if common.LEFTOVER.fullmatch(name)]
             placed[split, folder.name] = {name for name in names if not name.startswith(".")}
     return placed, leftovers
 

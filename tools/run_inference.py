@@ -19,6 +19,7 @@ import shutil
 import time
 from pathlib import Path
 
+import aihub
 import common
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def key_of_run(content, described, device, clips):
     `content` is the hash of the model, with weights that lie in another file.
     """
     constants = (BATCH, C, T, H, W, IS_DLC_CHANNEL_LAST, MAX_CHUNK, MAX_CHUNK_BYTES)
-    parts = [content, described, DEVICE_NAME, common.is_emulated(device), constants]
+    parts = [content, described, DEVICE_NAME, aihub.is_emulated(device), constants]
     for clip in clips:
         path = Path(data_path, clip)
         parts.append((clip, path.stat().st_size, path.stat().st_mtime_ns))
@@ -108,7 +109,7 @@ def key_of_run(content, described, device, clips):
 def read_description(path):
     """What is written beside a compiled model: resnet_2plus1d.json, or the bundle's metadata.json; {} without either.
 
-    Returns "input" and "output" as common.io_of does, and `output_kind` and `classes`, as far as they are known.
+    Returns "input" and "output" as aihub.io_of does, and `output_kind` and `classes`, as far as they are known.
     """
     own = path.with_suffix(".json")
     try:
@@ -122,7 +123,7 @@ def read_description(path):
         if sha256 != common.sha256_of(path):
             common.refuse(f"{own} describes another file than {path}; export the model again")
         return description
-    return common.io_of_bundle(path.parent, path.name) or {}
+    return aihub.io_of_bundle(path.parent, path.name) or {}
 
 
 def float_io(name, shape):
@@ -140,13 +141,13 @@ def from_constants():
 
 def check_io(io):
     """Exit with code 2 where the model contradicts the constants or does not say how its integers are to be read."""
-    if IS_DLC_CHANNEL_LAST and common.layout_of(io["input"]["shape"]) == "NCTHW":
+    if IS_DLC_CHANNEL_LAST and aihub.layout_of(io["input"]["shape"]) == "NCTHW":
         common.refuse(
-            f"IS_DLC_CHANNEL_LAST is True, but the model takes channel first ({common.describe(io['input'])}); "
+            f"IS_DLC_CHANNEL_LAST is True, but the model takes channel first ({aihub.describe(io['input'])}); "
             f"False lets the model decide"
         )
     for tensor in (io["input"], io["output"]):
-        common.check_scale(tensor)
+        aihub.check_scale(tensor)
 
 
 def read_headers(clips):
@@ -168,7 +169,7 @@ def read_headers(clips):
 def check_fit(headers, tensor):
     """Exit with code 2 and one sentence if a clip has another shape than the model takes: it is not cut or padded."""
     shape = tuple(tensor["shape"])
-    if common.layout_of(shape) == "NTHWC":
+    if aihub.layout_of(shape) == "NTHWC":
         shape = (shape[0], shape[4], *shape[1:4])
     others = [f"{clip} is {dtype} {own}" for clip, (own, dtype) in headers.items()
               if own != shape or dtype not in ("float32", "float16")]  # fmt: skip
@@ -248,14 +249,14 @@ def model_on_hub(hub, path, onnx_model, described, device, state):
         return model, state.content["io"]
     if onnx_model:
         specs = {described["input"]["name"]: (described["input"]["shape"], "float32")}
-        model, io = common.compile_onnx(hub, onnx_model, specs, device)
+        model, io = aihub.compile_onnx(hub, onnx_model, specs, device)
         io = io or described
     else:
         print(f"uploading {path}")
         model = hub.upload_model(str(path))
         io = described
         if "input" not in io:
-            io = io | (common.io_of(hub.get_model(model.model_id)) or from_constants())
+            io = io | (aihub.io_of(hub.get_model(model.model_id)) or from_constants())
     state.content |= {"model": model.model_id, "io": io}
     state.save()
     return model, io
@@ -274,7 +275,7 @@ def write_chunk(path, clips, tensor):
                     f"the clip {clip} has values from {values.min():.3g} to {values.max():.3g} instead of [0, 1]: "
                     f"normalisation is inside the model; run tools/preprocess_and_save.py again"
                 )
-            array = common.as_model_input(values, tensor)
+            array = aihub.as_model_input(values, tensor)
             file.create_dataset(f"data/0/batch_{i}", data=array, compression="gzip", compression_opts=1)
         file["data/0"].attrs.update({"name": tensor["name"], "order": 0, "batch_count": len(clips)})
 
@@ -313,53 +314,53 @@ def logits_of(job, num_clips, tensor):
 
     status = job.get_status()
     if not status.success:
-        raise common.JobFailedError(f"the inference job failed: {status.message or 'no reason given'}; see {job.url}")
+        raise aihub.JobFailedError(f"the inference job failed: {status.message or 'no reason given'}; see {job.url}")
     try:
         outputs = job.download_output_data()
     except UserError as e:  # they expire, too
-        raise common.JobFailedError(f"the inference job's outputs cannot be had: {e}; see {job.url}") from None
+        raise aihub.JobFailedError(f"the inference job's outputs cannot be had: {e}; see {job.url}") from None
     if not outputs:
-        raise common.JobFailedError(f"the inference job succeeded but brought no outputs; see {job.url}")
+        raise aihub.JobFailedError(f"the inference job succeeded but brought no outputs; see {job.url}")
     arrays = outputs.get(tensor["name"]) or next(iter(outputs.values()))
     shapes = {array.shape for array in arrays}
     wanted = {tuple(tensor["shape"])} if tensor["shape"] else shapes
     if len(arrays) != num_clips or shapes != wanted or len(shapes) != 1:
-        raise common.JobFailedError(
+        raise aihub.JobFailedError(
             f"the inference job brought {len(arrays)} outputs of shape {sorted(shapes)} for {num_clips} clips, "
             f"{num_clips} of {sorted(wanted)} were expected; see {job.url}"
         )
     try:
-        return np.concatenate([common.as_logits(array, tensor).reshape(1, -1) for array in arrays])
+        return np.concatenate([aihub.as_logits(array, tensor).reshape(1, -1) for array in arrays])
     except ValueError as e:
-        raise common.JobFailedError(f"{e}; see {job.url}") from None
+        raise aihub.JobFailedError(f"{e}; see {job.url}") from None
 
 
 def run_chunks(hub, model, device, io, chunks, state):
     """Bring every chunk's logits to state.part(i), several in flight; returns {chunk: why it could not be had}.
 
     A chunk whose job fails is tried ATTEMPTS times and then left out. When the service itself keeps failing, the run
-    stops: raises common.JobFailedError.
+    stops: raises aihub.JobFailedError.
     """
     import numpy as np
     from tqdm import tqdm
 
-    errors = common.hub_errors()
+    errors = aihub.hub_errors()
     waiting = collections.deque(i for i in range(len(chunks)) if not state.part(i).exists())
     running, attempts, failed, seconds = {}, collections.Counter(), {}, 0.2
 
     def failure(i, error, url=""):
         attempts[i] += 1
-        reason = common.sentence_of(error)
+        reason = aihub.sentence_of(error)
         if attempts[i] < ATTEMPTS:
             bar.write(f"chunk {i}: {reason}; try {attempts[i] + 1} of {ATTEMPTS} in {RETRY_SECONDS:g} s")
             waiting.append(i)
             time.sleep(RETRY_SECONDS)
-        elif isinstance(error, common.JobFailedError):
+        elif isinstance(error, aihub.JobFailedError):
             failed[i] = reason
         else:
             what = f"chunk {i}: AI Hub: {reason.rstrip('.')}" + (f"; see {url}" if url else "")
             kept = f"what has arrived is kept in {state.folder}, run the same command again"
-            raise common.JobFailedError(f"{what}; {kept}")
+            raise aihub.JobFailedError(f"{what}; {kept}")
 
     num_clips = sum(map(len, chunks))
     arrived = num_clips - sum(len(chunks[i]) for i in waiting)
@@ -380,7 +381,7 @@ def run_chunks(hub, model, device, io, chunks, state):
                     with common.written_then_renamed(state.part(i)) as temporary, open(temporary, "wb") as file:
                         np.save(file, logits)
                     bar.update(len(chunks[i]))
-                except common.JobFailedError as e:
+                except aihub.JobFailedError as e:
                     state.chunk(i)["job"] = ""
                     state.save()
                     failure(i, e)
@@ -426,16 +427,16 @@ def main():
     if DLC_PATH:
         onnx_model, content, described = None, common.sha256_of(model_path), read_description(model_path)
     else:
-        onnx_model, specs = common.load_onnx(model_path, (BATCH, C, T, H, W))
+        onnx_model, specs = aihub.load_onnx(model_path, (BATCH, C, T, H, W))
         content = hashlib.sha256(onnx_model.SerializeToString()).hexdigest()
         described = next(float_io(name, shape) for name, (shape, _) in specs.items())
     if "input" in described:  # refuse what does not fit before anything is uploaded
         check_io(described)
         check_fit(headers, described["input"])
-    hub = common.connect_to_hub()
-    with common.hub_errors_in_one_sentence():
-        device = common.find_device(hub, DEVICE_NAME)
-        device_name = DEVICE_NAME + (" (emulated on a CPU)" if common.is_emulated(device) else "")
+    hub = aihub.connect_to_hub()
+    with aihub.hub_errors_in_one_sentence():
+        device = aihub.find_device(hub, DEVICE_NAME)
+        device_name = DEVICE_NAME + (" (emulated on a CPU)" if aihub.is_emulated(device) else "")
         key = key_of_run(content, described, device, headers)
         if is_complete(key, len(clips)):
             print(f"{OUTPUT_H5} is complete for this model and these clips; delete it to run them again")
@@ -447,7 +448,7 @@ def main():
         good, size = list(headers), size_of_chunk(io["input"])
         chunks = [good[i : i + size] for i in range(0, len(good), size)]
         print(f"model     {model_path} on {device_name}")
-        print(f"input     {common.describe(io['input'])}")
+        print(f"input     {aihub.describe(io['input'])}")
         print(f"clips     {len(good):,} in {len(chunks):,} chunks of at most {size}")
         failed = run_chunks(hub, model, device, io, chunks, state)
     for clip, reason in unreadable.items():
