@@ -5,12 +5,13 @@ import csv
 import json
 import re
 
-import evaluate
 import h5py
 import numpy as np
 import pytest
 from matplotlib.image import imread
 from scipy.stats import binom
+
+from report import figures
 
 CLASSES = ["squats", "lunges", "arm_circles", "high_knees", "toe_touch", "jabs"]
 # true class and logits of six clips; Top-1 right: 0, 2, 3; Top-5 wrong: 4 (its class comes last)
@@ -96,7 +97,7 @@ def test_main_figures_by_hand(run, folder):
 def test_ties_go_to_the_lower_index():
     scores = np.array([[1, 1, 0], [1, 1, 0], [0, 2, 2], [3, 3, 3]], np.float32)
     labels = np.array([0, 1, 2, 2])
-    assert evaluate.rank_of_label(scores, labels).tolist() == [0, 1, 1, 2]
+    assert figures.rank_of_label(scores, labels).tolist() == [0, 1, 1, 2]
     assert (scores.argmax(1) == labels).tolist() == [True, False, False, False], "rank 0 must be what is predicted"
 
 
@@ -104,20 +105,20 @@ def test_calibration_error_by_hand():
     # 15 bins of 1/15: 0.95 and 0.99 share the last, 0.5 and 0.52 the 8th, (7/15, 8/15]
     confidence, right = np.array([0.95, 0.99, 0.5, 0.52]), np.array([True, False, True, True])
     by_hand = 2 / 4 * abs(0.5 - 0.97) + 2 / 4 * abs(1 - 0.51)
-    assert evaluate.expected_calibration_error(confidence, right) == pytest.approx(by_hand)
+    assert figures.expected_calibration_error(confidence, right) == pytest.approx(by_hand)
     # bins are (a, b]: 0.2 shares (2/15, 3/15] with 0.19; 0.05 and 0.1 share none
-    on_boundary = evaluate.expected_calibration_error(np.array([0.19, 0.2]), np.array([False, True]))
+    on_boundary = figures.expected_calibration_error(np.array([0.19, 0.2]), np.array([False, True]))
     assert on_boundary == pytest.approx(abs(1 - 0.39) / 2)
-    apart = evaluate.expected_calibration_error(np.array([0.05, 0.1]), np.array([False, True]))
+    apart = figures.expected_calibration_error(np.array([0.05, 0.1]), np.array([False, True]))
     assert apart == pytest.approx((0.05 + 0.9) / 2)
-    ends = evaluate.expected_calibration_error(np.array([0.0, 1.0]), np.array([False, True]))
+    ends = figures.expected_calibration_error(np.array([0.0, 1.0]), np.array([False, True]))
     assert ends == pytest.approx(0)
 
 
 def test_confidence_of_logits_and_probabilities():
     logits = np.array([[0, np.log(3)], [1000, 0]], np.float32)
-    assert evaluate.confidence(logits, "logits") == pytest.approx([0.75, 1])
-    assert evaluate.confidence(np.array([[0.2, 0.8]], np.float32), "probabilities") == pytest.approx([0.8])
+    assert figures.confidence(logits, "logits") == pytest.approx([0.75, 1])
+    assert figures.confidence(np.array([[0.2, 0.8]], np.float32), "probabilities") == pytest.approx([0.8])
 
 
 def test_same_digits_as_training_prints():
@@ -128,10 +129,10 @@ def test_same_digits_as_training_prints():
         scores, labels = rng.normal(size=(n, 92)).astype(np.float32), rng.integers(0, 92, n)
         scores[np.arange(n), labels] += 2
         right = torch.from_numpy(scores).double().softmax(1).topk(5).indices == torch.from_numpy(labels)[:, None]
-        rank = evaluate.rank_of_label(scores, labels)
+        rank = figures.rank_of_label(scores, labels)
         for k in (1, 5):
             theirs = 100 * right[:, :k].sum(1).double().mean().item()
-            assert f"{evaluate.percent((rank < k).sum(), n):.3f}" == f"{theirs:.3f}", (n, k)
+            assert f"{figures.percent((rank < k).sum(), n):.3f}" == f"{theirs:.3f}", (n, k)
 
 
 # --- three kinds of file ---------------------------------------------------------------------------------------------
