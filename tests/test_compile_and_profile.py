@@ -4,11 +4,11 @@ from argparse import Namespace
 
 import onnx
 import pytest
+from faulty_hub import Fault, FaultyHub
 from onnx import TensorProto, helper
 from small_models import DEVICE, hasty_client, small_onnx
 
 import aihub
-from local_hub import Fault, LocalHub
 
 SCRIPT = "tools/compile_and_profile.py"
 SHAPE = ("--t", 8, "--h", 16, "--w", 16)
@@ -16,7 +16,7 @@ SHAPE = ("--t", 8, "--h", 16, "--w", 16)
 
 @pytest.fixture
 def hub(tmp_path):
-    with LocalHub() as hub:
+    with FaultyHub() as hub:
         hub.write_client_ini(tmp_path / "client.ini")
         yield hub
 

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from faulty_hub import Fault, FaultyHub
 from qevd_r2plus1d import Model
 from qevd_r2plus1d.model import class_balanced, load_checkpoint
 from small_models import DEVICE, SmallNetwork, client_of, compile_binary, hasty_client, read_h5, write_clips
@@ -19,7 +20,6 @@ from torchvision.models import get_model
 
 import aihub
 import common
-from local_hub import Fault, LocalHub
 
 SCRIPT = "tools/example_export.py"
 CLASSES = ["jab", "squats", "lunges", "cross_+_hook_right", "cross-legged_hamstring_stretch"]
@@ -159,7 +159,7 @@ def test_calibration_clips_are_class_balanced(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path):
-    with LocalHub() as hub:
+    with FaultyHub() as hub:
         hub.write_client_ini(tmp_path / "client.ini")
         yield hub
 
@@ -395,8 +395,8 @@ def test_without_a_token_and_without_a_service(tmp_path, run_script, checkpoint,
     result = run_script(*command, code=2, QAIHUB_CLIENT_INI=tmp_path / "none.ini")
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert "none.ini" in line and f"python tools/local_hub.py python tools/{script}.py" in line
-    closed = LocalHub()
-    closed.server.server_close()
+    closed = FaultyHub()
+    closed.socket.close()
     closed.write_client_ini(tmp_path / "client.ini")
     environment = hasty_client(tmp_path) | {"QAIHUB_CLIENT_INI": tmp_path / "client.ini"}
     result = run_script(*command, code=1, **environment)

@@ -1,5 +1,5 @@
 """The local hub, spoken to by the real qai_hub client: every call the AI Hub tools make, layouts, quantised inputs and
-outputs, what it refuses, and each fault that can be ordered.
+outputs, what it refuses, and each fault that a test can order (faulty_hub.py).
 
     $ python -m pytest tests/test_local_hub.py
 """
@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -20,11 +22,13 @@ import qai_hub
 import requests
 import torch
 from conftest import REPO
+from faulty_hub import Fault, FaultyHub
+from hub_server.jobs import RUNNERS
 from qai_hub import public_api_pb2 as pb
 from qai_hub.client import RateLimitedError, UserError
 from torch import nn
 
-from local_hub import RUNNERS, TAG, Fault, LocalHub
+import aihub
 
 SHAPE = (1, 3, 4, 8, 10)  # NCTHW, every dimension another size, so that a wrong layout cannot pass
 NTHWC = (1, 4, 8, 10, 3)
@@ -95,7 +99,7 @@ def hasty_client(monkeypatch):
 
 @pytest.fixture
 def hub():
-    with LocalHub() as hub:
+    with FaultyHub() as hub:
         yield hub
 
 
@@ -159,12 +163,10 @@ def save_onnx_folder(onnx_model, folder):
 
 
 def test_other_sources(client, net, onnx_model, clips, logits, tmp_path):
-    """TorchScript, an exported program, an .onnx file, and a folder with external weights give torch's logits."""
-    example = (torch.zeros(SHAPE),)
+    """An exported program, an .onnx file, and a folder with external weights give torch's logits."""
     onnx.save(onnx_model, tmp_path / "single.onnx")
     sources = {
-        "TorchScript": torch.jit.trace(net, example),
-        "exported program": torch.export.export(net, example),
+        "exported program": torch.export.export(net, (torch.zeros(SHAPE),)),
         "onnx file": tmp_path / "single.onnx",
         "onnx folder": save_onnx_folder(onnx_model, tmp_path / "folder.onnx"),
     }
@@ -186,31 +188,8 @@ def test_open_dimensions_are_fixed_by_input_specs(client, net, clips, logits):
     np.testing.assert_allclose(inferred(client, compiled(client, model), clips), logits, atol=1e-5)
 
 
-def test_channel_last_output(client):
-    net = nn.Conv3d(3, 2, 1).eval()
-    clip = np.random.default_rng(0).random(SHAPE, dtype=np.float32)
-    options = "--target_runtime qnn_dlc --output_names y --force_channel_last_output y"
-    outputs = inferred(client, compiled(client, to_onnx(net), options), [clip])
-    with torch.no_grad():
-        np.testing.assert_allclose(np.moveaxis(outputs, -1, 1), net(torch.from_numpy(clip)).numpy(), atol=1e-5)
-
-
-def test_64_bit_inputs_and_outputs_are_truncated_on_request(client):
-    net = torch.nn.Module()
-    net.forward = lambda index: index + 1
-    program = torch.export.export(net, (torch.zeros(3, dtype=torch.int64),))
-    specs = {"index": ((3,), "int64")}
-    refused = client.submit_compile_job(program, DEVICE, input_specs=specs, options="--target_runtime qnn_dlc")
-    assert "--truncate_64bit_io" in failure_of(refused)
-    model = compiled(client, program, "--target_runtime qnn_dlc --truncate_64bit_io", specs)
-    assert model.input_spec[None][0].dtype == model.output_spec[None][0].dtype == "int32"
-    job = client.submit_inference_job(model, DEVICE, {"index": [np.array([1, 2, 3], np.int32)]}, profile=False)
-    ((output,),) = job.download_output_data().values()
-    assert output.tolist() == [2, 3, 4]
-
-
 def test_upload_in_parts(client, onnx_model, clips, logits):
-    with LocalHub(max_part_bytes=1000) as hub:
+    with FaultyHub(max_part_bytes=1000) as hub:
         client = client_of(hub)
         uploaded = client.upload_model(onnx_model)
         parts = [path for method, path in hub.requests if method == "PUT"]
@@ -230,8 +209,8 @@ def test_dlc_is_linked_and_the_binary_runs_on_another_hub(client, onnx_model, cl
     assert linked.input_spec[None][0].shape == NTHWC
     path = linked.download(str(tmp_path / "model.bin"))
     with open(path, "rb") as file:
-        assert file.read(len(TAG)) == TAG and b"NOT A QUALCOMM BINARY" in TAG
-    with LocalHub() as other:
+        assert file.readline() == aihub.HUB_TAG and b"NOT A QUALCOMM BINARY" in aihub.HUB_TAG
+    with FaultyHub() as other:
         outputs = inferred(client_of(other), path, channel_last(clips))
     np.testing.assert_allclose(outputs, logits, atol=1e-5)
 
@@ -256,7 +235,7 @@ def test_answers_say_that_they_are_emulated(client, onnx_model):
 @pytest.fixture(scope="module", params=["INT8", "INT16"])
 def quantized(request, onnx_model, clips):
     """(client, quantized ONNX model, job record, dtype of its activations), calibrated with the clips."""
-    with LocalHub() as hub:
+    with FaultyHub() as hub:
         client = client_of(hub)
         types = dict(weights_dtype=qai_hub.QuantizeDtype.INT8, activations_dtype=qai_hub.QuantizeDtype[request.param])
         # the official pipeline compiles to ONNX first, with --quantize_io although nothing is quantised yet
@@ -342,7 +321,7 @@ def test_sharing(client, onnx_model):
 
 
 def test_job_seconds_let_a_job_be_seen_running(onnx_model, clips):
-    with LocalHub(job_seconds=1) as hub:
+    with FaultyHub(job_seconds=1) as hub:
         client = client_of(hub)
         job = client.submit_compile_job(onnx_model, DEVICE, input_specs=SPECS, options=BINARY)
         assert job.get_status().running and hub.jobs[job.job_id].state == "optimizing_model"
@@ -388,7 +367,7 @@ def test_bad_options_are_refused_at_submission(hub, client, onnx_model, options,
 
 
 def test_unreadable_models_are_refused(client, tmp_path):
-    for suffix in (".onnx", ".pt", ".pt2"):
+    for suffix in (".onnx", ".pt2"):
         (tmp_path / f"broken{suffix}").write_bytes(b"this is no model")
         path = str(tmp_path / f"broken{suffix}")
         assert "no readable" in failure_of(client.submit_compile_job(path, DEVICE, input_specs=SPECS, options=BINARY))
@@ -409,7 +388,7 @@ def test_inference_inputs_are_checked(client, onnx_model, clips):
 def test_blob_addresses_reach_only_blobs(hub):
     hub.write_client_ini(hub.folder / "client.ini")
     for path in ("client.ini", f"../{hub.folder.name}/client.ini", f"{hub.folder}/client.ini"):
-        connection = http.client.HTTPConnection(*hub.server.server_address)  # requests would tidy the path up
+        connection = http.client.HTTPConnection(*hub.socket.getsockname())  # requests would tidy the path up
         connection.request("GET", f"/blob/{path}")
         assert connection.getresponse().status == 404, path
     assert requests.put(f"{hub.url}/blob/m12345678", data=b"not announced").status_code == 403
@@ -428,8 +407,59 @@ def test_wrong_token_is_refused(hub):
         client_of(hub, token="wrong").get_devices()
 
 
+def test_the_token_is_of_this_run_and_a_web_page_cannot_ask(hub):
+    with FaultyHub() as other:
+        assert other.token != hub.token and len(hub.token) >= 32
+    for host in ("evil.example", f"evil.example:{hub.port}", "127.0.0.1:80"):
+        headers = {"Host": host, "Authorization": f"token {hub.token}"}
+        assert requests.get(f"{hub.url}/api/v1/users/auth/user/", headers=headers).status_code == 403, host
+    assert requests.get(f"http://localhost:{hub.port}/api/v1/devices/").status_code == 401
+
+
+class Attack:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def rewritten(program, path, change):
+    """Save an exported program to `path` with `change(name, content)` applied to each file in it."""
+    torch.export.save(program, path.with_suffix(".original.pt2"))
+    with zipfile.ZipFile(path.with_suffix(".original.pt2")) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, change(name, source.read(name)))
+    return str(path)
+
+
+def test_an_uploaded_program_cannot_run_code(client, net, tmp_path):
+    """Pickles in any place of the archive, and an expression that sympy would evaluate."""
+    program, pickled = torch.export.export(net, (torch.zeros(SHAPE),)), io.BytesIO()
+    torch.save(Attack(tmp_path / "owned"), pickled)
+
+    def pickled_inputs(name, content):
+        return pickled.getvalue() if "sample_inputs" in name else content
+
+    def pickled_weights(name, content):
+        if name.endswith("weights_config.json"):
+            return content.replace(b'"use_pickle": false', b'"use_pickle": true')
+        return pickled.getvalue() if "/weights/weight_" in name else content
+
+    def expression(name, content):
+        return content.replace(b'"as_int": 4', b'"as_expr": {"expr_str": "touch()"}') if "/models/" in name else content
+
+    for change in (pickled_inputs, pickled_weights, expression):
+        path = rewritten(program, tmp_path / f"{change.__name__}.pt2", change)
+        job = client.submit_compile_job(path, DEVICE, options=BINARY)
+        assert "no readable torch.export program" in failure_of(job), change.__name__
+    assert not (tmp_path / "owned").exists()
+
+
 def test_large_dataset_is_refused(onnx_model, clips):
-    with LocalHub(max_dataset_bytes=1000) as hub, pytest.raises(UserError, match="the limit is 1,000"):
+    with FaultyHub(max_dataset_bytes=1000) as hub, pytest.raises(UserError, match="the limit is 1,000"):
         client_of(hub).upload_dataset({"video": clips})
 
 
@@ -562,8 +592,8 @@ def test_expired_datasets(hub, client, onnx_model, clips):
 
 
 def test_loopback_only_and_nothing_left_behind():
-    with LocalHub() as hub:
-        assert hub.server.server_address[0] == "127.0.0.1"
+    with FaultyHub() as hub:
+        assert hub.socket.getsockname()[0] == "127.0.0.1"
         assert hub.folder.is_dir()
     assert not hub.folder.exists()
 
@@ -576,7 +606,7 @@ def test_errors_of_the_hub_itself_are_one_line_each(hub, client, onnx_model, cap
     monkeypatch.setitem(RUNNERS, "compile", (lambda hub, job: 1 / 0, pb.JOB_STATE_OPTIMIZING_MODEL))
     assert "cannot run this job" in failure_of(client.submit_compile_job(model, DEVICE, options=BINARY))
     of_request, of_job = capfd.readouterr().err.splitlines()
-    assert "KeyError" in of_request and "local_hub.py:" in of_request
+    assert "KeyError" in of_request and "routes.py:" in of_request
     assert "ZeroDivisionError" in of_job and "compile job" in of_job
 
 

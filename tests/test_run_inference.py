@@ -14,6 +14,8 @@ import onnx
 import pytest
 import run_inference
 from conftest import REPO
+from faulty_hub import Fault, FaultyHub
+from hub_server import routes
 from qai_hub import public_api_pb2 as pb
 from qai_hub.util.dataset_entries_converters import h5_to_dataset_entries
 from small_models import (
@@ -27,15 +29,12 @@ from small_models import (
     write_clips,
 )
 
-import local_hub
-from local_hub import Fault, LocalHub
-
 SCRIPT = "tools/run_inference.py"
 
 
 @pytest.fixture
 def hub():
-    with LocalHub() as hub:
+    with FaultyHub() as hub:
         yield hub
 
 
@@ -92,7 +91,7 @@ def test_chunks_order_and_form_of_the_output(place, run_script):
         entries = h5_to_dataset_entries(file)
         assert json.loads(file.attrs["job_ids"]) == [job.id for job in place.jobs()]
         assert (file.attrs["output_kind"], file.attrs["model"]) == ("logits", "model.bin")
-        assert file["data/0/batch_0"].compression == "gzip"
+        assert file["data/0/batch_0"].compression is None, "gzip makes a file of small rows four times as large"
     assert list(entries) == ["logits"] and len(entries["logits"]) == 12
     assert place.hub.token not in result.stdout + result.stderr
     again = run_script(SCRIPT, *place.flags("--max-chunk", 5), **place.environment)
@@ -456,7 +455,7 @@ def test_killed_and_resumed_on_a_hub_that_knows_nothing(place, run_script):
     flags = place.flags("--max-chunk", 2, "--chunks-in-flight", 2)
     place.hub.job_seconds = 0.5
     _, arrived, _ = start_and_kill(place, flags, 2)
-    with LocalHub() as fresh:
+    with FaultyHub() as fresh:
         fresh.write_client_ini(place.folder / "client.ini")
         result = run_script(SCRIPT, *flags, **place.environment)
         assert len(fresh.jobs) == 6 - len(arrived) and "no longer has" in result.stdout
@@ -499,9 +498,9 @@ def test_another_hub_is_another_run(place, run_script, monkeypatch):
     for emulated in (True, False):
         if not emulated:
             device = pb.Device()
-            device.CopyFrom(local_hub.DEVICES[0])
+            device.CopyFrom(routes.DEVICES[0])
             device.attributes.remove("emulated:cpu")
-            monkeypatch.setattr(local_hub, "DEVICES", [device])
+            monkeypatch.setattr(routes, "DEVICES", [device])
         assert "complete" not in run_script(SCRIPT, *flags, **place.environment).stdout
         with h5py.File(place.folder / "out.h5") as file:
             names.append(file.attrs["device"])

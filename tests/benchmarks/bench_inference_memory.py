@@ -21,9 +21,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO / "tools"), str(REPO / "tests")]
 
+from hub_server import LocalHub
 from small_models import compile_binary, read_h5, write_clips
-
-from local_hub import LocalHub
 
 NUM_CLIPS, CHUNK = (20, 2000), 20
 # runs the script and prints the most memory it held, in MB (ru_maxrss counts KB on Linux)

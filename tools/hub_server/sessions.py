@@ -1,0 +1,127 @@
+"""Compiled models: the files that jobs make of them, and the onnxruntime sessions that run them on the CPU."""
+
+import json
+import os
+import zipfile
+
+import numpy as np
+
+import aihub
+
+from .records import EMULATED, JobFailedError, Tensor, pb, tensors_to_message
+from .surgery import load_onnx, unzipped
+
+NUM_THREADS = min(4, os.cpu_count())  # CPU threads of onnxruntime
+CACHED_SESSIONS = 2  # models kept loaded between inference jobs
+RUNTIMES = {
+    "onnx": pb.MODEL_TYPE_ONNX,
+    "precompiled_qnn_onnx": pb.MODEL_TYPE_ONNX,
+    "qnn_dlc": pb.MODEL_TYPE_QNN_DLC,
+    "qnn_context_binary": pb.MODEL_TYPE_QNN_CONTEXT_BINARY,
+    "tflite": pb.MODEL_TYPE_TFLITE,
+}
+EXTENSIONS = {
+    pb.MODEL_TYPE_ONNX: ".onnx",
+    pb.MODEL_TYPE_TORCH_EXPORTED_PROGRAM: ".pt2",
+    pb.MODEL_TYPE_QNN_DLC: ".dlc",
+    pb.MODEL_TYPE_QNN_CONTEXT_BINARY: ".bin",
+    pb.MODEL_TYPE_TFLITE: ".tflite",
+}
+
+
+def write_target(hub, job, runtime, content):
+    """Store ONNX bytes as the job's target model in the form of `runtime`, and describe its inputs and outputs."""
+    target = hub.models[job.target_id]
+    message = target.message
+    path = hub.folder / (job.target_id + EXTENSIONS[message.model_type])
+    inputs, outputs = inputs_and_outputs(make_session(content))
+    head = {"runtime": runtime, "inputs": [vars(t) for t in inputs], "outputs": [vars(t) for t in outputs]}
+    binary = aihub.HUB_TAG + json.dumps(head).encode() + b"\n" + content
+    if runtime == "onnx":
+        write_zip(path, {"model.onnx": content})
+    elif runtime == "precompiled_qnn_onnx":
+        write_zip(path, {"model.onnx": onnx_around_binary(inputs, outputs, "model.bin"), "model.bin": binary})
+    else:
+        path.write_bytes(binary)
+    message.input_spec.CopyFrom(tensors_to_message(inputs))
+    message.output_spec.CopyFrom(tensors_to_message(outputs))
+    if "qnn" in runtime:
+        version = job.parsed_options["full_qairt_version"]
+        message.metadata.entries[pb.MODEL_METADATA_KEY_QAIRT_SDK_VERSION] = version
+    message.file_upload_complete = True
+    target.path = path
+    job.details.target_model.CopyFrom(message)
+
+
+def write_zip(path, files):
+    """The form in which the service hands out ONNX models: a zip with one folder <model>.onnx."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"model.onnx/{name}", content)
+
+
+def onnx_around_binary(inputs, outputs, binary_name):
+    """An ONNX model of one node that refers to a context binary beside it, as onnxruntime's QNN provider wants it."""
+    from onnx import helper
+
+    values = [
+        [helper.make_tensor_value_info(t.name, helper.np_dtype_to_tensor_dtype(np.dtype(t.dtype)), t.shape) for t in ts]
+        for ts in (inputs, outputs)
+    ]
+    names = [[t.name for t in ts] for ts in (inputs, outputs)]
+    node = helper.make_node("EPContext", *names, domain="com.microsoft", embed_mode=0, ep_cache_context=binary_name,
+                            notes=EMULATED)
+    graph = helper.make_graph([node], "emulated", *values)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets).SerializeToString()
+
+
+def onnx_bytes_of(model):
+    """The ONNX bytes inside a compiled model. Raises JobFailedError if it was not made here."""
+    with unzipped(model.path) as path:
+        content = aihub.onnx_in_hub_binary(path)
+    if content is None and model.message.model_type == pb.MODEL_TYPE_ONNX:
+        content = load_onnx(model.path).SerializeToString()
+    if content is None:
+        kind = pb.ModelType.Name(model.message.model_type).removeprefix("MODEL_TYPE_")
+        raise JobFailedError(f"this {kind} was not made by the local hub: it runs on a Qualcomm device only")
+    return content
+
+
+def make_session(content):
+    """An onnxruntime session on the CPU. Raises JobFailedError if the bytes are no model that it can run."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = NUM_THREADS
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the CPU to the client meanwhile
+    # CPUs without VNNI would cut sums of 8-bit products off at 16 bits: wrong logits, by a third of their range
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as e:
+        raise JobFailedError(f"onnxruntime cannot run the model: {e}") from e
+
+
+def session_of(hub, model_id):
+    """The session of a compiled model, kept for the next job on it."""
+    session = hub.sessions.pop(model_id, None) or make_session(onnx_bytes_of(hub.models[model_id]))
+    hub.sessions[model_id] = session
+    while len(hub.sessions) > CACHED_SESSIONS:
+        del hub.sessions[next(iter(hub.sessions))]
+    return session
+
+
+def inputs_and_outputs(session):
+    """The inputs and the outputs of a session as two lists of Tensor; scales as expose_quantized_io noted them."""
+    dtypes = {"float": "float32", "double": "float64"}  # where onnxruntime's name is another than numpy's
+    quantizers = json.loads(session.get_modelmeta().custom_metadata_map.get("quantizers", "{}"))
+    lists = []
+    for arguments in (session.get_inputs(), session.get_outputs()):
+        lists.append([])
+        for argument in arguments:
+            dtype = argument.type.removeprefix("tensor(").removesuffix(")")
+            quantizer = quantizers.get(argument.name, (None, None))
+            lists[-1].append(Tensor(argument.name, tuple(argument.shape), dtypes.get(dtype, dtype), *quantizer))
+    return lists
