@@ -20,7 +20,7 @@ from torchvision.datasets.samplers import RandomClipSampler, UniformClipSampler
 from torchvision.transforms import functional as F
 
 from make_videos import write_video
-from torchvision_patches import video_utils
+from torchvision_patches import decoding, video_index, video_utils
 from torchvision_patches.spatial import PRESET, resize_and_crop
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, frame_times, index_videos, read_frames
 
@@ -212,7 +212,7 @@ def test_the_header_alone_is_read_where_it_suffices(odd_files, monkeypatch):
     def no_packets(*_):
         raise AssertionError("packets were read")
 
-    monkeypatch.setattr(video_utils, "times_from_packets", no_packets)
+    monkeypatch.setattr(decoding, "times_from_packets", no_packets)
     for name in ("b_frames.mp4", "faststart.mp4", "first_pts_not_0.mp4", "29.97.mp4", "variable_no_b_frames.mp4"):
         frame_times(odd_files[name])
     for name in ("variable_frame_rate.mp4", "fragmented.mp4", "cut.mp4", "b_frames.mkv"):
@@ -511,13 +511,13 @@ def index_of(root, cache_file, split="train"):
 def reads(monkeypatch):
     """The names of the files whose times are read, in order."""
     names = []
-    read = video_utils.frame_times
+    read = video_index.facts_of
 
     def counted(path):
         names.append(Path(path).name)
         return read(path)
 
-    monkeypatch.setattr(video_utils, "frame_times", counted)
+    monkeypatch.setattr(video_index, "facts_of", counted)
     return names
 
 
@@ -554,12 +554,12 @@ def test_one_split_never_serves_another(dataset, tmp_path, reads):
 def test_a_damaged_index_is_built_anew(dataset, tmp_path, capsys, damage, monkeypatch):
     cache = tmp_path / "index.npz"
     if damage == "other version":
-        monkeypatch.setattr(video_utils, "INDEX_VERSION", 0)
+        monkeypatch.setattr(video_index, "INDEX_VERSION", 1)
     index_of(dataset, cache)
-    monkeypatch.setattr(video_utils, "INDEX_VERSION", 1)
+    monkeypatch.setattr(video_index, "INDEX_VERSION", 2)
     content = cache.read_bytes()
     if damage == "pickle":
-        np.savez(cache, version=1, names=np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        np.savez(cache, version=2, names=np.array([{"a": 1}], dtype=object), allow_pickle=True)
     elif damage != "other version":
         cache.write_bytes({"empty": b"", "cut": content[:-90], "noise": b"x" * 500}[damage])
     assert index_of(dataset, cache) == [20, 25]
@@ -583,7 +583,7 @@ def test_unreadable_videos_are_tried_again(dataset, tmp_path, capsys, reads, mon
     """What failed may have been the disk: the file's size and mtime would not tell that it is back."""
     cache = tmp_path / "index.npz"
     with monkeypatch.context() as disk:
-        disk.setattr(video_utils, "frame_times", io_error)
+        disk.setattr(video_index, "facts_of", io_error)
         assert index_of(dataset, cache) == [0, 0] and "1.mp4: " in capsys.readouterr().out
     assert index_of(dataset, cache) == [20, 25] and reads == ["1.mp4", "2.mp4"]
     assert "no clip from" not in capsys.readouterr().out
