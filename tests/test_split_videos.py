@@ -55,9 +55,10 @@ def placed(root, folder="out"):
 
 def side_of(root):
     """{class/file name: side} of out/; fails if one is on both sides."""
-    both = placed(root)
-    assert not both["train"].keys() & both["val"].keys()
-    return {name: side for side, names in both.items() for name in names}
+    paths = list((root / "out").glob("*/*/*"))
+    sides = {f"{path.parent.name}/{path.name}": path.parts[-3] for path in paths}
+    assert len(sides) == len(paths), "a name is on both sides"
+    return sides
 
 
 # --- what one run does ------------------------------------------------------------------------------------------------

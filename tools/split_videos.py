@@ -118,7 +118,7 @@ def find_videos():
             found.failures[video.video] = f"it would lie where {other.video} does; rename one of the two"
         folder = video.video.split("/")[0]
         if labels.setdefault(video.label, folder) != folder:
-            common.refuse(f"{labels[video.label]!r} and {folder!r} in {SOURCE} would be one class; rename or merge them")
+            common.refuse(f"{labels[video.label]!r} and {folder!r} in {SOURCE} would be one class; rename one of them")
     classes = common.class_folders(SOURCE)
     for folder in sorted(entry.name for entry in os.scandir(SOURCE) if entry.is_dir()):
         if folder not in labels.values() and folder not in {path.split("/")[0] for path in found.failures}:
