@@ -1,10 +1,12 @@
 """torchvision_patches: which frames make a clip, how they are decoded, resized and indexed."""
 
+import contextlib
 import hashlib
 import inspect
 import os
 import pickle
 import shutil
+import socket
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +20,7 @@ from torchvision.datasets.samplers import RandomClipSampler, UniformClipSampler
 from torchvision.transforms import functional as F
 
 from make_videos import write_video
-from torchvision_patches import video_utils
+from torchvision_patches import decoding, video_index, video_utils
 from torchvision_patches.spatial import PRESET, resize_and_crop
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, frame_times, index_videos, read_frames
 
@@ -178,9 +180,10 @@ def odd_files(tmp_path_factory):
 
 
 def decode_all(path):
-    """Every frame of a video as PyAV gives it, in order: uint8 (n, H, W, 3)."""
+    """Every frame of a video, in order: uint8 (n, H, W, 3), converted by PyAV from the bare planes."""
     with av.open(str(path), metadata_errors="ignore") as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        decoded = [(frame.to_ndarray(), frame.format.name) for frame in container.decode(video=0)]
+    return np.stack([av.VideoFrame.from_ndarray(*frame).to_ndarray(format="rgb24") for frame in decoded])
 
 
 @pytest.mark.parametrize("name", ODD_FILES)
@@ -209,7 +212,7 @@ def test_the_header_alone_is_read_where_it_suffices(odd_files, monkeypatch):
     def no_packets(*_):
         raise AssertionError("packets were read")
 
-    monkeypatch.setattr(video_utils, "times_from_packets", no_packets)
+    monkeypatch.setattr(decoding, "times_from_packets", no_packets)
     for name in ("b_frames.mp4", "faststart.mp4", "first_pts_not_0.mp4", "29.97.mp4", "variable_no_b_frames.mp4"):
         frame_times(odd_files[name])
     for name in ("variable_frame_rate.mp4", "fragmented.mp4", "cut.mp4", "b_frames.mkv"):
@@ -253,6 +256,83 @@ def test_tchw_and_bounds(odd_files):
     assert clips.get_clip(0)[0].shape == (16, 3, 96, 128)
     with pytest.raises(IndexError):
         clips.get_clip(len(clips))
+
+
+# --- colours ---------------------------------------------------------------------------------------------------------
+
+
+def patches(size=64, seed=0):
+    """Y, Cb and Cr of 16 patches of 16 x 16 equal pixels, so that no interpolation shows; the upper four are gray."""
+    levels = np.random.default_rng(seed).integers((40, 90, 90), (210, 166, 166), (4, 4, 3), dtype=np.uint8)
+    levels[0, :, 1:] = 128
+    return levels.repeat(size // 4, 0).repeat(size // 4, 1).transpose(2, 0, 1)
+
+
+def by_bt601(yuv, full_range=False):
+    """uint8 (3, H, W) -> RGB as float (H, W, 3), by the formula of ITU-R BT.601."""
+    y, cb, cr = yuv.astype(float)
+    y, scale = (y, 1) if full_range else ((y - 16) * 255 / 219, 255 / 224)
+    cb, cr = (cb - 128) * scale, (cr - 128) * scale
+    return np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], -1).clip(0, 255)
+
+
+def write_planes(path, yuv, codec="libx264", pix_fmt="yuv420p", options=None, **tags):
+    """Eight frames whose planes are exactly `yuv`, uint8 (3, H, W); tags are numbered as in FFmpeg's pixfmt.h."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=8, options={"qp": "0"} | (options or {}))
+        stream.height, stream.width, stream.pix_fmt = *yuv.shape[1:], pix_fmt
+        for name, value in tags.items():
+            setattr(stream.codec_context, name, value)
+        across, down = "444" not in pix_fmt, "420" in pix_fmt
+        planes = [yuv[0], *(chroma[:: 1 + down, :: 1 + across] for chroma in yuv[1:])]
+        for number in range(8):
+            frame = av.VideoFrame(yuv.shape[2], yuv.shape[1], pix_fmt)
+            for plane, content in zip(frame.planes, planes):
+                content = content.astype(np.uint16) * 4 if "10" in pix_fmt else content
+                np.frombuffer(plane, content.dtype).reshape(plane.height, -1)[:, : content.shape[1]] = content
+            frame.pts = number
+            for name in tags.keys() & {"colorspace", "color_range"}:
+                setattr(frame, name, tags[name])
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+INTERLACED = {"flags": "+ildct+ilme", "x264-params": "tff=1"}
+TAGS = {
+    "BT.709": dict(colorspace=1, color_trc=1, color_primaries=1, color_range=1),
+    "BT.601": dict(colorspace=6, color_trc=6, color_primaries=6),
+    "FCC": dict(colorspace=4),
+    "SMPTE 240M": dict(colorspace=7),
+    "BT.2020 HLG": dict(colorspace=9, color_trc=18, color_primaries=9),
+    "a matrix without a converter": dict(colorspace=10),
+    "logarithmic": dict(colorspace=1, color_trc=9, color_primaries=1),
+    "linear, other primaries": dict(color_trc=8, color_primaries=10),
+    "interlaced": dict(options=INTERLACED),
+    "interlaced BT.709": dict(options=INTERLACED, colorspace=1),
+}
+
+
+def rgb_of(path):
+    """Frame 5 of a video, int64 (H, W, 3)."""
+    pts, _ = frame_times(path)
+    return read_frames(path, pts[5:6], [5])[0].astype(int)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le"])
+def test_colours_are_those_of_the_planes_whatever_the_tags(tmp_path, pix_fmt):
+    """By the BT.601 matrix, as the organisers' PyAV 16 converts; a full range is honoured."""
+    yuv = patches()
+    plain = rgb_of(write_planes(tmp_path / "plain.mp4", yuv, pix_fmt=pix_fmt))
+    expected = by_bt601(yuv, full_range="j" in pix_fmt)
+    off = (plain - expected)[8::16, 8::16]  # in the middle of each patch
+    # where chroma is subsampled, libswscale rounds down three products: up to 3 too dark, without colour up to 1
+    assert off.max() <= 1 and off.min() > (-1 if pix_fmt == "yuv444p" else -3), f"{pix_fmt}: not as BT.601 says: {off}"
+    assert off[0].min() > (-2 if "10" in pix_fmt else -1), f"{pix_fmt}: gray is not as BT.601 says: {off[0]}"
+    others = dict(TAGS, YCgCo=dict(colorspace=8)) if pix_fmt == "yuv444p" else TAGS
+    for name, tags in others.items():
+        tagged = rgb_of(write_planes(tmp_path / f"{name}.mp4", yuv, pix_fmt=pix_fmt, **tags))
+        assert np.array_equal(tagged, plain), f"{pix_fmt} tagged {name}: up to {np.abs(tagged - plain).max()} away"
 
 
 # --- spatial ----------------------------------------------------------------------------------------------------------
@@ -371,6 +451,47 @@ def test_broken_files_are_each_named_once_and_stop_nothing(tmp_path, capsys, num
     assert len(clips.unreadable) == 15 and len(pickle.loads(pickle.dumps(clips))) == 1
 
 
+def test_a_path_with_a_colon_is_a_file(tmp_path, monkeypatch):
+    """FFmpeg would take the part before the colon for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("my:set", "http:", "concat:x", "file:y"):
+        os.mkdir(folder)
+        video = f"{folder}/a:1.mp4"
+        write_video(tmp_path / video, 20, height=32, width=32)
+        clips = VideoClips([video], 16, 1, 4)
+        assert len(clips) == 1 and not clips.unreadable and clips.get_clip(0)[0].shape == (16, 32, 32, 3), folder
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "folder"])
+def test_only_regular_files_are_videos(tmp_path, kind):
+    """None of them is opened: reading a FIFO would wait for ever, /dev/zero never ends."""
+    path = tmp_path / "x.mp4"
+    with contextlib.ExitStack() as stack:
+        if kind == "FIFO":
+            os.mkfifo(path)
+        elif kind == "socket":
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(path))
+        else:
+            path.symlink_to("/dev/zero" if kind == "device" else tmp_path)
+        with pytest.raises(UnreadableVideo, match=f"x.mp4: it is a {kind}, not a file"):
+            frame_times(path)
+
+
+def test_a_playlist_reaches_no_network(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/x.ts"
+        playlists = {"hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{url}\n#EXT-X-ENDLIST\n"}
+        playlists["concat"] = f"ffconcat version 1.0\nfile {url}\n"
+        for name, text in playlists.items():
+            path = tmp_path / f"{name}.mp4"
+            path.write_text(text)
+            with pytest.raises(UnreadableVideo, match=f"{name}.mp4: "):
+                frame_times(path)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
 @pytest.fixture
 def dataset(tmp_path):
     for k, name in enumerate(("train/a/1.mp4", "train/a/2.mp4", "val/a/1.mp4")):
@@ -390,13 +511,13 @@ def index_of(root, cache_file, split="train"):
 def reads(monkeypatch):
     """The names of the files whose times are read, in order."""
     names = []
-    read = video_utils.frame_times
+    read = video_index.facts_of
 
     def counted(path):
         names.append(Path(path).name)
         return read(path)
 
-    monkeypatch.setattr(video_utils, "frame_times", counted)
+    monkeypatch.setattr(video_index, "facts_of", counted)
     return names
 
 
@@ -433,12 +554,12 @@ def test_one_split_never_serves_another(dataset, tmp_path, reads):
 def test_a_damaged_index_is_built_anew(dataset, tmp_path, capsys, damage, monkeypatch):
     cache = tmp_path / "index.npz"
     if damage == "other version":
-        monkeypatch.setattr(video_utils, "INDEX_VERSION", 0)
+        monkeypatch.setattr(video_index, "INDEX_VERSION", 1)
     index_of(dataset, cache)
-    monkeypatch.setattr(video_utils, "INDEX_VERSION", 1)
+    monkeypatch.setattr(video_index, "INDEX_VERSION", 2)
     content = cache.read_bytes()
     if damage == "pickle":
-        np.savez(cache, version=1, names=np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        np.savez(cache, version=2, names=np.array([{"a": 1}], dtype=object), allow_pickle=True)
     elif damage != "other version":
         cache.write_bytes({"empty": b"", "cut": content[:-90], "noise": b"x" * 500}[damage])
     assert index_of(dataset, cache) == [20, 25]
@@ -462,7 +583,7 @@ def test_unreadable_videos_are_tried_again(dataset, tmp_path, capsys, reads, mon
     """What failed may have been the disk: the file's size and mtime would not tell that it is back."""
     cache = tmp_path / "index.npz"
     with monkeypatch.context() as disk:
-        disk.setattr(video_utils, "frame_times", io_error)
+        disk.setattr(video_index, "facts_of", io_error)
         assert index_of(dataset, cache) == [0, 0] and "1.mp4: " in capsys.readouterr().out
     assert index_of(dataset, cache) == [20, 25] and reads == ["1.mp4", "2.mp4"]
     assert "no clip from" not in capsys.readouterr().out
