@@ -17,8 +17,11 @@ from pathlib import Path
 
 import av
 import check_videos
+import journal
 import numpy as np
 import pytest
+import repairs
+import verdict
 from conftest import REPO
 
 from make_videos import draw_frames, write_video
@@ -207,7 +210,7 @@ def report(path="bad_videos.csv"):
 
 
 def decodes(path):
-    return check_videos.examine(path)["reason"] == "healthy"
+    return verdict.examine(path)["reason"] == "healthy"
 
 
 def cut_videos(sources, folder, num_cut, num_empty=0, num_healthy=0):
@@ -363,7 +366,7 @@ def test_quarantine_on_another_file_system(tmp_path, monkeypatch):
 
     (tmp_path / "x.mp4").write_bytes(b"content")
     monkeypatch.setattr(os, "link", refuse_link)
-    check_videos.preserve(tmp_path / "x.mp4", tmp_path / "bad/train/a/x.mp4")
+    repairs.preserve(tmp_path / "x.mp4", tmp_path / "bad/train/a/x.mp4")
     assert (tmp_path / "bad/train/a/x.mp4").read_bytes() == b"content" and (tmp_path / "x.mp4").exists()
 
 
@@ -389,7 +392,7 @@ def test_a_name_taken_meanwhile_by_another_process_is_not_overwritten(tmp_path, 
 
     monkeypatch.setattr(os, "link", late_link)
     monkeypatch.setattr(shutil, "copy2", late_copy)
-    check_videos.preserve(tmp_path / "x.mp4", place)
+    repairs.preserve(tmp_path / "x.mp4", place)
     assert {path.name: data for path, data in contents(place.parent).items()} == {
         "x.mp4": b"another one",
         "x.1.mp4": b"content",
@@ -471,7 +474,8 @@ def test_killed_at_twenty_moments_nothing_is_lost_and_the_next_run_finishes(sour
         check_nothing_lost(originals)
     assert interrupted >= 10, "most runs had ended before they were killed"
     assert wait_until(lambda: not processes_with(marker), 30), "children outlive a killed run"
-    Path("bad_videos.csv").write_bytes(Path("bad_videos.csv").read_bytes()[:-7])  # and the disk lost half a row
+    progress = next(Path("bad_videos.csv.progress").glob("*"))
+    progress.write_bytes(progress.read_bytes()[:-7])  # and the disk lost half a row
     subprocess.run(command, capture_output=True, check=False)
     check_nothing_lost(originals)
     for path in originals:
@@ -486,15 +490,16 @@ def has_moved_since(time_ns):
     return folder.exists() and folder.stat().st_mtime_ns > time_ns
 
 
-def report_lines():
-    return Path("bad_videos.csv").read_bytes().splitlines() if Path("bad_videos.csv").exists() else []
+def rows_so_far():
+    """Lines that a run which is at work has written."""
+    return [line for file in Path("bad_videos.csv.progress").glob("*") for line in file.read_bytes().splitlines()]
 
 
 # --- hangs, crashes, stops -------------------------------------------------------------------------------------------
 
 
 def examine_badly(path):
-    """Stands in for check_videos.examine in the children: a decoder that crashes, hangs, or crashes only once."""
+    """Stands in for verdict.examine in the children: a decoder that crashes, hangs, or crashes only once."""
     if "crash_once" in path and not Path(path + ".crashed").exists():
         Path(path + ".crashed").touch()
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -513,7 +518,7 @@ def examine_badly(path):
         Path(path + ".hangs").touch()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # as a loop in C, which never looks at signals
         time.sleep(3600)
-    return check_videos.examine(path)
+    return verdict.examine(path)
 
 
 def test_a_decoder_that_hangs_or_crashes_costs_its_own_video_only(sources, tmp_path, monkeypatch):
@@ -610,14 +615,15 @@ def test_ctrl_c_stops_children_too_and_keeps_the_report(sources, stop, run_scrip
     run = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | dict([marker.split("=")])
     )
-    assert wait_until(lambda: len(report_lines()) >= 4), "no row was written"
+    assert wait_until(lambda: len(rows_so_far()) >= 3), "no row was written"
     os.killpg(run.pid, stop) if stop == signal.SIGINT else run.terminate()
     errors = run.communicate(timeout=30)[1]
     assert run.returncode == 130 and "run the same command again" in errors and "Traceback" not in errors, errors
     assert wait_until(lambda: not processes_with(marker), 10), "children outlive the run"
-    assert len(report()) >= 3 and len(report()) < 11
+    assert 3 <= len(rows_so_far()) < 11
     run_script(SCRIPT, *SEED)
-    assert len(report()) == 11 and sum(row["reason"] == "healthy" for row in report().values()) == 8
+    assert not Path("bad_videos.csv.progress").exists() and len(report()) == 11
+    assert sum(row["reason"] == "healthy" for row in report().values()) == 8
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -685,56 +691,81 @@ def test_the_report_does_not_forget_where_originals_went(sources, run_script, tm
     assert report()["full_dataset.mp4"] == row and Path(row["quarantined_to"]).read_bytes() == b"<html>0</html>"
     result = run_script(SCRIPT, *SEED, "--root", tmp_path / "full_dataset")
     assert "1 unchanged" in result.stdout and "1 were quarantined in earlier runs" in result.stdout, result.stdout
-    assert report()["full_dataset.mp4"]["quarantined_to"] == row["quarantined_to"] and len(report_lines()) == 5
+    assert report()["full_dataset.mp4"]["quarantined_to"] == row["quarantined_to"] and len(report()) == 4
+
+
+def journals():
+    return sorted(Path("bad_videos.csv.progress").glob("*"))
 
 
 def test_what_an_interrupted_launch_left_does_not_override_newer_rows(sources, run_script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_healthy=4)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_healthy=12)
     for rank in 0, 1:
         run_script(SCRIPT, *SEED, RANK=rank, WORLD_SIZE=3)
-    assert len(list(Path().glob("*.csv"))) == 2
-    stale = {path: path.read_bytes() for path in Path().glob("*.csv")}
+    stale = {path: path.read_bytes() for path in journals()}
+    assert len(stale) == 2
     for i in range(3):
         Path(f"full_dataset/train/a/good_{i:02}.mp4").write_bytes(b"<html>")
     run_script(SCRIPT, *SEED, code=1)
-    assert [path.name for path in Path().glob("*.csv")] == ["bad_videos.csv"], "share files were left"
+    assert not journals(), "progress was left"
     for path, data in stale.items():
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
         os.utime(path, (1, 1))
     run_script(SCRIPT, *SEED)
-    assert [row["action"] for row in report().values()] == ["quarantined earlier"] * 3 + ["kept"]
+    assert [row["action"] for row in report().values()] == ["quarantined earlier"] * 3 + ["kept"] * 9
 
 
-def test_a_share_of_an_earlier_launch_is_not_taken_for_one_that_has_not_started(
-    sources, run_script, tmp_path, monkeypatch
-):
+def test_what_an_earlier_launch_left_undone_is_done_by_any_later_one(sources, run_script, tmp_path, monkeypatch):
+    """A task of an array that failed is started again alone; what another launch could not read is tried again."""
     monkeypatch.chdir(tmp_path)
     cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_healthy=8)
+    gone = Path("full_dataset/train/a/gone.mp4")
+    gone.symlink_to("nowhere")
 
-    def task(job, rank):
+    def task(job, rank, code=0):
         array = {"SLURM_ARRAY_TASK_ID": rank, "SLURM_ARRAY_TASK_MIN": 0, "SLURM_ARRAY_TASK_COUNT": 2}
-        return run_script(SCRIPT, *SEED, SLURM_ARRAY_JOB_ID=job, **array).stdout
+        return run_script(SCRIPT, *SEED, SLURM_ARRAY_JOB_ID=job, **array, code=code).stdout
 
-    task(job=1, rank=0)
-    assert "share 1 of 2 is done" in task(job=2, rank=1) and not Path("bad_videos.csv").exists()
-    task(job=2, rank=0)
-    assert len(report()) == 8 and [path.name for path in Path().glob("*.csv")] == ["bad_videos.csv"]
+    monkeypatch.setattr(journal.common, "launcher", lambda: (0, 2))
+    share = 0 if journal.Journal("progress").is_mine("train/a/gone.mp4") else 1
+    assert "process" in task(1, share) and not Path("bad_videos.csv").exists()
+    assert "1 videos of others are not yet" in task(2, 1 - share), "a row of another launch was taken for this one's"
+    gone.unlink()
+    assert "9 videos" not in task(2, share) and len(report()) == 8 and not journals()
 
 
-def test_a_share_that_another_process_merges_meanwhile_is_not_missing_in_the_report(tmp_path, monkeypatch):
-    """Another process merges and removes the shares while this one reads them: its report stays."""
-    monkeypatch.setattr(check_videos, "REPORT", str(tmp_path / "bad_videos.csv"))
-    check_videos.write_rows(check_videos.share_path("part", 0, 2), {})
-    check_videos.write_rows(check_videos.share_path("done", 1, 2), {})
-    read_rows = check_videos.read_rows
+def test_a_second_merge_at_the_same_moment_changes_nothing(sources, run_script, tmp_path, monkeypatch):
+    """Another process of this launch has merged, and cleared the journal, while this one was reading it."""
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=1, num_empty=2, num_healthy=2)
+    known_rows, seen = check_videos.known_rows, []
 
-    def late_read(path):
-        path.unlink()
-        return read_rows(path)
+    def late(journal, report_before):
+        seen.append(1)
+        if len(seen) == 2:
+            rows = check_videos.final_rows(known_rows(journal, report_before), {})
+            check_videos.write_rows(Path("bad_videos.csv"), rows)
+            journal.clear()
+        return known_rows(journal, report_before)
 
-    monkeypatch.setattr(check_videos, "read_rows", late_read)
-    assert check_videos.merge(0, 2) is None and not (tmp_path / "bad_videos.csv").exists()
+    monkeypatch.setattr(check_videos, "known_rows", late)
+    monkeypatch.setattr(sys, "argv", ["check_videos.py", *SEED])
+    with pytest.raises(SystemExit):
+        check_videos.main()
+    actions = [row["action"] for row in report().values()]
+    assert len(seen) == 2 and sorted(actions) == ["kept"] * 2 + ["quarantined"] * 3, actions
+
+
+def test_shares_that_the_version_before_left_are_read(sources, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_empty=1, num_healthy=1)
+    run_script(SCRIPT, *SEED, code=1)
+    Path("bad_videos.csv").rename("bad_videos.0of2.7.done.csv")
+    result = run_script(SCRIPT, *SEED)
+    assert "1 unchanged" in result.stdout and "1 were quarantined in earlier runs" in result.stdout, result.stdout
+    assert [path.name for path in Path().glob("*.csv")] == ["bad_videos.csv"]
 
 
 def test_wrong_usage_is_told_in_one_sentence(sources, run_script, tmp_path, monkeypatch):
@@ -749,7 +780,7 @@ def test_wrong_usage_is_told_in_one_sentence(sources, run_script, tmp_path, monk
         (["--quarantine", "full_dataset/train/bad"], "lies in the dataset"),
         (["--quarantine", "full_dataset"], "lies in the dataset"),
         (["--report", "notes.csv"], "no report of check_videos.py"),
-        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--jobs", "-1"], "--jobs must be at least 0"),
     ):
         result = run_script(SCRIPT, *SEED, *flags, code=2)
         assert words in result.stderr and result.stderr.count("\n") == 1, result.stderr

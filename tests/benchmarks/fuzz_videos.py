@@ -23,7 +23,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO / "tools"), str(REPO / "tests")]
 
-import check_videos
+import verdict
 
 from make_videos import write_video
 
@@ -133,7 +133,7 @@ def wrongs(mutants, root, rows, result):
         }
         if not right.get(row["action"]):
             found.append(f"{path}: {row}")
-        if path.exists() and check_videos.examine(path)["reason"] != "healthy":
+        if path.exists() and verdict.examine(path)["reason"] != "healthy":
             found.append(f"{path} stays and does not decode: {row}")
     found += [f"left behind: {path}" for path in root.rglob(".*")]
     return found
