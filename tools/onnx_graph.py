@@ -105,6 +105,45 @@ def expose_quantized_io(graph):
     return quantizers
 
 
+def fix_open_dimensions(proto, clip_shape):
+    """Let the open dimensions of the one input be those of an RGB clip, `clip_shape` as NCTHW. Returns the model.
+
+    Raises ValueError with one sentence if it has open dimensions and is not such a clip.
+    """
+    import onnx
+
+    (value,) = graph_inputs(proto.graph)
+    own = dims_of(value)
+    if None in own:
+        n, c, *rest = clip_shape
+        layouts = [wanted for wanted in ((n, c, *rest), (n, *rest, c))
+                   if len(own) == 5 and all(a in (None, b) for a, b in zip(own, wanted))]  # fmt: skip
+        if not layouts:
+            raise ValueError(f"its input has the shape {own}, with open dimensions that are not those of a clip "
+                             f"{clip_shape}; export it with fixed ones")  # fmt: skip
+        for dim, size in zip(value.type.tensor_type.shape.dim, layouts[0]):
+            dim.dim_value = size
+        del proto.graph.value_info[:]
+        for output in proto.graph.output:
+            output.type.tensor_type.ClearField("shape")
+    return onnx.shape_inference.infer_shapes(proto)
+
+
+def io_of_graph(graph, quantizers):
+    """{"input", "output"} of a graph with one of each, as aihub.io_of has it; `quantizers` {name: (scale, zero point)}.
+
+    Raises ValueError with one sentence if the shape of the output is not known.
+    """
+    io = {}
+    for key, value in (("input", graph_inputs(graph)[0]), ("output", graph.output[0])):
+        scale, zero_point = quantizers.get(value.name, (None, None))
+        io[key] = {"name": value.name, "dtype": dtype_of(value), "shape": list(dims_of(value))}
+        io[key] |= {"scale": scale, "zero_point": zero_point}
+    if None in io["output"]["shape"]:
+        raise ValueError(f"the shape of the output {io['output']['name']} is not fixed; export it with fixed shapes")
+    return io
+
+
 # --- 8 bits -----------------------------------------------------------------------------------------------------------
 
 
@@ -178,4 +217,5 @@ def load_with_weights(path):
     try:
         return onnx.load(files[0])
     except Exception as e:  # protobuf's DecodeError, onnx's ValidationError, a missing weights file
-        raise ValueError(f"{files[0]} is no readable ONNX model ({(str(e).splitlines() or [type(e).__name__])[0]})") from e
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ValueError(f"{files[0]} is no readable ONNX model ({reason})") from e

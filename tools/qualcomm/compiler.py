@@ -1,10 +1,11 @@
 """Qualcomm's compiler and HTP emulator as this machine has them: their wheels in a folder of their own, their process.
 
 Definitions only, no constant that a user edits. The wheels cannot be imported beside the project's onnxruntime, so
-tools/qnn_process.py works with them in a process of its own. Nothing of them is copied or committed: Qualcomm's licence
+process.py works with them in a process of its own. Nothing of them is copied or committed: Qualcomm's licence
 lets everybody use them, and nobody pass them on.
 """
 
+import collections
 import contextlib
 import json
 import os
@@ -20,7 +21,7 @@ import common
 # onnxruntime-qnn 2.6.0 carries QAIRT 2.50, as AI Hub does; 2.7.0 carries 2.51, whose binaries 2.50 refuses
 WHEELS = {"onnxruntime-qnn": "2.6.0", "onnxruntime": "1.24.4", "flatbuffers": "25.12.19"}
 QAIRT = "2.50"
-PROCESS = Path(__file__).with_name("qnn_process.py")
+PROCESS = Path(__file__).with_name("process.py")
 HOW_ELSE = (
     "run it on Linux x86-64, say in the Docker image python:3.12-bookworm, or compile on AI Hub with "
     "tools/example_export.py"
@@ -103,14 +104,15 @@ def install(folder):
 
 
 class Process:
-    """tools/qnn_process.py at work on a folder, as a context: `ask` sends it a line, `answer` waits for its next one."""
+    """process.py at work on a folder, as a context: `ask` sends it a line, `answer` waits for its next one."""
 
     def __init__(self, command, folder, soc, wheels):
         path = os.pathsep.join(filter(None, [str(Path(wheels).absolute()), os.environ.get("PYTHONPATH")]))
-        self.errors = tempfile.TemporaryFile("w+", errors="replace")
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in __exit__)
         self.process = subprocess.Popen(
-            [sys.executable, str(PROCESS), command, str(folder), str(soc)], text=True, encoding="utf-8", cwd=folder,
-            env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            [sys.executable, "-P", str(PROCESS), command, str(folder), str(soc)], text=True, encoding="utf-8",
+            cwd=folder, env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self.errors,
         )  # fmt: skip
 
     def __enter__(self):
@@ -138,25 +140,56 @@ class Process:
 
 
 @contextlib.contextmanager
-def compiled(graph, soc, wheels):
-    """Compile an onnx.ModelProto for the chip of a SoC number; yields (path of the binary, its figures).
+def compiling(graph, soc, wheels):
+    """Start to compile an onnx.ModelProto for the chip of a SoC number; yields a function that waits for the end.
 
-    The binary lies in a temporary folder. Figures: estimated_ms [low, estimate, high] or None, ops_without_cost,
-    spill_bytes, fill_bytes, weights_and_input_bytes, bytes, chip, hexagon, qairt, graph (its name). Raises
-    CompilerError, with the operations that the compiler does not take.
+    It returns (path of the binary, figures) and raises CompilerError, with the operations that the compiler does not
+    take. The binary lies in a temporary folder, which goes with the context. Figures: estimated_ms [low, estimate,
+    high] or None, ops_without_cost, spill_bytes, fill_bytes, weights_and_input_bytes, bytes, chip, hexagon, qairt,
+    graph (its name in the binary).
     """
     import onnx
 
     with tempfile.TemporaryDirectory(prefix="qnn-", ignore_cleanup_errors=True) as folder:
         onnx.save(graph, f"{folder}/graph.onnx")
         with Process("compile", folder, soc, wheels) as process:
-            figures = process.answer()
-        if "error" in figures:
-            names = sorted({operation for operation, _ in figures["unsupported"]})
-            reason = f"it does not take {', '.join(names)}" if names else sentence_of(figures["error"])
-            raise CompilerError(reason, figures["unsupported"])
-        binary = Path(folder, "context.bin")
-        yield binary, figures | {"bytes": binary.stat().st_size}
+
+            def finish():
+                figures = process.answer()
+                if "error" in figures:
+                    names = sorted({operation for operation, _ in figures["unsupported"]})
+                    reason = f"it does not take {', '.join(names)}" if names else sentence_of(figures["error"])
+                    raise CompilerError(reason, figures["unsupported"])
+                binary = Path(folder, "context.bin")
+                return binary, figures | {"bytes": binary.stat().st_size}
+
+            yield finish
+
+
+def compile_each(graphs, soc, wheels, num_processes):
+    """Compile the onnx.ModelProto of each (what, graph); yields (what, figures, or "error" and "unsupported").
+
+    The next graph is made while up to num_processes are compiled. No binary is kept.
+    """
+    with contextlib.ExitStack() as all_running:
+        running = collections.deque()
+
+        def oldest():
+            what, job, finish = running.popleft()
+            try:
+                figures = finish()[1]
+            except CompilerError as e:
+                figures = {"error": str(e), "unsupported": e.unsupported}
+            job.close()
+            return what, figures
+
+        for what, graph in graphs:
+            if len(running) == num_processes:
+                yield oldest()
+            job = all_running.enter_context(contextlib.ExitStack())
+            running.append((what, job, job.enter_context(compiling(graph, soc, wheels))))
+        while running:
+            yield oldest()
 
 
 def sentence_of(error):
@@ -167,14 +200,15 @@ def sentence_of(error):
 # --- the emulator -----------------------------------------------------------------------------------------------------
 
 
-def write_context(binary, io, graph_name, folder):
+def write_context(binary, description, folder):
     """Write FOLDER/context.onnx, by which onnxruntime's provider runs a context binary, and the binary beside it."""
     import numpy as np
     import onnx
     from onnx import helper
 
-    values = [helper.make_tensor_value_info(t["name"], helper.np_dtype_to_tensor_dtype(np.dtype(t["dtype"])), t["shape"])
-              for t in (io["input"], io["output"])]  # fmt: skip
+    tensors, graph_name = (description["input"], description["output"]), description["graph"]
+    elem_types = [helper.np_dtype_to_tensor_dtype(np.dtype(tensor["dtype"])) for tensor in tensors]
+    values = [helper.make_tensor_value_info(t["name"], kind, t["shape"]) for t, kind in zip(tensors, elem_types)]
     node = helper.make_node(
         "EPContext", [values[0].name], [values[1].name], domain="com.microsoft", name=graph_name, main_context=1,
         embed_mode=0, ep_cache_context="context.bin", source="QNNExecutionProvider", partition_name=graph_name,
@@ -185,10 +219,11 @@ def write_context(binary, io, graph_name, folder):
     shutil.copyfile(binary, f"{folder}/context.bin")
 
 
-def emulate(binary, io, graph_name, soc, wheels, numbers, load, num_processes=1):
-    """Run the inputs load(i), arrays as the binary takes them, in Qualcomm's HTP emulator; yields (i, output) when done.
+def emulate(binary, description, wheels, numbers, load, num_processes=1):
+    """Run the inputs load(i), arrays as the binary takes them, in Qualcomm's HTP emulator; yields (i, output) each.
 
-    `io` is {"input", "output"} as aihub.io_of has it. An input takes some 30 s of a core. Raises CompilerError.
+    `description`: what stands beside the binary: its input and output as aihub.io_of has them, `graph`, `soc`. Raises
+    CompilerError.
     """
     import concurrent.futures
     import queue
@@ -205,48 +240,15 @@ def emulate(binary, io, graph_name, soc, wheels, numbers, load, num_processes=1)
         output = process.answer()["output"]
         path.unlink()
         idle.put(process)
-        return i, np.array(output, dtype=io["output"]["dtype"])
+        return i, np.array(output, dtype=description["output"]["dtype"])
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qnn-", ignore_cleanup_errors=True))
-        write_context(binary, io, graph_name, folder)
+        write_context(binary, description, folder)
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(num_processes))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         for _ in range(num_processes):  # when this ends they are killed first, so no thread waits for them
-            idle.put(stack.enter_context(Process("run", folder, soc, wheels)))
+            idle.put(stack.enter_context(Process("run", folder, description["soc"], wheels)))
         futures = [pool.submit(run, i) for i in numbers]
         for future in concurrent.futures.as_completed(futures):
             yield future.result()
-
-
-# --- what AI Hub publishes --------------------------------------------------------------------------------------------
-
-# the names under which qai_hub_models publishes torchvision's networks
-PUBLISHED_AS = {"r2plus1d_18": "resnet_2plus1d", "r3d_18": "resnet_3d", "mc3_18": "resnet_mixed"}
-PUBLISHED_FRAMES = 16
-
-
-def published_latencies(network, precision):
-    """{device: (ms, QAIRT version)} that qai_hub_models publishes for a network's QNN binary at 16 frames.
-
-    Read from the perf.yaml that the installed package brings along; {} for other networks and precisions.
-    """
-    import importlib.resources
-
-    import yaml
-
-    if network not in PUBLISHED_AS:
-        return {}
-    file = importlib.resources.files("qai_hub_models") / "models" / PUBLISHED_AS[network] / "perf.yaml"
-    try:
-        precisions = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["precisions"]
-        (component,) = precisions[precision]["components"].values()
-        devices = component["performance_metrics"]
-        runs = {device: of_runtime["qnn_dlc"] for device, of_runtime in devices.items() if "qnn_dlc" in of_runtime}
-        return {
-            device: (run["inference_time_milliseconds"], run.get("tool_versions", {}).get("qairt", "not said"))
-            for device, run in runs.items()
-            if run.get("inference_time_milliseconds")
-        }
-    except (OSError, KeyError, ValueError, TypeError, AttributeError):  # another version of the package
-        return {}

@@ -1,10 +1,10 @@
 """What runs inside the compiler's own process: Qualcomm's provider for onnxruntime compiles a graph or runs a binary.
 
-tools/qnn_compiler.py starts it with the folder of its wheels on PYTHONPATH; the project's onnxruntime is another one.
+compiler.py starts it with the folder of its wheels on PYTHONPATH; the project's onnxruntime is another one.
 It ends, and its FOLDER with it, as soon as its stdin is closed: whatever kills the parent leaves nothing behind.
 
-    qnn_process.py compile FOLDER SOC   FOLDER/graph.onnx -> FOLDER/context.bin; answers with one line of JSON
-    qnn_process.py run FOLDER SOC       FOLDER/context.onnx, which names its binary; for each line of stdin, an .npy
+    process.py compile FOLDER SOC       FOLDER/graph.onnx -> FOLDER/context.bin; answers with one line of JSON
+    process.py run FOLDER SOC           FOLDER/context.onnx, which names its binary; for each line of stdin, an .npy
                                         file with one input, it answers with one line of JSON
 """
 
@@ -84,7 +84,8 @@ def chip_of(binary):
     """The chip that a context binary was made for, as its own record of the compiler's options has it."""
     with open(binary, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = re.search(rb"soc_type=(\w+);arch=(\d+)", content)
-    return {"chip": found[1].decode() if found else "", "hexagon": f"v{found[2].decode()}" if found else ""}
+        chip, arch = (part.decode() for part in found.groups()) if found else ("unknown", "unknown")
+    return {"chip": chip, "hexagon": f"v{arch}"}
 
 
 def answer(message):
