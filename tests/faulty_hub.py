@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import h5py
 from aiohttp import web
+
 from hub_server import LocalHub
 from hub_server.jobs import INLINE_SECONDS
 from hub_server.records import JobFailedError, RefusedError, timestamp

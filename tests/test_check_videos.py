@@ -16,14 +16,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import check_videos
-import journal
 import numpy as np
 import pytest
+
+import check_videos
+import journal
 import repairs
 import verdict
 from conftest import REPO
-
 from make_videos import draw_frames, write_video
 
 SCRIPT = "tools/check_videos.py"

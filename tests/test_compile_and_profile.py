@@ -4,11 +4,11 @@ from argparse import Namespace
 
 import onnx
 import pytest
-from faulty_hub import Fault, FaultyHub
 from onnx import TensorProto, helper
-from small_models import DEVICE, hasty_client, small_onnx
 
 import aihub
+from faulty_hub import Fault, FaultyHub
+from small_models import DEVICE, hasty_client, small_onnx
 
 SCRIPT = "tools/compile_and_profile.py"
 SHAPE = ("--t", 8, "--h", 16, "--w", 16)

@@ -7,19 +7,19 @@ import json
 import os
 from pathlib import Path
 
-import example_export
 import h5py
 import numpy as np
 import pytest
 import torch
-from faulty_hub import Fault, FaultyHub
-from qevd_r2plus1d import Model
-from qevd_r2plus1d.model import class_balanced, load_checkpoint
-from small_models import DEVICE, SmallNetwork, client_of, compile_binary, hasty_client, read_h5, write_clips
 from torchvision.models import get_model
 
 import aihub
 import common
+import example_export
+from faulty_hub import Fault, FaultyHub
+from qevd_r2plus1d import Model
+from qevd_r2plus1d.model import class_balanced, load_checkpoint
+from small_models import DEVICE, SmallNetwork, client_of, compile_binary, hasty_client, read_h5, write_clips
 
 SCRIPT = "tools/example_export.py"
 CLASSES = ["jab", "squats", "lunges", "cross_+_hook_right", "cross-legged_hamstring_stretch"]
@@ -376,6 +376,7 @@ def test_wrong_usage(tmp_path, run_script, checkpoint):
 def flags_of(script, folder, checkpoint):
     """Flags with which each script gets as far as asking AI Hub, in a folder that it is prepared in."""
     from onnx import save
+
     from small_models import small_onnx
 
     write_clips(folder / "clips", 2)
@@ -424,6 +425,7 @@ def test_the_three_ways_to_skip(flags, value):
 def test_the_real_service(tmp_path, run_script):
     """A small ONNX network is compiled, profiled and run on two clips on the real device; logits within float16."""
     from onnx import save
+
     from small_models import expected_logits, small_onnx
 
     save(small_onnx(), tmp_path / "model.onnx")

@@ -14,10 +14,10 @@ import time
 
 import pytest
 import torch
-from conftest import REPO
-from test_train import CLASSES, FAST, break_off, command, environment, lose_the_right_to_write_anywhere, train
 
+from conftest import REPO
 from make_videos import write_video
+from test_train import CLASSES, FAST, break_off, command, environment, lose_the_right_to_write_anywhere, train
 from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, index_videos
 

@@ -14,16 +14,16 @@ from types import SimpleNamespace
 
 import av
 import numpy as np
-import preprocess_and_save
 import pytest
 import torch
 import torchvision
-from conftest import REPO
-from journal import Journal
-from qevd_r2plus1d import Model
 from torchvision.transforms import functional as F
 
+import preprocess_and_save
+from conftest import REPO
+from journal import Journal
 from make_videos import write_video
+from qevd_r2plus1d import Model
 
 SCRIPT = "tools/preprocess_and_save.py"
 SIZES = ((96, 128), (120, 90), (256, 340), (64, 64))

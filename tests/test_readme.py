@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import quickstart
 import torch
 import torchvision
-from conftest import REPO
 
+import quickstart
+from conftest import REPO
 from make_videos import write_video
 
 PAGES = {page: (REPO / page).read_text(encoding="utf-8")

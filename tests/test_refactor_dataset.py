@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 import refactor_dataset
 
 SCRIPT = "tools/refactor_dataset.py"

@@ -12,12 +12,13 @@ import h5py
 import numpy as np
 import onnx
 import pytest
+from qai_hub import public_api_pb2 as pb
+from qai_hub.util.dataset_entries_converters import h5_to_dataset_entries
+
 import run_inference
 from conftest import REPO
 from faulty_hub import Fault, FaultyHub
 from hub_server import routes
-from qai_hub import public_api_pb2 as pb
-from qai_hub.util.dataset_entries_converters import h5_to_dataset_entries
 from small_models import (
     DEVICE,
     compile_and_save,

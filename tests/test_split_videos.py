@@ -9,10 +9,10 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import check_videos
 import pytest
-import split_videos
 
+import check_videos
+import split_videos
 from make_videos import write_video
 
 SCRIPT = "tools/split_videos.py"

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import REPO
 
+from conftest import REPO
 from make_videos import write_video
 
 TRAIN = "references/video_classification/train.py"

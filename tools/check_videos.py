@@ -46,11 +46,10 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+import common
 from journal import Journal
 from repairs import REPAIRABLE, preserve, repair
 from verdict import REASONS, examine, verdict
-
-import common
 
 # ----------------------------------------------------------------------------------------------------------------------
 ROOT = "./QEVD_organized"  # dataset: ROOT/{train,val}/<class>/<video>

@@ -27,9 +27,9 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from journal import Journal
 
 import common
+from journal import Journal
 
 # ----------------------------------------------------------------------------------------------------------------------
 DATA_ROOT = "./QEVD_organized/val"  # folder with <class>/<video>

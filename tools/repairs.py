@@ -11,9 +11,8 @@ import os
 import shutil
 from pathlib import Path
 
-from verdict import examine, moving_pictures, open_video
-
 import common
+from verdict import examine, moving_pictures, open_video
 
 REPAIRABLE = "no_frames", "truncated", "corrupt_frames"  # what opens and does not take the decoder down
 FORMATS = {"m4v": "mp4", "mkv": "matroska"}  # muxers whose name is not the file's ending

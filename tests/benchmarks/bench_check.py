@@ -21,9 +21,9 @@ REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO / "tools"), str(REPO / "tests")]
 
 import av
+
 import check_videos
 from journal import Journal
-
 from make_videos import write_video
 
 NUM_DIFFERENT = 12  # videos that are drawn; the others are copies

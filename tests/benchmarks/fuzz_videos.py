@@ -24,7 +24,6 @@ REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO / "tools"), str(REPO / "tests")]
 
 import verdict
-
 from make_videos import write_video
 
 TIMEOUT = 20  # seconds a file may take
