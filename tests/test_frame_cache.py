@@ -33,8 +33,7 @@ def frame_cache():
 
     yield frame_cache
     sys.path.remove(str(REPO / "references/video_classification"))
-    for name in ("frame_cache", "utils"):
-        del sys.modules[name]
+    del sys.modules["frame_cache"]
 
 
 @pytest.fixture(scope="module")
@@ -112,17 +111,18 @@ def test_training_and_validation_are_the_same_as_without(videos, trained):
     assert len(contents(cache)) == 2 * NUM_VIDEOS
     rows = [[json.loads(line) for line in (folder / "metrics.jsonl").open()] for folder in (without, with_cache)]
     for ours, theirs in zip(*rows):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.01), (ours, theirs)
-        for key in ("train_acc1", "clip_acc1", "video_acc1", "video_acc5", "num_clips"):
+        # training takes grey levels either way; validation takes them from the cache only, and a near tie may turn
+        for key in ("train_loss", "train_acc1", "bad_clips", "num_clips", "num_videos"):
             assert ours[key] == theirs[key], f"{key} differs: {ours} {theirs}"
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=0.01), (ours, theirs)
     before = contents(cache)
-    results = []
     for processes in None, 2:
-        test = "--resume", with_cache / "checkpoint.pth", "--test-only", "--device", "cpu", "--clips-per-video", 2
+        test = "--resume", with_cache / "checkpoint.pth", "--test-only", "--device", "cpu"
         out, _ = train("--data-path", videos, "--cache-frames", cache, *test, processes=processes)
         assert f"the frames of {NUM_VIDEOS} of {NUM_VIDEOS} videos are in {cache}/val" in out
-        results.append([line for line in out.splitlines() if line.startswith(" * ")])
-    assert results[0] == results[1]
+        result = json.loads(out.splitlines()[-1])
+        for key in ("clip_acc1", "clip_acc5", "video_acc1", "num_clips"):
+            assert result[key] == rows[1][-1][key], f"{key} from a complete cache is not that of its first use"
     assert contents(cache) == before, "a complete cache was written to"
 
 

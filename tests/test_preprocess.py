@@ -267,7 +267,7 @@ def test_tensors_are_what_train_py_validates_on(videos, reference, tmp_path):
     code = """
 import json, sys
 import numpy as np
-import datasets, presets, transforms, torch, torchvision
+import train, datasets, presets, transforms, torch, torchvision
 from torchvision_patches.video_utils import VideoClips
 videos, out, folder = sys.argv[1:]
 network = torchvision.models.get_model("mc3_18", num_classes=5)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import utils
+import common
 from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, read_frames, stamp
 
@@ -99,7 +99,7 @@ class CachedVideoClips(VideoClips):
     def store(self, video_idx, file, frames):
         """Write a video's frames; what prevents it is said, and not tried again."""
         try:
-            with utils.written_then_renamed(file) as temporary:
+            with common.written_then_renamed(file) as temporary:
                 temporary.write_bytes(frames)
         except OSError as e:
             self.given_up.add(video_idx)
@@ -127,7 +127,7 @@ def prepare(clips, split, promised=0):
         found = tidy(wanted)
         free = shutil.disk_usage(clips.folder).free
     except OSError as e:
-        utils.refuse(f"the frame cache {clips.folder} cannot be used: {e}")
+        common.refuse(f"the frame cache {clips.folder} cannot be used: {e}")
     clips.missing = sum(size for file, size in wanted.items() if file not in found)
     print(f"{split}: the frames of {len(found):,} of {len(wanted):,} videos are in {clips.folder}", flush=True)
     if not clips.missing:
@@ -135,7 +135,7 @@ def prepare(clips, split, promised=0):
     needed, free = clips.missing / 1e9, (free - promised) / 1e9
     space = f"{needed:,.3f} GB, and {max(0, free):,.1f} GB are free on {socket.gethostname()}"
     if needed > free:
-        utils.refuse(f"{clips.folder} needs {space}: name a folder on another disk, or leave --cache-frames away")
+        common.refuse(f"{clips.folder} needs {space}: name a folder on another disk, or leave --cache-frames away")
     if os.access(clips.folder, os.W_OK):
         print(f"the others are decoded once, when first asked for; they need {space}", flush=True)
     else:
@@ -180,10 +180,10 @@ def check_settings(file, settings):
         before = {}
     changed = [f"{key} {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
     if changed:
-        utils.refuse(f"{file.parent} was filled with other settings ({', '.join(changed)}); name another folder")
+        common.refuse(f"{file.parent} was filled with other settings ({', '.join(changed)}); name another folder")
 
 
 def is_left_over(entry):
     """Whether a file was being written when its process was killed: more than an hour ago, to be sure."""
-    ours = entry.name.startswith(".") and entry.name.endswith(".tmp.rgb")
+    ours = entry.name.startswith(".") and entry.name.endswith((".tmp", ".tmp.rgb"))  # the second form is older
     return ours and entry.stat().st_mtime < time.time() - 3600
