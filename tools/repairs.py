@@ -11,11 +11,12 @@ import os
 import shutil
 from pathlib import Path
 
-from verdict import examine, moving_pictures, open_video
+from verdict import examine
 
 import common
 
-REPAIRABLE = "no_frames", "truncated", "corrupt_frames"  # what opens and does not take the decoder down
+# reasons of what opens and does not take the decoder down
+REPAIRABLE = "no_frames", "truncated", "corrupt_frames", "size_change", "no_frame_times"
 FORMATS = {"m4v": "mp4", "mkv": "matroska"}  # muxers whose name is not the file's ending
 
 
@@ -24,6 +25,8 @@ FORMATS = {"m4v": "mp4", "mkv": "matroska"}  # muxers whose name is not the file
 
 def wanted_streams(container):
     """What a repaired file keeps: moving pictures, sound and subtitles."""
+    from torchvision_patches.decoding import moving_pictures
+
     return [*moving_pictures(container), *container.streams.audio, *container.streams.subtitles]
 
 
@@ -32,7 +35,7 @@ def create_video(path, original):
     import av
 
     ending = Path(original).suffix[1:].lower()
-    return av.open(str(path), "w", format=FORMATS.get(ending, ending))
+    return av.open(f"file:{path}", "w", format=FORMATS.get(ending, ending))
 
 
 def copy_packet(packet, stream, last_dts, target):
@@ -52,7 +55,9 @@ def copy_packet(packet, stream, last_dts, target):
 
 def remux(original, repaired, **options):
     """Copy all wanted streams packet by packet into a new file; `options` are the reader's."""
-    with open_video(original, **options) as source, create_video(repaired, original) as target:
+    from torchvision_patches.decoding import open_container
+
+    with open_container(original, **options) as source, create_video(repaired, original) as target:
         target.metadata.update(source.metadata)
         streams = {stream.index: target.add_stream_from_template(stream) for stream in wanted_streams(source)}
         last_dts = {}
@@ -68,11 +73,14 @@ def remux_without_corrupt_packets(original, repaired):
 def reencode(original, repaired, rotation):
     """Encode what can be decoded as H.264 (crf 18), each frame at its own time; copy sound and subtitles.
 
-    `rotation` in degrees goes into the new header (PyAV before 18 cannot write one: then this raises).
+    Pictures of other sizes than the first are scaled to its. `rotation`, degrees clockwise, goes into the new header
+    (PyAV before 18 cannot write one: then this raises).
     """
     import av
 
-    with open_video(original) as source, create_video(repaired, original) as target:
+    from torchvision_patches.decoding import open_container
+
+    with open_container(original) as source, create_video(repaired, original) as target:
         target.metadata.update(source.metadata)
         picture, *others = wanted_streams(source)
         width, height = picture.codec_context.width, picture.codec_context.height
@@ -82,7 +90,7 @@ def reencode(original, repaired, rotation):
         encoder.codec_context.time_base = encoder.time_base = picture.time_base
         encoder.codec_context.thread_count = 1
         if rotation:
-            encoder.set_display_rotation(rotation)
+            encoder.set_display_rotation(-rotation % 360)
         streams = {stream.index: target.add_stream_from_template(stream) for stream in others}
         last_pts, last_dts = None, {}
         for packet in source.demux([picture, *others]):

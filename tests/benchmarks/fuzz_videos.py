@@ -6,7 +6,8 @@ files, swapped boxes or overwritten stretches into a temporary folder, and check
     $ python tests/benchmarks/fuzz_videos.py [number of files] [seed]
 
 Prints what was flagged by kind of mutation; the last line is one JSON object. Exit code 1 if an original is lost, a
-file left in the dataset does not decode, or a count is wrong.
+file left in the dataset does not decode or is not taken, frame for frame, by the index and `read_frames`, if the index
+takes and decodes what lies in quarantine, or if a count is wrong.
 """
 
 import collections
@@ -21,11 +22,12 @@ import time
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(REPO / "tools"), str(REPO / "tests")]
+sys.path[:0] = [str(REPO), str(REPO / "tools"), str(REPO / "tests")]
 
 import verdict
 
 from make_videos import write_video
+from torchvision_patches.decoding import UnreadableVideo, frame_times, read_frames
 
 TIMEOUT = 20  # seconds a file may take
 LIMIT = 1800  # seconds the whole run may take
@@ -99,6 +101,19 @@ def change_header(rng, data, _):
     return bytes(data)
 
 
+def is_taken(path):
+    """Whether the index takes a file and `read_frames` gives all its frames: one by one, and all at once."""
+    try:
+        pts, _ = frame_times(path)
+        first_pixel = dict(convert=lambda pixels: pixels[:1, :1])
+        read_frames(path, pts, range(len(pts)), **first_pixel)
+        for number in {0, len(pts) // 3, len(pts) - 1}:
+            read_frames(path, pts[number : number + 1], [number], **first_pixel)
+        return True
+    except UnreadableVideo:
+        return False
+
+
 MUTATIONS = [flip_bytes, cut, splice, swap_boxes, overwrite, change_header]
 
 
@@ -133,8 +148,12 @@ def wrongs(mutants, root, rows, result):
         }
         if not right.get(row["action"]):
             found.append(f"{path}: {row}")
-        if path.exists() and verdict.examine(path)["reason"] != "healthy":
+        if path.exists() and verdict.examine(path)["decodes"] != "yes":
             found.append(f"{path} stays and does not decode: {row}")
+        if path.exists() and not is_taken(path):
+            found.append(f"{path} stays and the index or read_frames does not take it: {row}")
+        if row.get("quarantined_to") and is_taken(row["quarantined_to"]):
+            found.append(f"{path} does not stay, and the index and read_frames take it: {row}")
     found += [f"left behind: {path}" for path in root.rglob(".*")]
     return found
 
