@@ -21,9 +21,20 @@ import pytest
 import repairs
 import verdict
 from conftest import REPO
-from odd_videos import ENCODED, REMUXED, ROTATION, SHORTER, middle, write_with_sound
+from odd_videos import (
+    ENCODED,
+    REMUXED,
+    ROTATION,
+    SHORTER,
+    VP8,
+    middle,
+    with_a_size_change,
+    with_times,
+    with_two_streams,
+    write_with_sound,
+)
 
-from make_videos import draw_frames
+from make_videos import draw_frames, write_video
 from torchvision_patches.decoding import facts_of
 
 SCRIPT = "tools/check_videos.py"
@@ -167,6 +178,68 @@ def test_a_repair_keeps_sound_rotation_and_metadata(run_script, tmp_path, monkey
             assert sum(packet.size > 0 for packet in repaired.demux(audio=0)) > 15, name  # of 25, 64 ms each
             repaired.seek(0)
             assert next(repaired.decode(video=0)).rotation == ROTATION, name
+
+
+def test_pictures_of_changing_size_are_encoded_anew_and_no_path_is_a_url(run_script, tmp_path, monkeypatch):
+    """Under a root whose name FFmpeg would take for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my:set/train/a"
+    folder.mkdir(parents=True)
+    for ending in "mp4", "mkv", "webm", "ts":
+        with_a_size_change(folder / f"change.{ending}", "libvpx" if ending == "webm" else "libx264")
+    write_video(folder / "good.mp4", 20)
+    endings = ["--ext", "mp4", "mkv", "webm", "ts"]
+    run_script(SCRIPT, *SEED, "--root", "my:set", *endings, "--dry-run", "--remux", "--replace", code=1)
+    assert {row["action"] for name, row in report().items() if name != "good.mp4"} == {"would be quarantined"}
+    run_script(SCRIPT, *SEED, "--root", "my:set", *endings, "--remux", "--replace", "--reencode", code=1)
+    rows = report()
+    assert rows.pop("good.mp4")["reason"] == "healthy"
+    for name, row in rows.items():
+        assert (row["reason"], row["action"], row["repaired_by"]) == ("size_change", "replaced", "re-encoding"), row
+        assert "96 x 64, 192 x 128" in row["detail"] and decodes(folder / name), row
+        assert (row["width"], row["height"], row["frames"]) == ("96", "64", "40"), row
+
+
+def test_what_is_peculiar_about_healthy_videos_is_counted(zoo, run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("full_dataset/val/a")
+    folder.mkdir(parents=True)
+    with_times(folder / "jumps.mp4", [33 * i + 3_600_000 * (i >= 15) for i in range(30)], options={"bf": "0"})
+    with_times(folder / "browser.webm", [42 * i for i in range(30)], **VP8, rate=1000)
+    with_two_streams(folder / "two.mp4")
+    shutil.copy(zoo[0] / "val/odd/sound_cover_and_rotation.mp4", folder / "turned.mp4")
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "deeper").mkdir()
+    shutil.copy(folder / "two.mp4", folder / "deeper/two_too.mp4")
+    result = run_script(SCRIPT, *SEED, "--ext", "mp4", "webm", code=1)
+    shown = " ".join(result.stdout.split())
+    for line in (
+        "of the 5 that stay:",
+        "1 have a header whose frame rate, which the frame rule takes, is off by more than 10 %",
+        "1 have more than 10 s between two frames",
+        f"{bool(ROTATION):d} are to be rotated",
+        "2 have several video streams",
+        "1 videos do not lie at <class>/<video>",
+        "unreadable 1 1 kept",
+    ):
+        assert line in shown, f"{line!r} is not in\n{result.stdout}"
+    rows = report()
+    assert rows["browser.webm"]["header_fps"] == "1000.000" and float(rows["browser.webm"]["fps"]) < 24
+    assert float(rows["jumps.mp4"]["longest_gap_s"]) > 3600 and rows["two.mp4"]["video_streams"] == "2"
+    assert "a pipe" in rows["pipe.mp4"]["detail"]
+
+
+def test_a_report_of_the_version_before_is_read_but_judged_anew(sources, run_script, tmp_path, monkeypatch):
+    """It knew where originals went, and it called healthy what no later step took."""
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_empty=1, num_healthy=2)
+    run_script(SCRIPT, *SEED, code=1)
+    lines = list(csv.reader(Path("bad_videos.csv").read_text().splitlines()))
+    with open("bad_videos.csv", "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(line[: lines[0].index("decodes")] for line in lines)
+    result = run_script(SCRIPT, *SEED)
+    assert "0 unchanged" in result.stdout and "1 were quarantined in earlier runs" in result.stdout, result.stdout
+    assert {row["action"] for row in report().values()} == {"quarantined earlier", "kept"}
 
 
 # --- nothing is lost -------------------------------------------------------------------------------------------------

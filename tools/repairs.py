@@ -17,7 +17,9 @@ import common
 
 # reasons of what opens and does not take the decoder down
 REPAIRABLE = "no_frames", "truncated", "corrupt_frames", "size_change", "no_frame_times"
-FORMATS = {"m4v": "mp4", "mkv": "matroska"}  # muxers whose name is not the file's ending
+FORMATS = {"m4v": "mp4", "mkv": "matroska", "ts": "mpegts", "mts": "mpegts"}  # muxers not named as the file's ending
+H264 = "libx264", {"crf": "18"}
+ENCODERS = {"webm": ("libvpx-vp9", {"crf": "20", "b": "0", "cpu-used": "4"})}  # of endings that H.264 may not stand in
 
 
 # --- one video: the repair ladder (runs in a child process) ----------------------------------------------------------
@@ -71,7 +73,7 @@ def remux_without_corrupt_packets(original, repaired):
 
 
 def reencode(original, repaired, rotation):
-    """Encode what can be decoded as H.264 (crf 18), each frame at its own time; copy sound and subtitles.
+    """Encode what can be decoded as H.264 (WebM: VP9), each frame at its own time; copy sound and subtitles.
 
     Pictures of other sizes than the first are scaled to its. `rotation`, degrees clockwise, goes into the new header
     (PyAV before 18 cannot write one: then this raises).
@@ -84,7 +86,8 @@ def reencode(original, repaired, rotation):
         target.metadata.update(source.metadata)
         picture, *others = wanted_streams(source)
         width, height = picture.codec_context.width, picture.codec_context.height
-        encoder = target.add_stream("libx264", rate=picture.average_rate or 30, options={"crf": "18"})
+        codec, options = ENCODERS.get(Path(original).suffix[1:].lower(), H264)
+        encoder = target.add_stream(codec, rate=picture.average_rate or 30, options=options)
         encoder.width, encoder.height = width, height
         encoder.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"  # 4:2:0 needs even sides
         encoder.codec_context.time_base = encoder.time_base = picture.time_base

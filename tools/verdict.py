@@ -91,11 +91,12 @@ def decode(container, stream):
     """Decode the whole stream on one thread, going on after errors.
 
     Returns a namespace: packets and frames (counts), corrupt (frames that the decoder marked so), errors, first_error,
-    pts (of frames), sizes ({(width, height)}), rotation (degrees clockwise). Raises OSError if the disk fails.
+    undisturbed (frames before it), pts (of frames), sizes ({(width, height)}), rotation (degrees clockwise).
+    Raises OSError if the disk fails.
     """
     import av
 
-    seen = types.SimpleNamespace(packets=0, frames=0, corrupt=0, errors=0, first_error="", rotation=0)
+    seen = types.SimpleNamespace(packets=0, frames=0, corrupt=0, errors=0, first_error="", undisturbed=0, rotation=0)
     seen.pts, seen.sizes = [], set()
     stream.codec_context.thread_count = 1  # JOBS processes share the cores already
     packets = container.demux(stream)
@@ -114,8 +115,9 @@ def decode(container, stream):
             return seen
         except av.error.FFmpegError as e:
             read_through(container.name.removeprefix("file:"))
+            if not seen.errors:
+                seen.first_error, seen.undisturbed = e.strerror, seen.frames
             seen.errors += 1
-            seen.first_error = seen.first_error or e.strerror
 
 
 def facts_and_missing(path, seen):
@@ -185,7 +187,7 @@ def missing_end(path, boxes, stream, seen):
 
 def fault_of(path, boxes, stream, seen):
     """(reason code, figures, Facts or None, whether all that the index takes decodes) of a stream that was decoded."""
-    from torchvision_patches.decoding import UnreadableVideo
+    from torchvision_patches.decoding import UnreadableVideo, has_times
 
     facts, missing, refused = None, 0, ""
     try:
@@ -194,10 +196,13 @@ def fault_of(path, boxes, stream, seen):
         refused = e.reason
     end = missing_end(path, boxes, stream, seen)
     unread = max(0, sum(entry.size > 0 for entry in stream.index_entries) - seen.packets) if not end else 0
-    damaged = seen.errors or seen.corrupt or missing or unread
+    # a header may name fewer frames than there are packets: who has met them all reads no further
+    late = facts and has_times(facts.pts) and set(facts.pts.tolist()) <= set(seen.pts[: seen.undisturbed])
+    broken = not seen.frames or (seen.errors and not late) or seen.corrupt or missing
+    decodes = not (broken or refused or len(seen.sizes) > 1)
     if not seen.frames:
         reason, figures = "no_frames", seen.first_error
-    elif damaged:
+    elif broken or unread or seen.errors:
         reason = "corrupt_frames"
         figures = f"{seen.frames} frames decode, {seen.errors} errors, {seen.corrupt} marked corrupt"
         figures += f", {max(missing, unread)} missing"
@@ -207,7 +212,6 @@ def fault_of(path, boxes, stream, seen):
         reason, figures = "no_frame_times", refused
     else:
         reason, figures = "healthy", ""
-    decodes = reason == "healthy"
     if end:
         reason, figures = "truncated", f"{seen.frames} frames decode, {end}"
     return reason, figures, facts, decodes
@@ -221,8 +225,8 @@ def verdict(reason, figures="", **columns):
 def examine(path):
     """Decode the first moving picture of a file completely. Returns a row: reason, detail, properties if it opens.
 
-    Its column `decodes` is "yes" if every frame that the index takes decodes: of a healthy video, and of one whose end
-    is missing but whose other frames are whole.
+    Its column `decodes` is "yes" if every frame that the index takes decodes: of a healthy video, and of one that has
+    lost its end, or packets that only a header tells of, but whose other frames are whole.
     """
     import av
 
