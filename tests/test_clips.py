@@ -6,7 +6,9 @@ import inspect
 import os
 import pickle
 import shutil
+import signal
 import socket
+import time
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -123,6 +125,21 @@ def write_cut(path):
     return path
 
 
+def write_without_start(path, dropped=5, **how):
+    """A file cut out of a longer one: its first packets are missing, down to the `dropped`-th or to a keyframe."""
+    plain = write_video(path.with_suffix(".plain.mkv"), 60, **how)
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        if dropped == "to a keyframe":
+            dropped = [i for i, packet in enumerate(packets) if packet.is_keyframe][1]
+        for packet in packets[dropped:]:
+            packet.stream = stream
+            target.mux(packet)
+    plain.unlink()
+    return path
+
+
 def write_bad_comment(path):
     """A metadata comment that is no UTF-8."""
     with av.open(str(path), "w") as container:
@@ -137,6 +154,8 @@ def write_bad_comment(path):
     return path
 
 
+OPEN_GOP = {"x264-params": "open-gop=1:keyint=20:min-keyint=20:scenecut=0:bframes=3"}
+RADL = {"x265-params": "log-level=none:open-gop=0:keyint=20:min-keyint=20:scenecut=0:bframes=3:radl=2"}
 ODD_FILES = {
     "b_frames.mp4": write_h264,
     "faststart.mp4": lambda p: write_h264(p, container_options={"movflags": "faststart"}),
@@ -168,6 +187,11 @@ ODD_FILES = {
     "av1.mp4": lambda p: write_video(p, 40, codec="libsvtav1", options={"preset": "12"}),
     "vp9.webm": lambda p: write_video(p, 40, codec="libvpx-vp9", options={"cpu-used": "8"}),
     "h264_raw.h264": write_h264,
+    "starts_mid_gop.mp4": lambda p: write_without_start(p, options={"bf": "3", "g": "30"}),
+    "starts_mid_gop.mkv": lambda p: write_without_start(p, options={"bf": "3", "g": "30"}),
+    "starts_mid_gop.avi": lambda p: write_without_start(p, codec="mpeg4", options={"g": "30"}),
+    "starts_mid_open_gop.mkv": lambda p: write_without_start(p, "to a keyframe", options=OPEN_GOP),
+    "hevc_leading_frames_decode.mkv": lambda p: write_without_start(p, "to a keyframe", codec="libx265", options=RADL),
     "time_base_of_1_frame.mp4": lambda p: write_h264(p, container_options={"video_track_timescale": "30"}),
 }
 
@@ -182,6 +206,7 @@ def odd_files(tmp_path_factory):
 def decode_all(path):
     """Every frame of a video, in order: uint8 (n, H, W, 3), converted by PyAV from the bare planes."""
     with av.open(str(path), metadata_errors="ignore") as container:
+        container.streams.video[0].codec_context.thread_count = 1
         decoded = [(frame.to_ndarray(), frame.format.name) for frame in container.decode(video=0)]
     return np.stack([av.VideoFrame.from_ndarray(*frame).to_ndarray(format="rgb24") for frame in decoded])
 
@@ -218,6 +243,82 @@ def test_the_header_alone_is_read_where_it_suffices(odd_files, monkeypatch):
     for name in ("variable_frame_rate.mp4", "fragmented.mp4", "cut.mp4", "b_frames.mkv"):
         with pytest.raises(UnreadableVideo, match="packets were read"):
             frame_times(odd_files[name])
+
+
+@pytest.mark.parametrize("name", ["size_change.mkv", "size_change.mp4"])
+def test_a_frame_size_that_changes_is_refused_where_it_changes(tmp_path, name):
+    path = tmp_path / name
+    with av.open(str(path), "w") as target:  # the packets of two files in one track
+        stream = None
+        for k, size in enumerate((48, 96)):
+            part = write_video(tmp_path / f"{size}.h264", 30, height=size, width=size, options={"bf": "0"})
+            with av.open(str(part)) as source:
+                stream = stream or target.add_stream_from_template(source.streams.video[0])
+                for i, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+                    packet.stream, packet.time_base = stream, Fraction(1, 30)
+                    packet.pts = packet.dts = 30 * k + i
+                    packet.duration = 1
+                    target.mux(packet)
+    pts, _ = frame_times(path)
+    assert len(pts) == 60
+    assert read_frames(path, pts[:30:2], range(0, 30, 2)).shape == (15, 48, 48, 3)
+    with pytest.raises(UnreadableVideo, match=f"{name}: its frame size changes from 48 x 48 to 96 x 96"):
+        read_frames(path, pts[::4], range(0, 60, 4))
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_rotation_is_told_and_applied_only_on_demand(tmp_path, degrees):
+    path = write_video(tmp_path / "phone.mp4", 40, height=48, width=64)
+    plain = VideoClips([str(path)], 16, 1, 4).get_clip(0)[0].numpy()
+    # the track's matrix: 16.16 fixed point, the third of each row 2.30 (ISO/IEC 14496-12, 8.3.2)
+    turned = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
+    matrices = [
+        b"".join((n << 16).to_bytes(4, "big", signed=True) for n in (a, b, 0, c, d, 0, 0, 0)) + b"\x40\0\0\0"
+        for a, b, c, d in ((1, 0, 0, 1), turned)
+    ]
+    header = path.read_bytes().partition(b"tkhd")
+    path.write_bytes(header[0] + header[1] + header[2].replace(*matrices, 1))
+
+    clips = VideoClips([str(path)], 16, 1, 4)
+    assert decoding.facts_of(path).rotation == degrees
+    assert np.array_equal(clips.get_clip(0)[0].numpy(), plain), "the official preprocessing does not turn frames"
+    clips.rotate = True
+    upright = clips.subset([0]).get_clip(0)[0].numpy()
+    assert np.array_equal(upright, np.rot90(plain, -degrees // 90, axes=(1, 2))), "not turned clockwise"
+
+
+def test_facts_that_surprise(tmp_path):
+    """A header that says 1000 frames a second, as browsers write it, and a first stream that no one would look at."""
+    times = np.cumsum(np.random.default_rng(0).integers(30, 60, 80)).tolist()
+    facts = decoding.facts_of(write_video(tmp_path / "browser.mkv", 80, fps=1000, pts=times, options={"bf": "0"}))
+    assert facts.fps == 1000 and facts.real_fps == pytest.approx(79_000 / (times[-1] - times[0]), rel=1e-3)
+    path = tmp_path / "two.mp4"
+    with av.open(str(path), "w") as container:
+        for size in 32, 64:
+            stream = container.add_stream("libx264", rate=30)
+            stream.height = stream.width = size
+        for stream in container.streams.video:
+            picture = np.zeros((stream.height, stream.width, 3), np.uint8)
+            for packet in [*stream.encode(av.VideoFrame.from_ndarray(picture)), *stream.encode()]:
+                container.mux(packet)
+    assert decoding.facts_of(path).num_streams == 2 and decoding.facts_of(tmp_path / "browser.mkv").num_streams == 1
+
+
+def test_a_read_that_stalls_is_given_up_and_named(tmp_path, monkeypatch):
+    """As from a network drive that does not answer; a read that takes long, but goes on, is waited for."""
+    path = write_video(tmp_path / "x.mp4", 60)
+    pts, _ = frame_times(path)
+    monkeypatch.setattr(decoding, "STALLED", 0.4)
+    seconds = 0.1
+
+    def slowly(pixels):
+        time.sleep(seconds)
+        return pixels
+
+    assert len(read_frames(path, pts[:16], range(16), slowly)) == 16
+    seconds = 60
+    with pytest.raises(UnreadableVideo, match="x.mp4: for 0.4 s nothing came of reading it"):
+        read_frames(path, pts[:16], range(16), slowly)
 
 
 def test_a_late_clip_starts_at_its_keyframe(tmp_path):
@@ -490,6 +591,36 @@ def test_a_playlist_reaches_no_network(tmp_path):
                 frame_times(path)
         with pytest.raises(TimeoutError):
             server.accept()
+
+
+def facts_or_trouble(path):
+    """`facts_of` where some videos are the end of their reader."""
+    name = Path(path).stem
+    if name == "hangs":
+        time.sleep(600)
+    if name in ("crashes", "out_of_memory"):
+        os.kill(os.getpid(), signal.SIGSEGV if name == "crashes" else signal.SIGKILL)
+    return decoding.facts_of(path)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_is_the_end_of_a_reader_is_named_and_left_out(tmp_path, monkeypatch, capsys, num_workers):
+    monkeypatch.setattr(video_index, "facts_of", facts_or_trouble)
+    monkeypatch.setattr(video_index, "TIME_LIMIT", 1)
+    monkeypatch.setattr(video_index, "CHUNK_LIMIT", 1)
+    names = ["hangs", "crashes", "out_of_memory"] if num_workers else ["hangs"]
+    good = write_video(tmp_path / "good.mp4", 20, height=32, width=32)
+    for name in names + [f"good{i}" for i in range(40)]:
+        os.link(good, tmp_path / f"{name}.mp4")
+    paths = sorted(str(path) for path in tmp_path.glob("*.mp4"))
+    index = index_videos(paths, num_workers, progress=False)
+    reasons = {Path(path).stem: reason for path, reason in index["unreadable"].items()}
+    assert "1 s" in reasons.pop("hangs")
+    if num_workers:
+        assert reasons.pop("crashes") == "its reader crashed with exit code -11"
+        assert "exit code -9 (killed: was the memory too small?)" in reasons.pop("out_of_memory")
+    assert not reasons and [len(pts) for pts in index["video_pts"]].count(20) == 41
+    assert capsys.readouterr().out.count("no clip from") == len(names)
 
 
 @pytest.fixture

@@ -382,7 +382,8 @@ class Clip:
         pixels = self.reformatter.reformat(self.without_tags(frame), format="rgb24", threads=1).to_ndarray()
         self.size = self.size or pixels.shape[:2]
         if self.size != pixels.shape[:2]:
-            raise UnreadableVideo(self.path, f"its frame size changes from {self.size} to {pixels.shape[:2]}")
+            sizes = [f"{width} x {height}" for height, width in (self.size, pixels.shape[:2])]
+            raise UnreadableVideo(self.path, f"its frame size changes from {sizes[0]} to {sizes[1]}")
         if self.rotate and (turns := round(frame.rotation / 90) % 4):  # counter-clockwise
             pixels = np.ascontiguousarray(np.rot90(pixels, turns))
         pixels = self.convert(pixels) if self.convert else pixels

@@ -150,7 +150,7 @@ def why_lost(future):
     if isinstance(error, TimeoutError):
         return f"reading it did not end within {TIME_LIMIT} s: does its disk answer?"
     if isinstance(error, ProcessExpired):
-        by_kill = " (9: was the memory too small?)" if error.exitcode == -9 else ""
+        by_kill = " (killed: was the memory too small?)" if error.exitcode == -9 else ""
         return f"its reader crashed with exit code {error.exitcode}{by_kill}"
     if error:
         raise error
