@@ -66,7 +66,8 @@ JOBS = 0  # processes; 0: one a core that this process may use
 
 COLUMNS = ["video", "reason", "action", "detail", "quarantined_to", "repaired_by", "frames", "corrupt_frames"]
 COLUMNS += ["fps", "variable_frame_rate", "duration_s", "shorter_than_4_s", "width", "height", "codec", "rotation"]
-COLUMNS += ["size_bytes", "mtime_ns"]
+COLUMNS += ["size_bytes", "mtime_ns"]  # of the version before, up to here
+COLUMNS += ["decodes", "header_fps", "longest_gap_s", "video_streams"]
 
 
 # --- child processes -------------------------------------------------------------------------------------------------
@@ -101,9 +102,16 @@ def result_of(future):
     except MemoryError:
         return None, ("unreadable", "not enough memory")
     except pebble.ProcessExpired as e:
+        if e.exitcode == -signal.SIGKILL:
+            return None, ("unreadable", "its process was killed from outside, as the system does when memory is short")
         return None, ("decoder_crash", f"exit code {e.exitcode}")
     except Exception as e:  # whatever a mangled file made the bindings raise
         return None, ("decoder_crash", repr(e))
+
+
+def is_worth_repairing(row):
+    """Whether the flags ask for a repair of this video; one that decodes as it is can only be replaced."""
+    return REMUX and row["reason"] in REPAIRABLE and (REPLACE or row["decodes"] == "no")
 
 
 def examined_and_repaired(videos, jobs, temporary_of):
@@ -141,7 +149,7 @@ def examined_and_repaired(videos, jobs, temporary_of):
                         continue
                     if failure:
                         result = {"tried": ", ".join(failure)} if row else verdict(*failure)
-                    if row is None and REMUX and result["reason"] in REPAIRABLE:
+                    if row is None and is_worth_repairing(result):
                         start(video, result)
                         continue
                     for upcoming in itertools.islice(waiting, 1):
@@ -210,7 +218,7 @@ def plan(video, row, temporary):
     with contextlib.suppress(OSError):  # a broken link has no size
         stat = os.stat(stands)
         row |= {"size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    if row["reason"] not in ("healthy", "unreadable"):
+    if row["reason"] != "unreadable" and (temporary or row.get("decodes") != "yes"):
         action = "replaced" if temporary and REPLACE else "quarantined"
         row["action"] = f"would be {action}" if DRY_RUN else action
     return row
@@ -251,14 +259,16 @@ def mtime_of(path):
 def read_rows(path):
     """Rows of a report by video; the last row of a video counts. Leaves out a row that a kill cut off.
 
-    Raises FileNotFoundError. Exits with code 2 if the file is no report of this script, so that nothing else is
-    overwritten.
+    A report of the version before has fewer columns; it judged by another rule, so that only what has moved to
+    quarantine need not be looked at again. Raises FileNotFoundError. Exits with code 2 if the file is no report of this
+    script, so that nothing else is overwritten.
     """
     text = path.read_bytes().decode("utf-8", errors="surrogateescape").replace("\0", "")
     lines = csv.reader(io.StringIO(text, newline=""))
-    if text and next(lines, None) != COLUMNS:
+    columns = next(lines, None) if text else COLUMNS
+    if columns not in (COLUMNS, COLUMNS[: COLUMNS.index("decodes")]):
         common.refuse(f"{path} is no report of check_videos.py; move it away or name another file with --report")
-    rows = [dict(zip(COLUMNS, line)) for line in lines if len(line) == len(COLUMNS)]
+    rows = [dict(zip(columns, line)) for line in lines if len(line) == len(columns)]
     if not text.endswith("\n"):
         rows = rows[:-1]
     return {row["video"]: row for row in rows}
@@ -316,7 +326,7 @@ def row_to_keep(row):
     video = Path(row["video"])
     if not os.path.lexists(video):
         return row | {"action": "quarantined earlier"} if row["action"].startswith("quarantined") else None
-    if row["action"] not in ("kept", "replaced") or row["reason"] == "unreadable":
+    if row["decodes"] != "yes" or row["action"] not in ("kept", "replaced"):
         return None
     stat = os.stat(video)
     if (str(stat.st_size), str(stat.st_mtime_ns)) != (row["size_bytes"], row["mtime_ns"]):
@@ -337,6 +347,18 @@ def final_rows(known, kept):
     return rows
 
 
+PECULIARITIES = {  # of healthy videos, counted in the summary: a sentence, and whether it is true of a row
+    "are shorter than 4 s": lambda row: row["shorter_than_4_s"] == "yes",
+    "have a variable frame rate": lambda row: row["variable_frame_rate"] == "yes",
+    "have a header whose frame rate, which the frame rule takes, is off by more than 10 %": lambda row: (
+        abs(float(row["header_fps"]) - float(row["fps"])) > 0.1 * float(row["fps"])
+    ),
+    "have more than 10 s between two frames (a clock that jumps)": lambda row: float(row["longest_gap_s"]) > 10,
+    "are to be rotated, which the official pipeline ignores": lambda row: row["rotation"] != "0",
+    "have several video streams, of which the first is taken": lambda row: int(row["video_streams"]) > 1,
+}
+
+
 def print_summary(rows):
     """A table of reasons and what was done, whose counts add up to the number of videos; and where things lie."""
     earlier = [row for row in rows if row["action"] == "quarantined earlier"]
@@ -348,10 +370,10 @@ def print_summary(rows):
             done = ", ".join(f"{actions.count(action):,} {action}" for action in sorted(set(actions)))
             print(f"  {reason:20}{len(actions):9,}   {done}")
     print(f"  {'sum':20}{len(now):9,}")
-    stay = [row for row in now if row["action"] in ("kept", "replaced")]
-    short = sum(row["shorter_than_4_s"] == "yes" for row in stay)
-    variable = sum(row["variable_frame_rate"] == "yes" for row in stay)
-    print(f"of the {len(stay):,} that stay, {short:,} are shorter than 4 s and {variable:,} have a variable frame rate")
+    stay = [row for row in now if row["decodes"] == "yes" and row["action"] in ("kept", "replaced")]
+    print(f"of the {len(stay):,} that stay:")
+    for what, is_so in PECULIARITIES.items():
+        print(f"  {sum(map(is_so, stay)):9,} {what}")
     print(f"{len(earlier):,} were quarantined in earlier runs" if earlier else "none was quarantined in an earlier run")
     print(f"report: {REPORT}; quarantine: {QUARANTINE}")
 

@@ -16,6 +16,7 @@ as journal.py says:
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import math
@@ -23,7 +24,7 @@ import os
 import shutil
 import sys
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ DATA_ROOT = "./QEVD_organized/val"  # folder with <class>/<video>
 OUT_ROOT = "./preprocessed_tensors"  # where tensors, manifest.jsonl and failures.jsonl go
 CLIP_LEN = 16  # frames a clip; what the model was trained on
 FRAME_RATE = 4  # frames per second at which a video is sampled
+ROTATE = False  # true: turn videos upright as their files ask players to; the official pipeline does not
+MAX_PER_CLASS = 0  # at most so many videos of each class, chosen by a hash of their names; 0: all
 NUM_WORKERS = 0  # processes; 0: one a core that this process may use
 TIMEOUT = 120  # seconds after which a video that does not finish decoding has failed
 # ----------------------------------------------------------------------------------------------------------------------
@@ -50,6 +53,15 @@ def list_videos():
         if taken.setdefault(tensor_path(video), video) != video:
             failures[video] = f"its tensor would overwrite that of {taken[tensor_path(video)]}: rename one of the two"
     return [video for video in found.videos if video not in failures], failures
+
+
+def some_of_each_class(videos):
+    """At most MAX_PER_CLASS of the sorted `videos` of each class, the same ones however many others are there."""
+    chosen = []
+    for _, of_class in groupby(videos, os.path.dirname):
+        by_hash = sorted(of_class, key=lambda video: hashlib.sha256(os.fsencode(video)).digest())
+        chosen += sorted(by_hash[: MAX_PER_CLASS or None])
+    return chosen
 
 
 def tensor_path(video):
@@ -70,7 +82,7 @@ def check_settings():
     """Remember the settings in OUT_ROOT/settings.json; refuse an OUT_ROOT that was filled with others."""
     from torchvision_patches.spatial import PRESET
 
-    settings = {"clip_len": CLIP_LEN, "frame_rate": FRAME_RATE}
+    settings = {"clip_len": CLIP_LEN, "frame_rate": FRAME_RATE, "rotate": ROTATE}
     settings |= {"resize_size": list(PRESET.resize_size), "crop_size": list(PRESET.crop_size)}
     file = Path(OUT_ROOT, "settings.json")
     if not file.exists() and Path(OUT_ROOT, "manifest.jsonl").exists():
@@ -78,7 +90,7 @@ def check_settings():
     if not file.exists():
         with common.written_then_renamed(file) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")
-    before = json.loads(file.read_text())
+    before = {"rotate": False} | json.loads(file.read_text())  # the version before could not rotate
     changed = [f"{key} {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
     if changed:
         common.refuse(f"{OUT_ROOT} was filled with other settings ({', '.join(changed)}); choose another OUT_ROOT")
@@ -110,10 +122,11 @@ def manifest_rows():
 def read_progress(videos, journal):
     """What earlier runs and the other processes have finished: (table, {video: error of this launch}).
 
-    table: one record a video, 32 bytes and 4 for each frame, zeros for what is not finished; 200,000 rows as dicts
+    table: one record a video, 40 bytes and 4 for each frame, zeros for what is not finished; 200,000 rows as dicts
     would take 280 MB in each process. What was written counts if its source is unchanged and its tensor is whole.
     """
     columns = [("frame_indices", np.int32, (CLIP_LEN,)), ("num_frames", np.int64), ("fps", np.float64)]
+    columns += [("rotation", np.int64)]
     table = np.zeros(len(videos), [*columns, ("source_size", np.int64), ("source_mtime_ns", np.int64)])
     position, failed = {video: i for i, video in enumerate(videos)}, {}
     # in this order: a process that merges meanwhile replaces the manifest before it clears the journal
@@ -125,6 +138,7 @@ def read_progress(videos, journal):
         if "error" in row:
             failed |= {video: row["error"]} if current else {}
         elif is_whole(Path(OUT_ROOT, row["tensor_path"]), row["shape"]):
+            row = {"rotation": 0} | row  # the version before did not tell it
             table[position[video]] = tuple(row[column] for column in table.dtype.names)
     return table, {video: error for video, error in failed.items() if not table["num_frames"][position[video]]}
 
@@ -135,33 +149,36 @@ def manifest_row(video, record):
 
     row = {"video_path": os.path.join(DATA_ROOT, video), "label": os.path.dirname(video)}
     row |= {"tensor_path": tensor_path(video), "shape": [1, 3, CLIP_LEN, *PRESET.crop_size], "dtype": "float32"}
-    frame_indices, num_frames, fps, size, mtime_ns = record
+    frame_indices, num_frames, fps, rotation, size, mtime_ns = record
     row |= {"frame_indices": np.asarray(frame_indices).tolist(), "num_frames": num_frames, "fps": fps}
+    row |= {"rotation": rotation}
     return row | {"source_size": size, "source_mtime_ns": mtime_ns}
 
 
-def preprocess(video, data_root, out_root, clip_len, frame_rate):
+def preprocess(video, data_root, out_root, clip_len, frame_rate, rotate):
     """Decode, resize, crop and save the first clip of one video. Returns its record for `read_progress`'s table.
 
     Raises UnreadableVideo if the clip cannot be decoded, OSError if the tensor cannot be written.
     """
     import torch
 
+    from torchvision_patches.decoding import facts_of, read_frames
     from torchvision_patches.spatial import resize_and_crop
-    from torchvision_patches.video_utils import VideoClips, frame_times, read_frames
+    from torchvision_patches.video_utils import VideoClips
 
     torch.set_num_threads(1)
     path = os.path.join(data_root, video)
     source = source_of(path)  # before it is read: a video that is replaced meanwhile is done again next time
-    pts, fps = frame_times(path)
-    clips, frame_indices = VideoClips.compute_clips_for_video(torch.from_numpy(pts), clip_len, 1, fps, frame_rate)
-    frames = read_frames(path, clips[0].numpy(), frame_indices[0].numpy())  # (T, H, W, 3)
+    facts = facts_of(path)
+    pts = torch.from_numpy(facts.pts)
+    clips, frame_indices = VideoClips.compute_clips_for_video(pts, clip_len, 1, facts.fps, frame_rate)
+    frames = read_frames(path, clips[0].numpy(), frame_indices[0].numpy(), rotate=rotate)  # (T, H, W, 3)
     tensor = resize_and_crop(torch.from_numpy(frames))[None].numpy()  # (1, 3, T, 112, 112)
     content = io.BytesIO()
     np.save(content, tensor)  # to a file, it would hide the reason when that cannot be written
     with common.written_then_renamed(Path(out_root, tensor_path(video))) as temporary:
         temporary.write_bytes(content.getbuffer())
-    return frame_indices[0].tolist(), len(pts), fps, *source.values()
+    return frame_indices[0].tolist(), len(pts), facts.fps, facts.rotation, *source.values()
 
 
 def results_of(videos, num_workers):
@@ -171,14 +188,14 @@ def results_of(videos, num_workers):
     """
     from pebble import ProcessExpired, ProcessPool
 
-    from torchvision_patches.video_utils import UnreadableVideo
+    from torchvision_patches.decoding import UnreadableVideo
 
     remaining, running = iter(videos), {}
     with ProcessPool(max_workers=num_workers) as pool:
         try:
             while True:
                 for video in remaining:
-                    arguments = [video, DATA_ROOT, OUT_ROOT, CLIP_LEN, FRAME_RATE]
+                    arguments = [video, DATA_ROOT, OUT_ROOT, CLIP_LEN, FRAME_RATE, ROTATE]
                     running[pool.schedule(preprocess, arguments, timeout=TIMEOUT)] = video
                     if len(running) >= 4 * num_workers:
                         break
@@ -193,7 +210,8 @@ def results_of(videos, num_workers):
                     except TimeoutError:
                         yield video, None, f"it did not finish decoding within {TIMEOUT} s"
                     except ProcessExpired as e:
-                        yield video, None, f"its decoder crashed (exit code {e.exitcode})"
+                        killed = ": killed, as the system does when memory is short" if e.exitcode == -9 else ""
+                        yield video, None, f"its decoder crashed (exit code {e.exitcode}{killed})"
                     except OSError as e:
                         if e.errno != errno.ENAMETOOLONG:
                             raise
@@ -235,10 +253,13 @@ def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no terminal can show
     if not os.path.isdir(DATA_ROOT):
         common.refuse(f"there is no folder DATA_ROOT = {DATA_ROOT}; it must hold <class>/<video>")
-    videos, failures = list_videos()
+    found, failures = list_videos()
+    videos = some_of_each_class(found)
     if not videos:
-        found = "".join(f"; {path}: {error}" for path, error in sorted(failures.items())[:3])
-        common.refuse(f"no video lies at {DATA_ROOT}/<class>/<video>, which DATA_ROOT must hold{found}")
+        others = "".join(f"; {path}: {error}" for path, error in sorted(failures.items())[:3])
+        common.refuse(f"no video lies at {DATA_ROOT}/<class>/<video>, which DATA_ROOT must hold{others}")
+    if len(videos) < len(found):
+        print(f"{len(videos):,} of {len(found):,} videos are taken: at most {MAX_PER_CLASS} of each class")
     try:
         preprocess_all(videos, failures)
     except OSError as e:
@@ -274,9 +295,12 @@ def preprocess_all(videos, failures):
 
 
 def report(table, failures):
-    """Print how many clips there are, how many of short videos, and the first failures."""
+    """Print how many clips there are, how many of short or rotated videos, and the first failures."""
     short = int((table["num_frames"] * FRAME_RATE / table["fps"] < CLIP_LEN).sum())
     print(f"{len(table):,} clips in {OUT_ROOT}/manifest.jsonl, {short:,} of them of short videos, sampled faster")
+    if rotated := np.count_nonzero(table["rotation"]):
+        how = "are turned upright" if ROTATE else "are taken as they lie, as the official pipeline does (see ROTATE)"
+        print(f"{rotated:,} are of videos that ask players to turn them; they {how}")
     for video, error in sorted(failures.items())[:10]:
         print(f"failed: {os.path.join(DATA_ROOT, video)}: {error}")
     if failures:

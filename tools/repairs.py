@@ -12,10 +12,13 @@ import shutil
 from pathlib import Path
 
 import common
-from verdict import examine, moving_pictures, open_video
+from verdict import examine
 
-REPAIRABLE = "no_frames", "truncated", "corrupt_frames"  # what opens and does not take the decoder down
-FORMATS = {"m4v": "mp4", "mkv": "matroska"}  # muxers whose name is not the file's ending
+# reasons of what opens and does not take the decoder down
+REPAIRABLE = "no_frames", "truncated", "corrupt_frames", "size_change", "no_frame_times"
+FORMATS = {"m4v": "mp4", "mkv": "matroska", "ts": "mpegts", "mts": "mpegts"}  # muxers not named as the file's ending
+H264 = "libx264", {"crf": "18"}
+ENCODERS = {"webm": ("libvpx-vp9", {"crf": "20", "b": "0", "cpu-used": "4"})}  # of endings that H.264 may not stand in
 
 
 # --- one video: the repair ladder (runs in a child process) ----------------------------------------------------------
@@ -23,6 +26,8 @@ FORMATS = {"m4v": "mp4", "mkv": "matroska"}  # muxers whose name is not the file
 
 def wanted_streams(container):
     """What a repaired file keeps: moving pictures, sound and subtitles."""
+    from torchvision_patches.decoding import moving_pictures
+
     return [*moving_pictures(container), *container.streams.audio, *container.streams.subtitles]
 
 
@@ -31,7 +36,7 @@ def create_video(path, original):
     import av
 
     ending = Path(original).suffix[1:].lower()
-    return av.open(str(path), "w", format=FORMATS.get(ending, ending))
+    return av.open(f"file:{path}", "w", format=FORMATS.get(ending, ending))
 
 
 def copy_packet(packet, stream, last_dts, target):
@@ -51,7 +56,9 @@ def copy_packet(packet, stream, last_dts, target):
 
 def remux(original, repaired, **options):
     """Copy all wanted streams packet by packet into a new file; `options` are the reader's."""
-    with open_video(original, **options) as source, create_video(repaired, original) as target:
+    from torchvision_patches.decoding import open_container
+
+    with open_container(original, **options) as source, create_video(repaired, original) as target:
         target.metadata.update(source.metadata)
         streams = {stream.index: target.add_stream_from_template(stream) for stream in wanted_streams(source)}
         last_dts = {}
@@ -65,23 +72,27 @@ def remux_without_corrupt_packets(original, repaired):
 
 
 def reencode(original, repaired, rotation):
-    """Encode what can be decoded as H.264 (crf 18), each frame at its own time; copy sound and subtitles.
+    """Encode what can be decoded as H.264 (WebM: VP9), each frame at its own time; copy sound and subtitles.
 
-    `rotation` in degrees goes into the new header (PyAV before 18 cannot write one: then this raises).
+    Pictures of other sizes than the first are scaled to its. `rotation`, degrees clockwise, goes into the new header
+    (PyAV before 18 cannot write one: then this raises).
     """
     import av
 
-    with open_video(original) as source, create_video(repaired, original) as target:
+    from torchvision_patches.decoding import open_container
+
+    with open_container(original) as source, create_video(repaired, original) as target:
         target.metadata.update(source.metadata)
         picture, *others = wanted_streams(source)
         width, height = picture.codec_context.width, picture.codec_context.height
-        encoder = target.add_stream("libx264", rate=picture.average_rate or 30, options={"crf": "18"})
+        codec, options = ENCODERS.get(Path(original).suffix[1:].lower(), H264)
+        encoder = target.add_stream(codec, rate=picture.average_rate or 30, options=options)
         encoder.width, encoder.height = width, height
         encoder.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"  # 4:2:0 needs even sides
         encoder.codec_context.time_base = encoder.time_base = picture.time_base
         encoder.codec_context.thread_count = 1
         if rotation:
-            encoder.set_display_rotation(rotation)
+            encoder.set_display_rotation(-rotation % 360)
         streams = {stream.index: target.add_stream_from_template(stream) for stream in others}
         last_pts, last_dts = None, {}
         for packet in source.demux([picture, *others]):

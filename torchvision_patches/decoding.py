@@ -34,18 +34,20 @@ class NotAsIndexed(Exception):
     """The packets of a file do not lie where its header says they do."""
 
 
-def open_container(path):
+def open_container(path, **options):
     """Open a file with PyAV: always a regular file on this machine, whatever its name or its content says.
 
     "file:" keeps FFmpeg from taking `my:set/a.mp4` for a protocol; the whitelist keeps a playlist under a video's name
     from reaching the network. A FIFO, on which opening would wait for ever, a socket, a device or a folder is refused.
+    `options` are those of FFmpeg's reader.
     Raises OSError, of which PyAV's errors are a kind.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
         raise OSError(errno.EINVAL, f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
-    return av.open(f"file:{os.fspath(path)}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+    options = {"protocol_whitelist": "file"} | options
+    return av.open(f"file:{os.fspath(path)}", metadata_errors="ignore", options=options)
 
 
 def moving_pictures(container):
