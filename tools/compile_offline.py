@@ -193,12 +193,21 @@ def print_unsupported(error):
     print(f"error: Qualcomm's compiler refuses the network: {error}", file=sys.stderr)
     layers = {}
     for operation, node in error.unsupported:
-        layers.setdefault(operation, []).append(node.strip("/").rpartition("/")[0] or node or "(no name)")
+        layers.setdefault(operation, []).append(layer_of(node))
     for operation, names in sorted(layers.items()):
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         print(f"  {operation} of {', '.join(names[:6])}{more}", file=sys.stderr)
     if layers:
         print("  a limit of the compiler in this wheel, not a proof that AI Hub refuses them", file=sys.stderr)
+
+
+def layer_of(node):
+    """The module that a traced node comes from: "/model/features/features.5/branch3/branch3.0/MaxPool" is of
+    features.5.branch3.0. Another exporter's name stays as it is.
+    """
+    parts = [part for part in node.split("/") if part][:-1]
+    parts = [part for part, after in zip(parts, parts[1:] + [""]) if not after.startswith(f"{part}.")]
+    return ".".join(parts).removeprefix("model.") or node or "(no name)"
 
 
 def print_report(path, description):

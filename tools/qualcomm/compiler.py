@@ -21,7 +21,7 @@ import common
 # onnxruntime-qnn 2.6.0 carries QAIRT 2.50, as AI Hub does; 2.7.0 carries 2.51, whose binaries 2.50 refuses
 WHEELS = {"onnxruntime-qnn": "2.6.0", "onnxruntime": "1.24.4", "flatbuffers": "25.12.19"}
 QAIRT = "2.50"
-PROCESS = Path(__file__).with_name("process.py")
+WATCHER, PROCESS = (str(Path(__file__).with_name(name)) for name in ("watcher.py", "process.py"))
 HOW_ELSE = (
     "run it on Linux x86-64, say in the Docker image python:3.12-bookworm, or compile on AI Hub with "
     "tools/example_export.py"
@@ -104,28 +104,35 @@ def install(folder):
 
 
 class Process:
-    """process.py at work on a folder, as a context: `ask` sends it a line, `answer` waits for its next one."""
+    """process.py at work on a folder, as a context: `ask` sends it a line, `answer` waits for its next one.
+
+    When the context ends, or this program is killed, the process ends and the folder goes.
+    """
 
     def __init__(self, command, folder, soc, wheels):
         path = os.pathsep.join(filter(None, [str(Path(wheels).absolute()), os.environ.get("PYTHONPATH")]))
+        work = [sys.executable, "-P", PROCESS, command, str(folder), str(soc)]
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in __exit__)
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(PROCESS), command, str(folder), str(soc)], text=True, encoding="utf-8",
-            cwd=folder, env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self.errors,
+            [sys.executable, "-P", WATCHER, str(folder), *work], text=True, encoding="utf-8", cwd=folder,
+            env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
         )  # fmt: skip
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.process.kill()  # closing its stdin would let it remove the folder
-        self.process.communicate()
+        with contextlib.suppress(OSError):  # it has ended
+            self.process.stdin.close()
+        self.process.stdout.read()
+        self.process.wait()
+        self.process.stdout.close()
         self.errors.close()
 
     def ask(self, line):
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(OSError):  # it has ended: there will be no answer
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
 
     def answer(self):
         """Its next answer, a dict. Raises CompilerError if it ended instead."""
@@ -135,7 +142,7 @@ class Process:
         code = self.process.wait()
         self.errors.seek(0)
         last = (self.errors.read().strip().splitlines() or ["no message"])[-1]
-        memory = " (for want of memory?)" if code == -9 else ""
+        memory = " (for want of memory?)" if code == 137 else ""
         raise CompilerError(f"Qualcomm's compiler ended with exit code {code}{memory}: {last}")
 
 

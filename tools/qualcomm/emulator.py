@@ -87,7 +87,6 @@ def agreement(logits, expected):
 def compare(found, graph, description, rows, read_clip, outputs):
     """Print how the emulator's outputs agree with onnxruntime's on this CPU and with torch's, and return it."""
     import numpy as np
-    import torch
 
     session = onnx_graph.cpu_session(graph.SerializeToString())
     taken, given = description["input"], description["output"]
@@ -97,6 +96,8 @@ def compare(found, graph, description, rows, read_clip, outputs):
         (output,) = session.run(None, {taken["name"]: aihub.as_model_input(clip, taken)})
         expected["onnxruntime"].append(aihub.as_logits(output, given))
         if found.torch_model is not None:
+            import torch
+
             with torch.no_grad():
                 expected["torch"].append(found.torch_model(torch.from_numpy(clip)).numpy())
     figures, logits = {}, aihub.as_logits(outputs, given)

@@ -1,7 +1,7 @@
 """What runs inside the compiler's own process: Qualcomm's provider for onnxruntime compiles a graph or runs a binary.
 
-compiler.py starts it with the folder of its wheels on PYTHONPATH; the project's onnxruntime is another one.
-It ends, and its FOLDER with it, as soon as its stdin is closed: whatever kills the parent leaves nothing behind.
+compiler.py starts it with the folder of its wheels on PYTHONPATH (the project's onnxruntime is another one), and
+watcher.py ends it.
 
     process.py compile FOLDER SOC       FOLDER/graph.onnx -> FOLDER/context.bin; answers with one line of JSON
     process.py run FOLDER SOC           FOLDER/context.onnx, which names its binary; for each line of stdin, an .npy
@@ -12,11 +12,8 @@ import csv
 import json
 import mmap
 import os
-import queue
 import re
-import shutil
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -92,25 +89,15 @@ def answer(message):
     print(json.dumps(message), flush=True)
 
 
-def pass_on_requests(requests, folder):
-    """Put the lines of stdin into a queue; when it is closed, end this process and remove its folder."""
-    for line in sys.stdin:
-        requests.put(line.rstrip("\n"))
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
-
-
 def main():
     command, folder, soc = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    requests = queue.SimpleQueue()
-    threading.Thread(target=pass_on_requests, args=(requests, folder), daemon=True).start()
     if command == "compile":
         answer(compile_graph(folder, soc))
         return
     session = make_session(folder / "context.onnx", soc)
     (name,) = (tensor.name for tensor in session.get_inputs())
-    while True:
-        answer({"output": session.run(None, {name: np.load(requests.get())})[0].tolist()})
+    for line in sys.stdin:
+        answer({"output": session.run(None, {name: np.load(line.rstrip("\n"))})[0].tolist()})
 
 
 if __name__ == "__main__":
