@@ -318,6 +318,17 @@ def write_two_outputs(path):
         file["data/1/batch_0"] = np.zeros((1, 6))
 
 
+def write_one_array(path):
+    with h5py.File(path, "w") as file:
+        file["data/0"] = np.zeros((6, 6))
+
+
+def write_numbers_for_paths(path):
+    write_h5(path, [[0] * 6] * 6, paths=None)
+    with h5py.File(path, "a") as file:
+        file["tensor_paths"] = np.arange(6)
+
+
 @pytest.mark.parametrize(
     "write, sentence",
     [
@@ -330,6 +341,9 @@ def write_two_outputs(path):
         (write_other_classes, "they differ at 2 indices (at 0: ['lunges'] and ['squats'])"),
         (write_quantised, "holds uint8 values, a quantised output without its scale"),
         (write_two_outputs, "holds 2 model outputs"),
+        (write_one_array, "is an HDF5 file, but not laid out as AI Hub's"),
+        (write_numbers_for_paths, "is an HDF5 file, but not laid out as AI Hub's"),
+        (lambda path: write_h5(path, [[0] * 6] * 6, classes="a, b"), "is an HDF5 file, but not laid out as AI Hub's"),
     ],
 )
 def test_files_that_are_refused_whatever_the_flags(run, folder, write, sentence):

@@ -115,21 +115,32 @@ def read_predictions(path, rows, class_index):
     sentence if the file is no such HDF5 or says that it is for other classes.
     """
     with open_h5(path) as file:
-        about = read_attributes(file, path, class_index)
-        group, numbers = find_batches(file, path)
-        if "tensor_paths" in file:
-            paths = file["tensor_paths"].asstr()[:].tolist()
-            paths += [f"batch_{number}, which has no path" for number in numbers if number >= len(paths)]
-            numbers = list(range(len(file["tensor_paths"]))) + [n for n in numbers if n >= len(file["tensor_paths"])]
-        elif numbers == list(range(len(rows))):
-            paths = None
-        else:
+        try:
+            about = read_attributes(file, path, class_index)
+            group, numbers = find_batches(file, path)
+            paths, numbers = paths_of(file, path, numbers, rows)
+            return about, paths, *read_batches(group, numbers, len(class_index))
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:  # whatever else an HDF5 may hold
             common.refuse(
-                f"{path} names no tensors, so only their order can match predictions to clips, and it has "
-                f"{len(numbers):,} (batch_{numbers[0]} to batch_{numbers[-1]}) for the {len(rows):,} of {manifest}; "
-                "give the manifest of exactly these clips, or run tools/run_inference.py, which stores the paths"
+                f"{path} is an HDF5 file, but not laid out as AI Hub's, with a dataset data/0/batch_<i> for each clip "
+                f"({e}); run tools/run_inference.py, or download the job's outputs again"
             )
-        return about, paths, *read_batches(group, numbers, len(class_index))
+
+
+def paths_of(file, path, numbers, rows):
+    """The tensor paths of the HDF5, None if it has none, and the numbers of its batches in their order."""
+    if "tensor_paths" in file:
+        paths = file["tensor_paths"].asstr()[:].tolist()
+        beyond = [number for number in numbers if number >= len(paths)]
+        numbers = [*range(len(paths)), *beyond]
+        return paths + [f"batch_{number}, which has no path" for number in beyond], numbers
+    if numbers == list(range(len(rows))):
+        return None, numbers
+    common.refuse(
+        f"{path} names no tensors, so only their order can match predictions to clips, and it has "
+        f"{len(numbers):,} (batch_{numbers[0]} to batch_{numbers[-1]}) for the {len(rows):,} of {manifest}; "
+        "give the manifest of exactly these clips, or run tools/run_inference.py, which stores the paths"
+    )
 
 
 def open_h5(path):
@@ -275,7 +286,7 @@ def what_is_newer(predictions, rows):
     written = os.path.getmtime(path)
 
     def newer(file):
-        return os.path.exists(file) and os.path.getmtime(file) > written
+        return os.path.isfile(file) and os.path.getmtime(file) > written
 
     model = predictions.about.get("model_path", "")
     if newer(model) and common.sha256_of(model) != predictions.about.get("model_sha256"):
