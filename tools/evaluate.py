@@ -2,8 +2,8 @@
 
 Reads   an HDF5 of predictions (run_inference.py's, one downloaded from AI Hub's web page, or the original sample
         solution's), the manifest.jsonl of preprocess_and_save.py, the class map; for its pictures the .npy clips too
-Writes  report_dir/: report.html (one file that shows everything), report.json, per_class.csv, confusion.png,
-        confused_pairs.png, mistakes.png. The last line of output is one JSON object with the main figures.
+Writes  report_dir/: report.html (one file that shows everything), report.json, per_class.csv, confusion.png.
+        The last line of output is one JSON object with the main figures.
 
 $ python tools/evaluate.py --h5 dataset-export.h5 --manifest /path/manifest.jsonl --class_map class_map.json
 $ python tools/evaluate.py --compare dataset-export-w8a8.h5      # agreement, the clips that flip, McNemar's test
@@ -15,7 +15,9 @@ something out; 2: the files do not fit together, or a wrong flag.
 import csv
 import io
 import json
+import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ compare = ""  # a second HDF5 of predictions for the same clips, say of a w8a8 m
 report_dir = "./report"  # folder that gets the report
 # ----------------------------------------------------------------------------------------------------------------------
 
+ABOUT = ("model", "model_path", "model_sha256", "device", "job_ids", "output_kind")  # what an HDF5 may say of itself
 MISSING = "clips without a prediction"
 
 
@@ -43,6 +46,8 @@ def main():
     rows = read_rows()
     predictions = load(h5, rows, class_index)
     other = load(compare, rows, class_index) if compare else None
+    for these in filter(None, (predictions, other)):
+        these.notes.extend(figures.oddities(these, classes) + what_is_newer(these, rows))
 
     confusion = figures.confusion_matrix(predictions.labels, predictions.predicted, len(classes))
     report = {
@@ -51,6 +56,7 @@ def main():
         "notes": predictions.notes,
         "left_out": figures.counts_and_examples(predictions.left_out),
         "per_class": figures.per_class(confusion, classes),
+        "confidence_curve": figures.confidence_curve(predictions),
         "confused_pairs": figures.confused_pairs(confusion, classes),
         "mistakes": figures.worst_mistakes(predictions, rows, classes),
     }
@@ -60,7 +66,11 @@ def main():
     if verbose:
         print_clips(predictions, rows, classes)
     print_summary(report)
-    write_report(report, confusion, classes)
+    try:
+        write_report(report, confusion, predictions, other, rows, classes)
+    except OSError as e:
+        common.refuse(f"the report cannot be written into {report_dir}: {e.strerror or e}; see --report-dir")
+    print(f"\nthe whole report: {Path(report_dir) / 'report.html'}")
     compared = {key: report["comparison"][key] for key in ("agreement", "mcnemar_p")} if compare else {}
     print(json.dumps(report["figures"] | compared))
     raise SystemExit(1 if predictions.left_out or (compare and other.left_out) else 0)
@@ -104,35 +114,54 @@ def read_predictions(path, rows, class_index):
     {row: why}. The paths are None if the file has none; then its batches are 0 … len(rows)-1. Exits with code 2 and one
     sentence if the file is no such HDF5 or says that it is for other classes.
     """
+    with open_h5(path) as file:
+        try:
+            about = read_attributes(file, path, class_index)
+            group, numbers = find_batches(file, path)
+            paths, numbers = paths_of(file, path, numbers, rows)
+            return about, paths, *read_batches(group, numbers, len(class_index))
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:  # whatever else an HDF5 may hold
+            common.refuse(
+                f"{path} is an HDF5 file, but not laid out as AI Hub's, with a dataset data/0/batch_<i> for each clip "
+                f"({e}); run tools/run_inference.py, or download the job's outputs again"
+            )
+
+
+def paths_of(file, path, numbers, rows):
+    """The tensor paths of the HDF5, None if it has none, and the numbers of its batches in their order."""
+    if "tensor_paths" in file:
+        paths = file["tensor_paths"].asstr()[:].tolist()
+        beyond = [number for number in numbers if number >= len(paths)]
+        numbers = [*range(len(paths)), *beyond]
+        return paths + [f"batch_{number}, which has no path" for number in beyond], numbers
+    if numbers == list(range(len(rows))):
+        return None, numbers
+    common.refuse(
+        f"{path} names no tensors, so only their order can match predictions to clips, and it has "
+        f"{len(numbers):,} (batch_{numbers[0]} to batch_{numbers[-1]}) for the {len(rows):,} of {manifest}; "
+        "give the manifest of exactly these clips, or run tools/run_inference.py, which stores the paths"
+    )
+
+
+def open_h5(path):
+    """The HDF5 `path`, open for reading; exits with code 2 and one sentence if it cannot be."""
     import h5py
 
     try:
-        file = h5py.File(path, "r")
+        return h5py.File(path, "r")
     except FileNotFoundError:
-        common.refuse(f"there is no {path}; run tools/run_inference.py first, or name the file with --h5")
+        common.refuse(f"there is no {path}; run tools/run_inference.py first, or name another file")
     except OSError as e:
+        if "unable to lock" in str(e):
+            common.refuse(f"{path} is in use by another process, which writes to it; wait for it, or close it there")
+        if e.errno:
+            common.refuse(f"{path} cannot be read: {os.strerror(e.errno)}")
         common.refuse(f"{path} is not a complete HDF5 file ({e}); run tools/run_inference.py again")
-    with file:
-        about = read_attributes(file, path, class_index)
-        group, numbers = find_batches(file, path)
-        if "tensor_paths" in file:
-            paths = file["tensor_paths"].asstr()[:].tolist()
-            paths += [f"batch_{number}, which has no path" for number in numbers if number >= len(paths)]
-            numbers = list(range(len(file["tensor_paths"]))) + [n for n in numbers if n >= len(file["tensor_paths"])]
-        elif numbers == list(range(len(rows))):
-            paths = None
-        else:
-            common.refuse(
-                f"{path} names no tensors, so only their order can match predictions to clips, and it has "
-                f"{len(numbers):,} (batch_{numbers[0]} to batch_{numbers[-1]}) for the {len(rows):,} of {manifest}; "
-                "give the manifest of exactly these clips, or run tools/run_inference.py, which stores the paths"
-            )
-        return about, paths, *read_batches(group, numbers, len(class_index))
 
 
 def read_attributes(file, path, class_index):
     """What the HDF5 says of itself, as far as it does; exits with code 2 if its classes are not the class map's."""
-    words = {key: str(file.attrs[key]) for key in ("model", "device", "job_ids", "output_kind") if key in file.attrs}
+    words = {key: str(file.attrs[key]) for key in ABOUT if key in file.attrs}
     if words.get("output_kind", "logits") not in ("logits", "probabilities"):
         common.refuse(f'{path} says its output_kind is {words["output_kind"]!r}; known: "logits", "probabilities"')
     if "classes" in file.attrs:
@@ -251,6 +280,30 @@ def settle_output_kind(about, scores):
     return [f"{about['h5']} says it holds logits, but they look like probabilities: calibration would then be wrong"]
 
 
+def what_is_newer(predictions, rows):
+    """Sentences on the model or the clips, where they were made anew after the HDF5 was written."""
+    path, lines = predictions.about["h5"], []
+    written = os.path.getmtime(path)
+
+    def newer(file):
+        return os.path.isfile(file) and os.path.getmtime(file) > written
+
+    model = predictions.about.get("model_path", "")
+    if newer(model) and common.sha256_of(model) != predictions.about.get("model_sha256"):
+        lines.append(f"{path} is older than its model {model} ({when(path)}, {when(model)}): run inference again")
+    if newer(manifest):
+        tensors = [Path(manifest).parent / rows[clip]["tensor_path"] for clip in predictions.clips]
+        if changed := sum(map(newer, tensors)):
+            lines.append(f"{path} is older than {changed:,} of the clips ({when(path)}): run inference again")
+        elif not any(map(os.path.exists, tensors)):
+            lines.append(f"{path} is older than {manifest} ({when(path)}, {when(manifest)}): are the clips the same?")
+    return lines
+
+
+def when(path):
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(os.path.getmtime(path)))
+
+
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
@@ -263,7 +316,7 @@ def print_clips(predictions, rows, classes):
 
 def print_summary(report):
     of = report["figures"]
-    print(", ".join(f"{key} {value}" for key, value in report["about"].items()))
+    print(", ".join(f"{key} {value}" for key, value in report["about"].items() if key != "model_sha256"))
     for remark in figures.remarks(report):
         print(f"note: {remark}")
     print(f"\nTop-1 {of['top1']:.3f} %, Top-5 {of['top5']:.3f} % of {of['n']:,} of {of['num_videos']:,} videos")
@@ -275,29 +328,24 @@ def print_summary(report):
         print(f"  {pair['label']} taken for {pair['predicted']}: {pair['times']:,}, {pair['share']:.1f} % of the class")
     for mistake in report["mistakes"][:5]:
         print(f"  {mistake['video_path']}: {figures.taken_for(mistake)}")
-    print(f"\nthe whole report: {Path(report_dir) / 'report.html'}")
 
 
 # --- the report folder -----------------------------------------------------------------------------------------------
 
 
-def write_report(report, confusion, classes):
-    """Write the six files of the report, each complete or not at all."""
-    import matplotlib
-
-    matplotlib.rcParams["text.parse_math"] = False  # a "$" in a name is a dollar sign
+def write_report(report, confusion, predictions, other, rows, classes):
+    """Write the four files of the report, each complete or not at all."""
     folder = Path(report_dir)
     folder.mkdir(parents=True, exist_ok=True)
     pictures.draw_confusion(folder / "confusion.png", confusion, classes)
-    pictures.draw_confused_pairs(folder / "confused_pairs.png", report["confused_pairs"])
-    pictures.draw_mistakes(folder / "mistakes.png", report["mistakes"], Path(manifest).parent)
     write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, report["per_class"][0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(report["per_class"])
     write_text(folder / "per_class.csv", table.getvalue())
-    write_text(folder / "report.html", page.render(report, folder))
+    text = page.render(report, confusion, predictions, other, rows, classes, Path(manifest).parent)
+    write_text(folder / "report.html", text)
 
 
 def write_text(path, text):

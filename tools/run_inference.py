@@ -462,6 +462,8 @@ def main():
     logits = np.concatenate([np.load(state.part(i)) for i in range(len(chunks))])
     attributes = {
         "model": model_path.name,
+        "model_path": str(model_path.resolve()),
+        "model_sha256": common.sha256_of(model_path),
         "device": device_name,
         "job_ids": json.dumps([state.chunk(i)["job"] for i in range(len(chunks))]),
         "run": key,
