@@ -2,6 +2,8 @@
 
 import asyncio
 import fnmatch
+import os
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -11,7 +13,10 @@ from aiohttp import web
 
 from hub_server import LocalHub
 from hub_server.jobs import INLINE_SECONDS
-from hub_server.records import JobFailedError, RefusedError, timestamp
+from hub_server.records import JobFailedError, RefusedError, pb, timestamp
+
+# a proxy of the machine is not for the hub on it; scripts inherit this
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = f"127.0.0.1,localhost,{os.environ.get('NO_PROXY', '')}"
 
 
 @dataclass(eq=False)
@@ -50,11 +55,17 @@ NO_FAULT = Fault("", message="")
 
 
 class FaultyHub(LocalHub):
-    """A LocalHub with `faults`, and `job_seconds` that every job takes longer than it does."""
+    """A LocalHub with `faults`, `job_seconds` that every job takes longer than it does, and `quirks`.
 
-    def __init__(self, job_seconds=0.0, **limits):
-        super().__init__(**limits)
+    quirks, ways in which the service may differ from what the scripts hope: "no scale" (it does not tell scales and
+    zero points), "no spec" (nor anything else of what a model takes and gives), "no shapes" (nor do jobs that ran),
+    "silent" (jobs fail without a reason), "by size" (a clip of another shape and the right size runs).
+    """
+
+    def __init__(self, job_seconds=0.0, quirks=(), keep_data=True, **limits):
+        super().__init__(keep_data=keep_data, **limits)
         self.faults, self.job_seconds, self.fault_of = [], job_seconds, {}
+        self.quirks, self.samples_by_size = set(quirks), "by size" in quirks
         self.lock = threading.Lock()
 
     def take_fault(self, text, options=""):
@@ -75,9 +86,33 @@ class FaultyHub(LocalHub):
                 await request.read()
                 raise RefusedError(fault.status, fault.message)
             response = await super().answer(request)
+            if request.method == "GET" and self.quirks:
+                self.leave_out(request.path, response)
         if fault.drop:
             request.transport.close()
         return response
+
+    def leave_out(self, path, response):
+        """Take out of an answer what the hub's quirks keep to themselves."""
+        if re.fullmatch("/api/v1/models/[a-z0-9]+/", path):
+            message = model = pb.Model.FromString(response.body)
+        elif re.fullmatch("/api/v1/jobs/[a-z0-9]+/", path):
+            message = pb.Job.FromString(response.body)
+            details = getattr(message, message.WhichOneof("job"))
+            model = details.target_model if hasattr(details, "target_model") else details.model
+            if "no shapes" in self.quirks and hasattr(details, "tensor_type_list"):
+                details.ClearField("tensor_type_list")
+            if "silent" in self.quirks:
+                details.failure_reason = ""
+        else:
+            return
+        for spec in (model.input_spec, model.output_spec):
+            if "no spec" in self.quirks:
+                spec.Clear()
+            for tensor in spec.types if "no scale" in self.quirks else []:
+                tensor.tensor_type.ClearField("scale")
+                tensor.tensor_type.ClearField("zero_point")
+        response.body = message.SerializeToString()
 
     def add_dataset(self, name):
         message = super().add_dataset(name)

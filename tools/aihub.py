@@ -6,6 +6,7 @@ them, so that `--help` stays fast.
 
 import configparser
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -41,6 +42,15 @@ def hub_errors():
     from s3transfer.exceptions import RetriesExceededError
 
     return (Error, APIException, BotoCoreError, ClientError, RetriesExceededError)
+
+
+def is_passing(error):
+    """Whether one of `hub_errors` comes of a service that is away or asks to slow down; False for what it refuses."""
+    from qai_hub.client import APIException, UserError
+
+    if isinstance(error, APIException):
+        return error.status_code == 429 or (error.status_code or 0) >= 500
+    return not isinstance(error, UserError)
 
 
 @contextlib.contextmanager
@@ -166,6 +176,32 @@ def io_of_bundle(bundle, name):
     return io if layout_of(io["input"]["shape"]) else None
 
 
+def qairt_version_of(model):
+    """The version of QAIRT that a hub model was compiled with, say "2.50"; "" where the hub does not say it."""
+    from qai_hub import ModelMetadataKey
+
+    version = re.match(r"\d+\.\d+", model.metadata.get(ModelMetadataKey.QAIRT_SDK_VERSION, ""))
+    return version[0] if version else ""
+
+
+def job_options(qairt_version, options=""):
+    """Options of a job on a model that was compiled with this version of QAIRT; the user's own ones win."""
+    if not qairt_version or "--qairt_version" in options:
+        return options
+    return f"--qairt_version {qairt_version} {options}".strip()
+
+
+def target_model_of(hub, described):
+    """The hub's own model that the jobs named in a description made, or None: no job, unknown here, or failed."""
+    from qai_hub.client import UserError
+
+    try:
+        job_id = described.get("link_job") or described.get("compile_job")
+        return hub.get_job(job_id).get_target_model() if job_id else None
+    except UserError:
+        return None
+
+
 def describe(tensor):
     """A tensor of `io_of` in words: name, type, shape, layout, quantisation."""
     words = [f"{tensor['name']}: {tensor['dtype']} {tuple(tensor['shape'] or ())}", layout_of(tensor["shape"])]
@@ -175,29 +211,42 @@ def describe(tensor):
 
 
 def check_scale(tensor):
-    """Exit with code 2 and one sentence if a tensor of `io_of` holds integers without a scale: [0, 1] would be lost."""
+    """Exit with code 2 and one sentence if an output of `io_of` holds integers without a scale: no logits are in it."""
     if not tensor["dtype"].startswith("float") and tensor["scale"] is None:
         common.refuse(
-            f"the model has {describe(tensor)} and does not say its scale; export it again with "
-            f"tools/example_export.py, which writes it beside the model"
+            f"the model gives {describe(tensor)} and does not say its scale, so its logits cannot be read; export it "
+            f"for another runtime, or with --precision float"
         )
+
+
+def sent_dtype(tensor):
+    """The type in which clips are sent to an input of `io_of`: float32 for an integer without a scale.
+
+    So does qai_hub_models; the service quantises what it is sent.
+    """
+    return "float32" if tensor["scale"] is None and not tensor["dtype"].startswith("float") else tensor["dtype"]
 
 
 def as_model_input(clip, tensor):
     """Float32 (1, 3, T, H, W) in [0, 1] as the layout and type of a model's input (`io_of(model)["input"]`).
 
-    An integer input is quantised: round(value / scale) + zero point, clipped to the type's range. Exits with code 2 and
-    one sentence for an integer input without a scale.
+    An integer input is quantised: round(value / scale) + zero point, clipped to the type's range.
     """
     import numpy as np
 
-    check_scale(tensor)
     if layout_of(tensor["shape"]) == "NTHWC":
         clip = clip.transpose(0, 2, 3, 4, 1)
     if tensor["scale"] is not None:
         limits = np.iinfo(tensor["dtype"])
         clip = (np.rint(clip / tensor["scale"]) + tensor["zero_point"]).clip(limits.min, limits.max)
-    return np.ascontiguousarray(clip, dtype=tensor["dtype"])
+    return np.ascontiguousarray(clip, dtype=sent_dtype(tensor))
+
+
+def clip_digest(clip):
+    """A hash of a clip's values, as float32 in C order; 32 hex digits."""
+    import numpy as np
+
+    return hashlib.blake2b(np.ascontiguousarray(clip, dtype=np.float32), digest_size=16).hexdigest()
 
 
 def as_logits(output, tensor):
@@ -252,10 +301,11 @@ def load_onnx(path, shape):
     )
 
 
-def onnx_in_hub_binary(path):
-    """The ONNX model, as bytes, in a binary that the local hub made; None if `path` is any other file.
+def read_hub_binary(path):
+    """(head, ONNX model as bytes) of a binary that the local hub made; None if `path` is any other file.
 
     `path` is what example_export.py saves: a .bin, .dlc or .tflite file, or a folder <name>.onnx with a binary in it.
+    head: {"runtime", "qairt_version", "inputs", "outputs"}.
     """
     path = Path(path)
     if path.is_dir():
@@ -265,8 +315,13 @@ def onnx_in_hub_binary(path):
     with open(path, "rb") as file:
         if file.read(len(HUB_TAG)) != HUB_TAG:
             return None
-        file.readline()  # JSON: runtime, inputs, outputs
-        return file.read()
+        return json.loads(file.readline()), file.read()
+
+
+def onnx_in_hub_binary(path):
+    """The ONNX model, as bytes, in a binary that the local hub made; None if `path` is any other file."""
+    found = read_hub_binary(path)
+    return found[1] if found else None
 
 
 def quantize_onnx(model, path, samples, weight_bits=8, activation_bits=8):

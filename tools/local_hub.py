@@ -2,6 +2,7 @@
 
     $ python tools/local_hub.py python tools/run_inference.py   # run a command against it, exit with its exit code
     $ python tools/local_hub.py                                 # serve until Ctrl-C; prints what to set
+    $ python tools/local_hub.py --qairt-versions "2.54 2.52" python tools/example_export.py   # flags come first
 
 No account, no network: it listens on 127.0.0.1 and answers the REST calls of qai_hub 0.56 with the messages of
 `qai_hub.public_api_pb2`. A command finds it through QAIHUB_CLIENT_INI, which names a temporary client.ini. Compile,
@@ -19,17 +20,39 @@ import sys
 import threading
 from pathlib import Path
 
-from common import refuse
+import common
+
+# ----------------------------------------------------------------------------------------------------------------------
+QAIRT_VERSIONS = "2.50 2.48"            # versions of QAIRT on offer; the first is the default and the latest
+MAX_DATASET_BYTES = 2 << 30             # bytes; a larger dataset is refused
+MAX_JOB_SECONDS = 4 * 3600              # s; a job that runs longer fails
+MAX_REQUESTS = 6000                     # requests a minute; more are asked to slow down
+DATASET_DAYS = 30                       # days until a dataset expires
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def split_command(words):
+    """(flags of this script, the command to run): the command begins with the first word that belongs to no flag."""
+    i = 0
+    while i < len(words) and words[i].startswith("-"):
+        i += 1 if "=" in words[i] or words[i] in ("-h", "--help") else 2
+    return words[:i], words[i:]
+
+
+def without_proxy(environ):
+    """Variables that keep clients from asking a proxy for this machine's own addresses."""
+    hosts = ",".join(filter(None, ["127.0.0.1,localhost", environ.get("NO_PROXY") or environ.get("no_proxy")]))
+    return {"NO_PROXY": hosts, "no_proxy": hosts}
 
 
 def run_command(command, client_ini):
     """Run a command with QAIHUB_CLIENT_INI set and this Python first on the PATH; returns its exit code."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = os.environ | {"QAIHUB_CLIENT_INI": str(client_ini), "PATH": path}
+    environment = os.environ | without_proxy(os.environ) | {"QAIHUB_CLIENT_INI": str(client_ini), "PATH": path}
     try:
         process = subprocess.Popen(command, env=environment)
     except OSError as e:
-        refuse(f"cannot run {command[0]}: {e.strerror}")
+        common.refuse(f"cannot run {command[0]}: {e.strerror}")
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while True:
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the command, too: it decides
@@ -38,20 +61,23 @@ def run_command(command, client_ini):
 
 
 def main():
-    command = sys.argv[1:]
-    if command[:1] in (["-h"], ["--help"]):
+    flags, command = split_command(sys.argv[1:])
+    if flags in (["-h"], ["--help"]):
         print(__doc__)
-        return
+    common.set_constants_from_flags(globals(), flags)
     from hub_server import LocalHub
     from hub_server.records import EMULATED
 
     logging.disable(logging.WARNING)  # onnxruntime's quantizer warns on the root logger
-    with LocalHub() as hub:
+    limits = dict(max_dataset_bytes=MAX_DATASET_BYTES, max_job_seconds=MAX_JOB_SECONDS, max_requests=MAX_REQUESTS)
+    with LocalHub(QAIRT_VERSIONS.split(), dataset_days=DATASET_DAYS, **limits) as hub:
         client_ini = hub.write_client_ini(hub.folder / "client.ini")
         print(f"local hub at {hub.url}: jobs are {EMULATED}; figures are not a device's", file=sys.stderr)
         if command:
             sys.exit(run_command(command, client_ini))
-        print(f"in another terminal: export QAIHUB_CLIENT_INI={client_ini}\nCtrl-C stops the hub", flush=True)
+        proxy = without_proxy(os.environ)["NO_PROXY"]
+        print(f"in another terminal: export NO_PROXY={proxy} QAIHUB_CLIENT_INI={client_ini}")
+        print("Ctrl-C stops the hub", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()

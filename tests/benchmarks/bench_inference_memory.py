@@ -21,7 +21,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO / "tools"), str(REPO / "tests")]
 
-from hub_server import LocalHub
+from faulty_hub import FaultyHub
 from small_models import compile_binary, read_h5, write_clips
 
 NUM_CLIPS, CHUNK = (20, 2000), 20
@@ -70,7 +70,7 @@ def measure(folder, number):
 
 
 def main():
-    with tempfile.TemporaryDirectory() as folder, LocalHub() as hub:
+    with tempfile.TemporaryDirectory() as folder, FaultyHub(keep_data=False) as hub:
         folder = Path(folder)
         hub.write_client_ini(folder / "client.ini")
         compile_binary(hub, folder / "model.bin", channel_last=True)

@@ -37,20 +37,22 @@ OPTIONS = {
     "inference": RUN_OPTIONS,
     "profile": RUN_OPTIONS,
 }
-# version: tags. qai_hub_models 0.65 asks for 2.50.
-QAIRT_VERSIONS = {"2.50": ["latest"], "2.48": ["default"]}
+
+def chosen_qairt_version(hub, version_or_tag):
+    """One of the versions on offer, or RefusedError 400."""
+    if version_or_tag in ("default", "latest"):
+        return hub.qairt_versions[0]
+    if version_or_tag not in hub.qairt_versions:
+        offered = ", ".join(hub.qairt_versions)
+        raise RefusedError(400, f"QAIRT version {version_or_tag} is not available; there are {offered}")
+    return version_or_tag
 
 
-def full_qairt_version(version_or_tag="default"):
-    """The version as metadata shows it; its flavour says that it is none of Qualcomm's. Raises RefusedError 400."""
-    for version, tags in QAIRT_VERSIONS.items():
-        if version_or_tag == version or version_or_tag in tags:
-            return f"{version}.0.000000-emulated-on-the-cpu"
-    raise RefusedError(400, f"QAIRT version {version_or_tag} is not available; there are {', '.join(QAIRT_VERSIONS)}")
+def parse_options(hub, kind, text):
+    """The options in `text` as {name: value}, "" for a flag; with "qairt_version" where that kind has one.
 
-
-def parse_options(kind, text):
-    """The options in `text` as {name: value}, "" for a flag. Raises RefusedError 400 for what a job does not take."""
+    Raises RefusedError 400 for what a job does not take.
+    """
     options, words = {}, shlex.split(text)
     while words:
         flag, equals, value = words.pop(0).partition("=")
@@ -66,7 +68,7 @@ def parse_options(kind, text):
             raise RefusedError(400, f"{flag} {value} is not known here; known are {', '.join(choices)}")
         options[name] = value
     if "qairt_version" in OPTIONS[kind]:
-        options["full_qairt_version"] = full_qairt_version(options.get("qairt_version", "default"))
+        options["qairt_version"] = chosen_qairt_version(hub, options.get("qairt_version", "default"))
     return options
 
 
@@ -82,7 +84,7 @@ def create_job(hub, query, body):
     kind = field_name.removesuffix("_job")
     if kind == "inference" and not details.dataset.dataset_id:
         kind = "profile"
-    job = JobRecord(new_id("j"), kind, message, details, parse_options(kind, details.options))
+    job = JobRecord(new_id("j"), kind, message, details, parse_options(hub, kind, details.options))
     fill_in_job(hub, job)
     hub.submit(job)
     return pb.CreateUpdateResponse(id=job.id, creation_time=details.creation_time)
@@ -169,7 +171,7 @@ def compute(hub, job):
     """Do what the job asks for, in the one thread that computes. Raises JobFailedError."""
 
     def in_that_thread():
-        runners.check_not_stopping(hub)
+        runners.check_limits(hub, job)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             RUNNERS[job.kind][0](hub, job)

@@ -37,6 +37,11 @@ class JobFailedError(Exception):
     """A job ends as failed with this sentence as its reason."""
 
 
+def full_qairt_version(version):
+    """The version as metadata shows it; its flavour says that it is none of Qualcomm's."""
+    return f"{version}.0.000000-emulated-on-the-cpu"
+
+
 def timestamp(seconds_from_now=0):
     return Timestamp(seconds=int(time.time() + seconds_from_now))
 

@@ -9,8 +9,7 @@ import shutil
 import h5py
 
 from . import jobs
-from .jobs import full_qairt_version
-from .records import EMULATED, ModelRecord, RefusedError, new_id, pb, timestamp
+from .records import EMULATED, ModelRecord, RefusedError, full_qairt_version, new_id, pb, timestamp
 from .sessions import EXTENSIONS
 
 # --- catalogue: user, frameworks, devices -----------------------------------------------------------------------------
@@ -37,9 +36,10 @@ def get_user(hub, query, body):
 
 def list_frameworks(hub, query, body):
     frameworks = [
-        pb.Framework(name="QAIRT", api_version=version, full_version=full_qairt_version(version), api_tags=tags)
-        for version, tags in jobs.QAIRT_VERSIONS.items()
+        pb.Framework(name="QAIRT", api_version=version, full_version=full_qairt_version(version))
+        for version in hub.qairt_versions
     ]
+    frameworks[0].api_tags.extend(["default", "latest"])
     return pb.FrameworkList(frameworks=frameworks, total_query_count=len(frameworks))
 
 
@@ -126,6 +126,7 @@ def get_dataset(hub, query, body, dataset_id):
 
 def start_dataset_upload(hub, query, body, dataset_id):
     hub.find("datasets", dataset_id)
+    hub.delete_used_data()
     size = int(query.get("file_size", "0"))
     if size > hub.max_dataset_bytes:
         raise RefusedError(413, f"the dataset has {size:,} bytes, the limit is {hub.max_dataset_bytes:,}. ")

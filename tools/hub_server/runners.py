@@ -10,8 +10,8 @@ import numpy as np
 
 import aihub
 
-from .records import EMULATED, JobFailedError, Tensor, pb, tensors_from_message, tensors_to_message
-from .sessions import inputs_and_outputs, make_session, onnx_bytes_of, session_of, write_target
+from .records import EMULATED, JobFailedError, Tensor, full_qairt_version, pb, tensors_from_message, tensors_to_message
+from .sessions import binary_of, check_qairt_version, inputs_and_outputs, make_session, session_of, write_target
 from .surgery import (
     dims_of,
     expose_quantized_io,
@@ -25,9 +25,13 @@ from .surgery import (
 PROFILE_RUNS = 5  # timed runs of a profile job, after one that is not timed
 
 
-def check_not_stopping(hub):
+def check_limits(hub, job):
+    """Raise JobFailedError if the hub stops, or the job runs longer than it may."""
     if hub.stopping:
         raise JobFailedError("the local hub was stopped")
+    seconds = time.time() - job.details.creation_time.seconds
+    if seconds > hub.max_job_seconds:
+        raise JobFailedError(f"the job ran for {seconds:.0f} s, the limit is {hub.max_job_seconds:,}")
 
 
 # --- compile, quantize and link jobs ----------------------------------------------------------------------------------
@@ -59,7 +63,7 @@ def tool_versions(job, runtime):
 
     versions = {"ONNX": onnx.__version__, "ONNX Runtime": onnxruntime.__version__}
     if "qnn" in runtime:
-        versions["QAIRT"] = job.parsed_options["full_qairt_version"]
+        versions["QAIRT"] = full_qairt_version(job.parsed_options["qairt_version"])
     if runtime == "tflite":
         versions["TensorFlow Lite"] = "emulated"
     return [pb.ToolVersion(name=name, version=version) for name, version in versions.items()]
@@ -77,7 +81,7 @@ def run_quantize_job(hub, job):
 
     def read_each(samples):
         for i in range(samples.num_samples):
-            check_not_stopping(hub)
+            check_limits(hub, job)
             job.num_samples += 1
             yield samples.read(i)
 
@@ -96,7 +100,9 @@ def run_link_job(hub, job):
     source = hub.models[job.model_id]
     if source.message.model_type != pb.MODEL_TYPE_QNN_DLC:
         raise JobFailedError("only a QNN DLC can be linked")
-    write_target(hub, job, "qnn_context_binary", onnx_bytes_of(source))
+    head, content = binary_of(source)
+    check_qairt_version(head, job)
+    write_target(hub, job, "qnn_context_binary", content)
     job.result.link_job_result.link_job_id = job.id
 
 
@@ -104,9 +110,13 @@ def run_link_job(hub, job):
 
 
 class Samples:
-    """The samples of a dataset's HDF5 file, read one at a time: {input name: array}."""
+    """The samples of a dataset's HDF5 file, read one at a time: {input name: array}.
 
-    def __init__(self, path):
+    by_size: take samples of another shape and the right size for raw memory, as a device may.
+    """
+
+    def __init__(self, path, by_size=False):
+        self.by_size = by_size
         self.file = h5py.File(path, "r")
         groups = sorted(self.file["data"].values(), key=lambda group: group.attrs.get("order", 0))
         self.groups = {group.attrs["name"]: group for group in groups}
@@ -129,7 +139,8 @@ class Samples:
                 raise JobFailedError("the dataset has not the same number of samples for every input")
             for i in range(self.num_samples):
                 sample = group[f"batch_{i}"]
-                if sample.shape != tensor.shape or sample.dtype.name not in tensor.accepted_dtypes:
+                fits = sample.shape == tensor.shape or (self.by_size and sample.size == np.prod(tensor.shape))
+                if not fits or sample.dtype.name not in tensor.accepted_dtypes:
                     given = Tensor(tensor.name, sample.shape, sample.dtype.name)
                     raise JobFailedError(f"sample {i} of the dataset is {given}, the model expects {tensor}")
 
@@ -139,7 +150,7 @@ class Samples:
 
 def open_dataset(hub, job):
     try:
-        return Samples(hub.datasets[job.dataset_id].path)
+        return Samples(hub.datasets[job.dataset_id].path, hub.samples_by_size)
     except (OSError, KeyError) as e:
         raise JobFailedError(f"dataset {job.dataset_id} is not of AI Hub's layout: {e}") from e
 
@@ -149,7 +160,7 @@ def run_inference_job(hub, job):
 
     A quantised input takes stored or real (float32) values; outputs are then real, too, if an input was.
     """
-    session = session_of(hub, job.model_id)
+    session = session_of(hub, job)
     inputs, outputs = inputs_and_outputs(session)
     job.details.tensor_type_list.CopyFrom(tensors_to_message(inputs))
     result = job.result.inference_job_result
@@ -161,9 +172,9 @@ def run_inference_job(hub, job):
         samples.check(inputs)
         groups = output_groups(file, outputs, samples.num_samples)
         for i in range(samples.num_samples):
-            check_not_stopping(hub)
+            check_limits(hub, job)
             sample = samples.read(i)
-            feeds = {t.name: t.quantize(sample[t.name]) for t in inputs}
+            feeds = {t.name: t.quantize(sample[t.name].reshape(t.shape)) for t in inputs}
             start = time.perf_counter()
             arrays = session.run(None, feeds)
             microseconds.append(round((time.perf_counter() - start) * 1e6))
@@ -191,7 +202,7 @@ def output_groups(file, outputs, num_samples):
 
 def run_profile_job(hub, job):
     """Time the model on random inputs."""
-    session = session_of(hub, job.model_id)
+    session = session_of(hub, job)
     inputs, _ = inputs_and_outputs(session)
     job.details.tensor_type_list.CopyFrom(tensors_to_message(inputs))
     job.result.inference_job_result.inference_job_id = job.id
@@ -228,7 +239,7 @@ def fill_in_profile(hub, job, microseconds):
     detail.execution_memory.peak.lower = detail.execution_memory.peak.upper = peak
     detail.execution_memory.increase.lower = detail.execution_memory.increase.upper = 0
     model = hub.models[job.model_id]
-    proto = onnx.load_from_string(onnx_bytes_of(model))
+    proto = onnx.load_from_string(binary_of(model)[1])
     for node in proto.graph.node:
         layer = detail.layer_details.add(name=node.name or node.output[0], layer_type_name=node.op_type)
         layer.compute_unit, layer.delegate_name = pb.COMPUTE_UNIT_CPU, f"onnxruntime, {EMULATED}"

@@ -8,7 +8,7 @@ import numpy as np
 
 import aihub
 
-from .records import EMULATED, JobFailedError, Tensor, pb, tensors_to_message
+from .records import EMULATED, JobFailedError, Tensor, full_qairt_version, pb, tensors_to_message
 from .surgery import load_onnx, unzipped
 
 NUM_THREADS = min(4, os.cpu_count())  # CPU threads of onnxruntime
@@ -35,7 +35,9 @@ def write_target(hub, job, runtime, content):
     message = target.message
     path = hub.folder / (job.target_id + EXTENSIONS[message.model_type])
     inputs, outputs = inputs_and_outputs(make_session(content))
-    head = {"runtime": runtime, "inputs": [vars(t) for t in inputs], "outputs": [vars(t) for t in outputs]}
+    version = job.parsed_options.get("qairt_version", "")
+    head = {"runtime": runtime, "qairt_version": version if "qnn" in runtime else ""}
+    head |= {"inputs": [vars(t) for t in inputs], "outputs": [vars(t) for t in outputs]}
     binary = aihub.HUB_TAG + json.dumps(head).encode() + b"\n" + content
     if runtime == "onnx":
         write_zip(path, {"model.onnx": content})
@@ -46,8 +48,7 @@ def write_target(hub, job, runtime, content):
     message.input_spec.CopyFrom(tensors_to_message(inputs))
     message.output_spec.CopyFrom(tensors_to_message(outputs))
     if "qnn" in runtime:
-        version = job.parsed_options["full_qairt_version"]
-        message.metadata.entries[pb.MODEL_METADATA_KEY_QAIRT_SDK_VERSION] = version
+        message.metadata.entries[pb.MODEL_METADATA_KEY_QAIRT_SDK_VERSION] = full_qairt_version(version)
     message.file_upload_complete = True
     target.path = path
     job.details.target_model.CopyFrom(message)
@@ -76,16 +77,26 @@ def onnx_around_binary(inputs, outputs, binary_name):
     return helper.make_model(graph, opset_imports=opsets).SerializeToString()
 
 
-def onnx_bytes_of(model):
-    """The ONNX bytes inside a compiled model. Raises JobFailedError if it was not made here."""
+def binary_of(model):
+    """(what its first lines say, its ONNX bytes) of a compiled model. Raises JobFailedError if it was not made here."""
     with unzipped(model.path) as path:
-        content = aihub.onnx_in_hub_binary(path)
-    if content is None and model.message.model_type == pb.MODEL_TYPE_ONNX:
-        content = load_onnx(model.path).SerializeToString()
-    if content is None:
+        found = aihub.read_hub_binary(path)
+    if found is None and model.message.model_type == pb.MODEL_TYPE_ONNX:
+        found = {"runtime": "onnx"}, load_onnx(model.path).SerializeToString()
+    if found is None:
         kind = pb.ModelType.Name(model.message.model_type).removeprefix("MODEL_TYPE_")
         raise JobFailedError(f"this {kind} was not made by the local hub: it runs on a Qualcomm device only")
-    return content
+    return found
+
+
+def check_qairt_version(head, job):
+    """Raise JobFailedError if a job runs another version of QAIRT than the one that made a binary."""
+    made_with, runs = head.get("qairt_version"), job.parsed_options["qairt_version"]
+    if made_with and made_with != runs:
+        raise JobFailedError(
+            f"QNN_VERSION_MISMATCH: the binary was made with QAIRT {made_with}, the job runs {runs}; --qairt_version "
+            f"{made_with} names it"
+        )
 
 
 def make_session(content):
@@ -104,12 +115,17 @@ def make_session(content):
         raise JobFailedError(f"onnxruntime cannot run the model: {e}") from e
 
 
-def session_of(hub, model_id):
-    """The session of a compiled model, kept for the next job on it."""
-    session = hub.sessions.pop(model_id, None) or make_session(onnx_bytes_of(hub.models[model_id]))
-    hub.sessions[model_id] = session
+def session_of(hub, job):
+    """The session of a job's model, kept for the next job on it. Raises JobFailedError."""
+    head, session = hub.sessions.pop(job.model_id, None) or (None, None)
+    if session is None:
+        head, content = binary_of(hub.models[job.model_id])
+        session = make_session(content)
+    hub.sessions[job.model_id] = head, session
     while len(hub.sessions) > CACHED_SESSIONS:
         del hub.sessions[next(iter(hub.sessions))]
+    if head["runtime"] != "qnn_dlc":  # any version loads one
+        check_qairt_version(head, job)
     return session
 
 
