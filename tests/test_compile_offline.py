@@ -8,18 +8,18 @@ import sys
 import time
 from pathlib import Path
 
-import compile_offline
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from small_models import client_of, compile_binary, expected_logits, read_h5, small_onnx, write_clips
 
 import common
+import compile_offline
 import local_hub
 from local_hub import LocalHub
 from qualcomm import compiler, emulator, latency, sources
+from small_models import client_of, compile_binary, expected_logits, read_h5, small_onnx, write_clips
 
 SCRIPT = "tools/compile_offline.py"
 

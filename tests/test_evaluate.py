@@ -15,10 +15,10 @@ import types
 import h5py
 import numpy as np
 import pytest
-from conftest import REPO
 from PIL import Image
 from scipy.stats import binom
 
+from conftest import REPO
 from report import figures, page
 
 CLASSES = ["squats", "lunges", "arm_circles", "high_knees", "toe_touch", "jabs"]

@@ -21,8 +21,6 @@ import pytest
 import qai_hub
 import requests
 import torch
-from conftest import REPO
-from faulty_hub import Fault, FaultyHub
 from qai_hub import public_api_pb2 as pb
 from qai_hub.client import RateLimitedError, UserError
 from torch import nn

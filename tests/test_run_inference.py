@@ -15,12 +15,11 @@ import pytest
 from qai_hub import public_api_pb2 as pb
 from qai_hub.util.dataset_entries_converters import h5_to_dataset_entries
 
+import aihub
 import run_inference
 from conftest import REPO
 from faulty_hub import Fault, FaultyHub
 from hub_server import routes
-from qai_hub import public_api_pb2 as pb
-from qai_hub.util.dataset_entries_converters import h5_to_dataset_entries
 from small_models import (
     DEVICE,
     compile_and_save,
@@ -31,9 +30,6 @@ from small_models import (
     small_onnx,
     write_clips,
 )
-
-import aihub
-from hub_server import routes
 
 SCRIPT = "tools/run_inference.py"
 
