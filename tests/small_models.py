@@ -122,10 +122,10 @@ def compile_and_save(hub, folder, runtime, **options):
 
     Returns the model's path, a folder for an ONNX model with a second file.
     """
-    import example_export
     from qai_hub_models.utils.onnx.helpers import download_and_unzip_workbench_onnx_model
 
     import aihub
+    import example_export
 
     target, bundle = compile_on(hub, runtime=runtime, **options), folder / "bundle"
     bundle.mkdir()

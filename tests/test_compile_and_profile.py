@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 import pytest
 import qai_hub
-from faulty_hub import Fault, FaultyHub
 from onnx import TensorProto, helper
-from small_models import DEVICE, client_of, hasty_client, small_onnx
 
 import aihub
+from faulty_hub import Fault, FaultyHub
+from small_models import DEVICE, client_of, hasty_client, small_onnx
 
 SCRIPT = "tools/compile_and_profile.py"
 SHAPE = ("--t", 8, "--h", 16, "--w", 16)

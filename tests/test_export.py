@@ -11,21 +11,21 @@ import sys
 import zipfile
 from pathlib import Path, PosixPath
 
-import example_export
 import h5py
 import numpy as np
 import pytest
 import qai_hub
 import torch
+from torchvision.models import get_model
+
+import aihub
+import common
+import example_export
 from conftest import REPO
 from faulty_hub import Fault, FaultyHub
 from qevd_r2plus1d import Model
 from qevd_r2plus1d.model import class_balanced, load_checkpoint
 from small_models import DEVICE, SmallNetwork, client_of, compile_binary, hasty_client, read_h5, small_onnx, write_clips
-from torchvision.models import get_model
-
-import aihub
-import common
 
 SCRIPT = "tools/example_export.py"
 CLASSES = ["jab", "squats", "lunges", "cross_+_hook_right", "cross-legged_hamstring_stretch"]
@@ -511,6 +511,7 @@ def test_the_three_ways_to_skip(flags, value):
 def test_the_real_service(tmp_path, run_script):
     """A small ONNX network is compiled, profiled and run on two clips on the real device; logits within float16."""
     from onnx import save
+
     from small_models import expected_logits
 
     save(small_onnx(), tmp_path / "model.onnx")

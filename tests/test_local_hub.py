@@ -21,13 +21,13 @@ import pytest
 import qai_hub
 import requests
 import torch
-from conftest import REPO
-from faulty_hub import Fault, FaultyHub
 from qai_hub import public_api_pb2 as pb
 from qai_hub.client import RateLimitedError, UserError
 from torch import nn
 
 import aihub
+from conftest import REPO
+from faulty_hub import Fault, FaultyHub
 from hub_server.jobs import RUNNERS
 
 SHAPE = (1, 3, 4, 8, 10)  # NCTHW, every dimension another size, so that a wrong layout cannot pass

@@ -3,6 +3,7 @@
 import faulthandler
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,15 +14,16 @@ from types import SimpleNamespace
 
 import av
 import numpy as np
-import preprocess_and_save
 import pytest
 import torch
 import torchvision
-from conftest import REPO
-from qevd_r2plus1d import Model
 from torchvision.transforms import functional as F
 
+import preprocess_and_save
+from conftest import REPO
+from journal import Journal
 from make_videos import write_video
+from qevd_r2plus1d import Model
 
 SCRIPT = "tools/preprocess_and_save.py"
 SIZES = ((96, 128), (120, 90), (256, 340), (64, 64))
@@ -49,16 +51,23 @@ def videos(tmp_path_factory):
     return root
 
 
-def literal_tensor(path, num_frames=16, rate=4):
-    """The original's preprocessing, word by word: decode all, pick, float, resize, crop; (1, 3, T, H, W)."""
+def decoded(path):
+    """All frames of a video, uint8 (n, H, W, 3)."""
     with av.open(str(path)) as container:
-        fps = float(container.streams.video[0].average_rate)
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def literal_tensor(path, num_frames=16, rate=4, frames=None, fps=None):
+    """The original's preprocessing, word by word: decode all, pick, float, resize, crop; (1, 3, T, H, W)."""
+    if frames is None:
+        with av.open(str(path)) as container:
+            fps = float(container.streams.video[0].average_rate)
+        frames = decoded(path)
     if len(frames) * rate / fps < num_frames:
         rate = int(np.ceil(num_frames / (len(frames) / fps)))
     step = fps / rate
     picked = [int(i * step) if step == int(step) else int(np.float32(i) * np.float32(step)) for i in range(num_frames)]
-    clip = torch.stack([torch.from_numpy(frames[i]).permute(2, 0, 1) for i in picked])
+    clip = torch.from_numpy(frames[picked]).permute(0, 3, 1, 2)
     clip = F.resize(F.convert_image_dtype(clip, torch.float32), [128, 171], antialias=False)
     return F.center_crop(clip, [112, 112]).permute(1, 0, 2, 3)[None].numpy()
 
@@ -129,6 +138,7 @@ def test_two_processes_and_a_second_run(videos, reference, run_script, tmp_path)
 @pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
 def test_shares_of_the_work_end_in_one_manifest(videos, reference, run_script, tmp_path, launcher):
     arguments = (SCRIPT, "--data-root", videos, "--out-root", tmp_path / "out", "--num-workers", 1)
+    saved = 0
     for rank in (2, 0, 1):
         if launcher == "torchrun":
             environment = {"RANK": rank, "WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 3}
@@ -136,7 +146,8 @@ def test_shares_of_the_work_end_in_one_manifest(videos, reference, run_script, t
             environment = {"SLURM_ARRAY_TASK_ID": rank + 5, "SLURM_ARRAY_TASK_MIN": 5, "SLURM_ARRAY_TASK_COUNT": 3}
         printed = run_script(*arguments, **environment).stdout
         assert (tmp_path / "out/manifest.jsonl").exists() == (rank == 1), f"after rank {rank}: {printed}"
-        assert f"saved {len(range(rank, 13, 3))} + kept 0 + failed 0" in printed
+        saved += int(re.search(r"saved (\d+) \+ kept 0 \+ failed 0", printed)[1])
+    assert saved == 13
     assert content_of(tmp_path / "out") == content_of(reference[0])
 
 
@@ -202,9 +213,54 @@ def test_a_changed_video_is_done_again_and_changed_settings_are_refused(run_scri
             (tmp_path / "out/squats/a.npy").write_bytes(content)
         assert "saved 1 + kept 0" in run_script(*arguments).stdout
         assert (tmp_path / "out/squats/a.npy").read_bytes() == whole
-    for flag, value in (("--clip-len", 8), ("--frame-rate", 5)):
+    settings = json.loads((tmp_path / "out/settings.json").read_text())
+    assert settings.pop("rotate") is False
+    (tmp_path / "out/settings.json").write_text(json.dumps(settings))  # as the version before wrote it
+    for flag, value in (("--clip-len", 8), ("--frame-rate", 5), ("--rotate", "true")):
         refused = run_script(*arguments, flag, value, code=2)
         assert flag[2:].replace("-", "_") in refused.stderr and "choose another OUT_ROOT" in refused.stderr
+
+
+@pytest.mark.skipif(not hasattr(av.video.stream.VideoStream, "set_display_rotation"), reason="PyAV 17 cannot write it")
+def test_rotated_videos_are_counted_and_turned_only_if_asked(run_script, tmp_path):
+    (tmp_path / "in/squats").mkdir(parents=True)
+    write_video(tmp_path / "in/squats/lying.mp4", 20, height=32, width=64, rotation=90)
+    write_video(tmp_path / "in/squats/plain.mp4", 20, height=32, width=64)
+    tensors = {}
+    for rotate in "false", "true":
+        arguments = ("--data-root", tmp_path / "in", "--out-root", tmp_path / rotate, "--rotate", rotate)
+        printed = run_script(SCRIPT, *arguments).stdout
+        how = {"false": "as they lie", "true": "turned upright"}[rotate]
+        assert re.search(f"1 are of videos that ask players to turn them.*{how}", printed), printed
+        tensors[rotate] = {name: np.load(tmp_path / rotate / f"squats/{name}.npy") for name in ("lying", "plain")}
+        rows = [json.loads(line) for line in (tmp_path / rotate / "manifest.jsonl").read_text().splitlines()]
+        assert [row["rotation"] for row in rows] == [270, 0]
+    assert np.array_equal(tensors["false"]["lying"], tensors["false"]["plain"]), "it was drawn alike, and lies"
+    assert np.array_equal(tensors["true"]["plain"], tensors["false"]["plain"])
+    frames = np.rot90(decoded(tmp_path / "in/squats/lying.mp4"), axes=(1, 2))  # counter-clockwise
+    assert np.abs(tensors["true"]["lying"] - literal_tensor(None, frames=frames, fps=30)).max() < 1e-4
+
+
+def test_some_of_each_class_are_always_the_same(run_script, tmp_path):
+    for label in "squats", "jabs":
+        (tmp_path / "in" / label).mkdir(parents=True)
+    first = write_video(tmp_path / "in/squats/00.mp4", 20, height=32, width=32)
+    for k in range(1, 9):
+        os.link(first, tmp_path / f"in/squats/{k:02d}.mp4")
+    os.link(first, tmp_path / "in/jabs/0.mp4")
+    arguments = (SCRIPT, "--data-root", tmp_path / "in", "--max-per-class")
+
+    def chosen(number, out):
+        printed = run_script(*arguments, number, "--out-root", tmp_path / out).stdout
+        rows = [json.loads(line) for line in (tmp_path / out / "manifest.jsonl").read_text().splitlines()]
+        return printed, {row["video_path"][len(str(tmp_path / "in/")) :] for row in rows}
+
+    printed, three = chosen(3, "a")
+    assert "4 of 10 videos are taken: at most 3 of each class" in printed and len(three) == 4
+    os.link(first, tmp_path / "in/squats/09.mp4")
+    _, four = chosen(4, "b")
+    assert len(four) == 5 and len(three - four) <= 1, "one more video changes one of the chosen at most"
+    assert "found 11 = saved 6 + kept 5" in chosen(0, "b")[0]
 
 
 def test_bad_input_is_listed_and_the_rest_goes_on(run_script, tmp_path):
@@ -263,7 +319,7 @@ def test_tensors_are_what_train_py_validates_on(videos, reference, tmp_path):
     code = """
 import json, sys
 import numpy as np
-import datasets, presets, transforms, torch, torchvision
+import train, datasets, presets, transforms, torch, torchvision
 from torchvision_patches.video_utils import VideoClips
 videos, out, folder = sys.argv[1:]
 network = torchvision.models.get_model("mc3_18", num_classes=5)
@@ -368,7 +424,8 @@ def test_progress_survives_a_merge_by_another_process_and_changes_meanwhile_are_
             yield result
             if number == 0:
                 names = [f"squats/{name}.mp4" for name in "abcd"]
-                preprocess_and_save.write_manifest(names, *preprocess_and_save.read_progress(names))
+                journal = Journal(one_video / "out/progress")
+                preprocess_and_save.write_manifest(names, *preprocess_and_save.read_progress(names, journal), journal)
             if number == 3:
                 os.utime(one_video / "in/squats/d.mp4", (1, 1))
 

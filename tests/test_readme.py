@@ -1,4 +1,6 @@
-"""README.md: its commands run here, in quickstart.py, or in the test that ELSEWHERE names; what it refers to exists.
+"""README.md and its two further pages: their commands run here, in quickstart.py, or in the test that ELSEWHERE names.
+
+What they refer to exists.
 
 $ python -m pytest tests/test_readme.py
 """
@@ -10,14 +12,17 @@ import sys
 from pathlib import Path
 
 import pytest
-import quickstart
 import torch
 import torchvision
-from conftest import REPO
 
+import quickstart
+from conftest import REPO
 from make_videos import write_video
 
-README = (REPO / "README.md").read_text(encoding="utf-8")
+PAGES = {page: (REPO / page).read_text(encoding="utf-8")
+         for page in ("README.md", "tools/README.md", "tests/benchmarks/README.md")}  # fmt: skip
+README = PAGES["README.md"]
+ALL = "\n".join(PAGES.values())
 
 # Commands that run neither here nor in quickstart.py as they stand: the test that runs them with other paths, or why
 # none can.
@@ -78,38 +83,52 @@ def commands(text):
 
 
 def section(title):
-    return re.search(rf"^## {title}\n(.*?)^---", README, re.DOTALL | re.MULTILINE)[1]
+    return re.search(rf"^## {title}\n(.*?)^(?:---|## )", ALL, re.DOTALL | re.MULTILINE)[1]
 
 
 RUN_HERE = [*commands(section("Use your own videos")), *commands(section("On a cluster"))[1:3]]
 
 
 def test_every_command_is_run_somewhere():
-    missing = set(commands(README)) - {command for _, command in quickstart.steps()} - set(RUN_HERE) - set(ELSEWHERE)
+    missing = set(commands(ALL)) - {command for _, command in quickstart.steps()} - set(RUN_HERE) - set(ELSEWHERE)
     assert not missing, "no test is known to run:\n" + "\n".join(sorted(missing))
-    assert not set(ELSEWHERE) - set(commands(README)), "the README no longer has these commands"
+    assert not set(ELSEWHERE) - set(commands(ALL)), "the pages no longer have these commands"
     for file, name in set(re.findall(r"(test_\w+\.py)::(test_\w+)", "\n".join(ELSEWHERE.values()))):
         assert f"def {name}(" in (REPO / "tests" / file).read_text(), f"there is no {name} in {file}"
 
 
 def test_what_it_refers_to_exists():
-    evidence = re.findall(r"`(test_\w+\.py)(?: -k (\w+))?`(?:, `-k (\w+)`)?", README)
+    evidence = re.findall(r"`(test_\w+\.py)(?: -k (\w+))?`(?:, `-k (\w+)`)?", ALL)
     assert len(evidence) > 10
     for file, *words in evidence:
         text = (REPO / "tests" / file).read_text()
         for word in words:
             assert re.search(rf"^def test_\w*{word}", text, re.MULTILINE), f"no test of {file} has {word} in its name"
     paths = re.findall(r"\]\((\.pictures/[^)]+)\)", README)
-    paths += re.findall(r"(?:tools|tests|references/video_classification|torchvision_patches)/[\w/]+\.py", README)
+    paths += re.findall(r"(?:tools|tests|references/video_classification|torchvision_patches)/[\w/]+\.py", ALL)
     assert len(paths) > 30
     for path in paths:
-        assert (REPO / path).exists(), f"README.md names {path}, which is not there"
+        assert (REPO / path).exists(), f"a page names {path}, which is not there"
     tree = section("Files")
     for path in (*(REPO / "tools").glob("*.py"), *(REPO / "references/video_classification").glob("*.py")):
         assert f"    {path.name} " in tree, f"the file tree lacks {path.name}"
-    titles = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-    assert {anchor for anchor in re.findall(r"\]\(#([^)]+)\)", README)} <= anchors
+
+
+def test_links_resolve():
+    anchors = {}
+    for page, text in PAGES.items():
+        titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        anchors[page] = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    for page, text in PAGES.items():
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            path, _, anchor = link.partition("#")
+            if "://" in path:
+                continue
+            target = (REPO / page).parent / path if path else REPO / page
+            assert target.exists(), f"{page} links to {link}, which is not there"
+            if anchor:
+                known = anchors[target.resolve().relative_to(REPO).as_posix()]
+                assert anchor in known, f"{page} links to {link}, and there is no such heading"
 
 
 @pytest.fixture

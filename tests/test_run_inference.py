@@ -12,11 +12,14 @@ import h5py
 import numpy as np
 import onnx
 import pytest
+from qai_hub import public_api_pb2 as pb
+from qai_hub.util.dataset_entries_converters import h5_to_dataset_entries
+
+import aihub
 import run_inference
 from conftest import REPO
 from faulty_hub import Fault, FaultyHub
-from qai_hub import public_api_pb2 as pb
-from qai_hub.util.dataset_entries_converters import h5_to_dataset_entries
+from hub_server import routes
 from small_models import (
     DEVICE,
     compile_and_save,
@@ -27,9 +30,6 @@ from small_models import (
     small_onnx,
     write_clips,
 )
-
-import aihub
-from hub_server import routes
 
 SCRIPT = "tools/run_inference.py"
 

@@ -18,15 +18,16 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import REPO
 
+from conftest import REPO
 from make_videos import write_video
 
 TRAIN = "references/video_classification/train.py"
 CLASSES = ["hook_left", "jumping_jacks", "squats"]
 # frames of 28 x 28 pixels
 SMALL = "--train-resize-size 32 43 --train-crop-size 28 28 --val-resize-size 32 43 --val-crop-size 28 28".split()  # noqa: SIM905
-FAST = ["--device", "cpu", "--clip-len", 4, *SMALL, "--print-freq", 1, "--workers", 1]
+# the lightest of torchvision's networks; tests/test_quickstart.py trains the default one
+FAST = ["--model", "mc3_18", "--device", "cpu", "--clip-len", 4, *SMALL, "--print-freq", 1, "--workers", 1]
 # every part of the recipe that has a state or draws random numbers
 RECIPE = """
     --epochs 3 --batch-size 3 --accumulate 2 --amp --model-ema 0.9 --mixup-alpha 0.4 --color-jitter 0.2 --opt adamw
@@ -51,6 +52,13 @@ def command(*arguments, processes=None):
     if processes:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [*launcher, str(REPO / TRAIN), *map(str, arguments)]
+
+
+def patched(patch, *arguments):
+    """The command line of train.py after some lines of code, for what would take too long to wait for."""
+    start = f"import sys; sys.path.insert(0, {str((REPO / TRAIN).parent)!r}); import train"
+    run = "train.main(train.get_args_parser().parse_args()); train.utils.leave_distributed_mode()"
+    return [sys.executable, "-c", f"{start}\n{patch}\n{run}", *map(str, arguments)]
 
 
 def environment(**more):
@@ -95,7 +103,6 @@ def trained(videos, tmp_path_factory):
 def test_a_run_writes_what_later_steps_read(trained):
     output_dir, out, err = trained
     assert "Warning" not in err, err
-    assert "sanity check passed" in out
     assert "train: 12 videos, 0 unusable" in out and "3 of 92 classes" in out
     names = {path.name for path in output_dir.iterdir()}
     assert names == {"checkpoint.pth", "model_1.pth", "model_best.pth", "metrics.jsonl", "curves.png"}
@@ -104,7 +111,7 @@ def test_a_run_writes_what_later_steps_read(trained):
     assert checkpoint["classes"] == sorted(class_map, key=class_map.get)
     settings = {k: checkpoint[k] for k in ("clip_len", "frame_rate", "resize_size", "crop_size", "model_name", "epoch")}
     assert settings == dict(
-        clip_len=4, frame_rate=4, resize_size=[32, 43], crop_size=[28, 28], model_name="r2plus1d_18", epoch=2
+        clip_len=4, frame_rate=4, resize_size=[32, 43], crop_size=[28, 28], model_name="mc3_18", epoch=2
     )
     assert isinstance(checkpoint["args"], dict) and checkpoint["args"]["lr_scheduler"] == "cosine"
     assert checkpoint["model"]["fc.weight"].shape == (92, 512)
@@ -242,6 +249,54 @@ def test_validation_is_the_same_at_any_world_size(videos, trained, clips_per_vid
         assert {k: last[k] for k in reference[1]} == reference[1], "--test-only does not reproduce training's figures"
 
 
+def slurm(rank, tasks, **more):
+    """What srun sets in process `rank` of `tasks` on one machine."""
+    numbers = {"SLURM_PROCID": rank, "SLURM_NTASKS": tasks, "SLURM_LOCALID": rank, "SLURM_STEP_ID": 0}
+    job = {"SLURM_JOB_ID": os.getpid(), "SLURM_STEP_NODELIST": "localhost", "SLURM_TASKS_PER_NODE": tasks}
+    return environment(**{name: str(value) for name, value in (numbers | job | more).items()})
+
+
+def test_srun_starts_one_run(videos, trained, tmp_path):
+    """Two processes, as `srun -n 2 python train.py` starts them: one validation, and its figures are those of one."""
+    flags = ["--data-path", videos, "--resume", trained[0] / "checkpoint.pth", "--test-only", "--device", "cpu"]
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    both = [subprocess.Popen(command(*flags, "--workers", 0), env=slurm(rank, 2), **options) for rank in (0, 1)]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    last = metrics_of(trained[0])[-1]
+    result = json.loads(outputs[0].splitlines()[-1])
+    assert {k: last[k] for k in result if k != "val_loss"} == {k: v for k, v in result.items() if k != "val_loss"}
+    assert "2 x cpu" in outputs[0] and "Acc@1" not in outputs[1], outputs[1]
+
+
+def test_a_batch_script_without_srun_is_told_so(videos, trained):
+    """SLURM_NTASKS is set in the script itself, too, and the other process never comes."""
+    flags = ["--data-path", videos, "--resume", trained[0] / "checkpoint.pth", "--test-only", "--device", "cpu"]
+    patch = "import datetime, utils; utils.JOINING = datetime.timedelta(seconds=2)"
+    result = subprocess.run(patched(patch, *flags), env=slurm(0, 2), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2, result.stderr
+    assert "1 of 2 processes did not start within 2 s, the first is process 1" in result.stderr
+    assert "srun" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_where_processes_meet():
+    code = "import json, sys, train, utils; print(json.dumps([utils.meeting_point(*a) for a in json.load(sys.stdin)]))"
+    job = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "123456"}
+    two = {"SLURM_TASKS_PER_NODE": "4(x2)"}
+    nodes = ["gpu[03-05,09],other", "rack[1-2]-n[07,09]", "alone,b"]
+    cases = [["env://", job | two | {"SLURM_STEP_NODELIST": text}] for text in nodes]
+    cases += [["env://", job | {"SLURM_TASKS_PER_NODE": "8", "SLURM_NODELIST": "gpu03"}]]
+    cases += [["env://", job | two | {"SLURM_NODELIST": "a,b", "MASTER_ADDR": "head", "MASTER_PORT": "4000"}]]
+    cases += [["env://", {"RANK": "1", "WORLD_SIZE": "2"}], ["tcp://host:99", {}]]
+    folder = REPO / "references/video_classification"
+    options = dict(cwd=folder, input=json.dumps(cases), capture_output=True, text=True, check=True)
+    found = json.loads(subprocess.run([sys.executable, "-c", code], **options).stdout)
+    hosts, ports = zip(*found)
+    assert hosts == ("gpu03", "rack1-n07", "alone", "127.0.0.1", "head", "127.0.0.1", "host")
+    assert len(set(ports[:4])) == 1 and 15000 <= ports[0] < 30000, "a port of the job's own"
+    assert ports[4:] == (4000, 29500, 99)
+
+
 def test_video_accuracy_is_what_the_clips_say(videos, trained):
     """The figures of --test-only, computed once more by plain torchvision from the patched VideoClips."""
     from torchvision.datasets.samplers import UniformClipSampler
@@ -250,7 +305,7 @@ def test_video_accuracy_is_what_the_clips_say(videos, trained):
     from torchvision_patches.video_utils import VideoClips
 
     checkpoint = load(trained[0] / "model_best.pth")
-    model = torchvision.models.get_model("r2plus1d_18", num_classes=92).eval()
+    model = torchvision.models.get_model(checkpoint["model_name"], num_classes=92).eval()
     model.load_state_dict(checkpoint["model"])
     paths = sorted((videos / "val").rglob("*.mp4"))
     clips = VideoClips([str(p) for p in paths], 4, 1, 4)
@@ -270,8 +325,13 @@ def test_video_accuracy_is_what_the_clips_say(videos, trained):
         "--data-path", videos, "--resume", trained[0] / "model_best.pth", "--test-only", "--device", "cpu",
         "--clips-per-video", 3, "--workers", 0,
     )  # fmt: skip
-    acc1, acc5 = 100 * right[:, 0].float().mean().item(), 100 * right.any(1).float().mean().item()
-    assert f" * Video Acc@1 {acc1:.3f} Video Acc@5 {acc5:.3f}" in out
+    result = json.loads(out.splitlines()[-1])
+    best = scores.topk(6).values / 3
+    for k, found in (1, right[:, 0]), (5, right.any(1)):
+        # on other processors, or in another memory format, the sixth digit differs, and a near tie may turn
+        ties = (best[:, k - 1] - best[:, k] < 1e-4).sum().item()
+        difference = abs(result[f"video_acc{k}"] - 100 * found.double().mean().item())
+        assert difference <= 100 * ties / len(paths) + 1e-9, f"Video Acc@{k} differs by {difference}, {ties} near ties"
 
 
 def test_one_step_of_two_processes_is_one_of_the_whole_batch(videos, tmp_path):
@@ -280,10 +340,11 @@ def test_one_step_of_two_processes_is_one_of_the_whole_batch(videos, tmp_path):
     (tmp_path / "data" / "train").symlink_to(videos / "train")
     video = next((videos / "val" / CLASSES[0]).iterdir())
     (tmp_path / "data" / "val" / CLASSES[0] / video.name).symlink_to(video)
-    cached = tmp_path / "hub/checkpoints/r2plus1d_18-91a641e6.pth"
+    url = torchvision.models.get_model_weights("mc3_18").DEFAULT.url
+    cached = tmp_path / "hub/checkpoints" / url.rpartition("/")[2]
     cached.parent.mkdir(parents=True)
     torch.manual_seed(1)
-    pretrained = torchvision.models.get_model("r2plus1d_18").state_dict()
+    pretrained = torchvision.models.get_model("mc3_18").state_dict()
     torch.save(pretrained, cached)
     flags = ["--data-path", tmp_path / "data", *FAST, "--epochs", 1, "--lr-warmup-epochs", 0, "--hflip-prob", 0]
     flags += ["--save-every", 0, "--trainable-layers", "fc", "--weights", "KINETICS400_V1"]
@@ -293,7 +354,7 @@ def test_one_step_of_two_processes_is_one_of_the_whole_batch(videos, tmp_path):
         train(*flags, *flags_of_run, processes=processes, TORCH_HOME=str(tmp_path))
     one, two = (load(tmp_path / name / "checkpoint.pth")["model"] for name in ("one", "two"))
     torch.manual_seed(0)
-    start = torchvision.models.get_model("r2plus1d_18", num_classes=92).fc.weight
+    start = torchvision.models.get_model("mc3_18", num_classes=92).fc.weight
     assert (one["fc.weight"] - start).abs().max() > 1e-3, "the step moved nothing"
     for key in one:
         assert key.startswith("fc.") or torch.equal(one[key], pretrained[key]), f"{key} is not the pre-trained one"
@@ -302,7 +363,9 @@ def test_one_step_of_two_processes_is_one_of_the_whole_batch(videos, tmp_path):
 
 def test_checkpoint_of_the_original(videos, trained, tmp_path):
     ours = load(trained[0] / "checkpoint.pth")
-    args = argparse.Namespace(clip_len=4, frame_rate=4, val_resize_size=(32, 43), val_crop_size=(28, 28))
+    args = argparse.Namespace(
+        model="mc3_18", clip_len=4, frame_rate=4, val_resize_size=(32, 43), val_crop_size=(28, 28)
+    )
     original = {"model": ours["model"], "optimizer": {}, "lr_scheduler": {}, "epoch": 2, "args": args}
     torch.save(original, tmp_path / "original.pth")
     out, _ = train("--data-path", videos, "--resume", tmp_path / "original.pth", "--test-only", "--device", "cpu")
@@ -366,53 +429,46 @@ def test_not_finite_stops_and_saves_nothing(videos, tmp_path):
 
 
 def test_weights_without_network(videos, tmp_path):
-    flags = ["--data-path", videos, *FAST, "--weights", "KINETICS400_V1", "--output-dir", tmp_path]
+    flags = ["--data-path", videos, *FAST, "--model", "r2plus1d_18", "--weights", "KINETICS400_V1"]
+    flags += ["--output-dir", tmp_path]
     _, err = train(*flags, code=2, TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9")
     assert str(tmp_path / "hub/checkpoints/r2plus1d_18-91a641e6.pth") in err and "leave --weights away" in err
 
 
 BFLOAT16_ON_CPU = """
-import sys, torch, train
-args = train.get_args_parser().parse_args(["--data-path", ".", "--amp", "--device", "cpu", *sys.argv[1:]])
-train.settle_args(args, None)
-args.num_classes, args.distributed = 92, False
-model = train.make_model(args, None)
-for name in ("layer2", "layer3", "layer4"):
-    report = lambda module, inputs, output, name=name: print(name, output.dtype)
-    model.get_submodule(name).register_forward_hook(report)
-with torch.autocast("cpu", torch.bfloat16, enabled=args.amp):
-    loss = model(torch.rand(1, 3, args.clip_len, 56, 56)).float().square().mean()
-    print("outside", torch.is_autocast_enabled("cpu") == args.amp)
-for _ in range(3):  # what torch forgets to write is then seen: freed memory is full of NaN
-    garbage = [torch.full((1 << k,), float("nan")) for k in range(10, 23) for _ in range(2)]
-    del garbage
-    loss.backward(retain_graph=True)
-learning = [p.grad for p in model.parameters() if p.requires_grad]
-print("finite", all(grad.isfinite().all() for grad in learning))
-print("amp", args.amp)
+import json, sys, torch, train, models
+found = {}
+for layers in ["layer3", "layer4", "fc"], ["all"]:
+    args = train.get_args_parser().parse_args(["--data-path", ".", "--device", "cpu", "--trainable-layers", *layers])
+    train.settle_args(args, None)
+    args.num_classes, args.distributed = 92, False
+    model = models.make_model(args, None)
+    dtypes = {}
+    for name in ("layer2", "layer3", "layer4", "fc"):
+        note = lambda module, inputs, output, name=name: dtypes.update({name: str(output.dtype)})
+        model.get_submodule(name).register_forward_hook(note)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(torch.rand(1, 3, args.clip_len, 28, 28)).float().square().mean()
+    loss.backward()
+    assert not torch.is_autocast_enabled("cpu")
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+    found[layers[0]] = dtypes
+print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize(
-    ("clip_len", "layers", "layer2", "layer3"),
-    [
-        (16, ["layer3", "layer4", "fc"], "bfloat16", "bfloat16"),
-        (16, ["all"], "float32", "bfloat16"),
-        (8, ["layer3", "layer4", "fc"], "bfloat16", "float32"),
-    ],
-)
-def test_layers_whose_bfloat16_gradients_are_wrong_on_cpus_learn_in_float32(clip_len, layers, layer2, layer3):
-    """See RIGHT_IN_BF16_ON_CPU in train.py."""
+def test_what_learns_on_a_cpu_computes_in_float32():
+    """torch's bfloat16 weight gradients are wrong there; only frozen layers before all that learns use it."""
     folder = REPO / "references/video_classification"
-    command = [sys.executable, "-c", BFLOAT16_ON_CPU, "--clip-len", str(clip_len), "--trainable-layers", *layers]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    command = [sys.executable, "-c", BFLOAT16_ON_CPU]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment())
     assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stdout.splitlines() if not line.startswith(("training from", "--amp"))]
-    expected = [f"layer2 torch.{layer2}", f"layer3 torch.{layer3}", "layer4 torch.float32", "outside True"]
-    if lines[-1] == "amp False":  # a CPU without bfloat16
-        expected = [line.replace("bfloat16", "float32") for line in expected]
-    assert lines[:-2] == expected
-    assert lines[-2] == "finite True", "a gradient holds what the memory held before"
+    float32 = dict.fromkeys(("layer2", "layer3", "layer4", "fc"), "torch.float32")
+    assert json.loads(result.stdout.splitlines()[-1]) == {
+        "layer3": float32 | {"layer2": "torch.bfloat16"},
+        "all": float32,
+    }
 
 
 @pytest.fixture(scope="module")

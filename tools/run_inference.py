@@ -355,6 +355,7 @@ def run(path, clips):
             print(f"{OUTPUT_H5} is complete for this model and these clips; delete it to run them again")
             return
         take_over(OUTPUT_H5, result, chunks, state)
+    attributes["model_path"] = str(path.resolve())  # evaluate.py looks whether it still holds this model
     if not chunks or not all(state.has_logits(chunk.key) for chunk in chunks):
         io, chunks, failed = infer(hub, device, path, onnx_model, described, io, clips, good, result, attributes, state)
     finish(chunks, failed, bad, io, result, attributes, state, model_key)

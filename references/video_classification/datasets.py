@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-import sys
+from collections import Counter
 from itertools import chain, cycle, islice
 from pathlib import Path
 
@@ -13,29 +13,16 @@ from torch.utils.data import Sampler, WeightedRandomSampler
 from torchvision.datasets import VisionDataset
 from torchvision.datasets.samplers import RandomClipSampler, UniformClipSampler
 
+import common
+import frame_cache
 import utils
-
-# `python references/video_classification/train.py` puts only that folder on the path; appended, to shadow nothing
-sys.path.append(str(Path(__file__).resolve().parents[2]))
-from torchvision_patches.video_utils import VIDEO_EXTENSIONS, UnreadableVideo, index_videos
+from torchvision_patches.video_utils import VIDEO_EXTENSIONS, UnreadableVideo, VideoClips, index_videos
 
 MAX_REPLACEMENTS = 10  # clips that are tried in place of one that does not decode
 
 MAP_FROM_FOLDERS = (
     "python -c 'import json, os, sys; print(json.dumps({c: i for i, c in enumerate(sorted(os.listdir(sys.argv[1])))}))'"
 )
-
-
-def load_class_map(path):
-    """Read {class folder name: index}; exits with code 2 unless the indices are 0 … n-1, each once."""
-    try:
-        class_map = json.loads(Path(path).read_text(encoding="utf-8"))
-        indices = list(class_map.values())
-    except (OSError, ValueError, AttributeError, TypeError) as e:
-        utils.refuse(f"the class map {path} cannot be read ({e}); it is a JSON object {{class folder name: index}}")
-    if not indices or any(type(i) is not int for i in indices) or sorted(indices) != list(range(len(indices))):
-        utils.refuse(f"the class map {path} must give the indices 0 … n-1, each to one class")
-    return class_map
 
 
 def list_videos(data_path, split, class_map, class_map_path):
@@ -45,11 +32,11 @@ def list_videos(data_path, split, class_map, class_map_path):
     """
     folder = Path(data_path) / split
     if not folder.is_dir():
-        utils.refuse(f"there is no folder {folder}; --data-path is the folder that holds train/ and val/")
+        common.refuse(f"there is no folder {folder}; --data-path is the folder that holds train/ and val/")
     folders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
     unknown = [f.name for f in folders if f.name not in class_map]
     if unknown:
-        utils.refuse(
+        common.refuse(
             f"{folder} has {len(unknown)} class folders that are not in {class_map_path}, the first is {unknown[0]}. "
             f"Move them away, or, if these are your own classes, make a map of them and name it with --class-map:\n"
             f"  {MAP_FROM_FOLDERS} {Path(data_path) / 'train'} > my_class_map.json"
@@ -65,7 +52,7 @@ def list_videos(data_path, split, class_map, class_map_path):
     if nested:
         utils.log(f"{split}: {nested:,} videos in folders below the class folders are left out")
     if not samples:
-        utils.refuse(f"{folder} has no videos; it must hold <class>/<video>.mp4")
+        common.refuse(f"{folder} has no videos; it must hold <class>/<video>.mp4")
     return samples
 
 
@@ -93,7 +80,7 @@ class KineticsWithVideoId(VisionDataset):
             if len(self.video_clips.clips[video_idx]):
                 self.videos_of.setdefault(label, []).append(video_idx)
         if not self.videos_of:
-            utils.refuse(f"no video under {root} can be read; tools/check_videos.py says what is wrong with each")
+            common.refuse(f"no video under {root} can be read; tools/check_videos.py says what is wrong with each")
 
     def __len__(self):
         return self.video_clips.num_clips()
@@ -188,3 +175,48 @@ def val_clips(dataset, clips_per_video, rank=0, world_size=1):
     """
     clips = list(UniformClipSampler(dataset.video_clips, clips_per_video))
     return [(clip, 0) for clip in clips[rank::world_size]]
+
+
+def load_dataset(split, class_map, preset, sizes, bad_videos, args, promised=0):
+    """Index a split, print its data card and return it as a dataset.
+
+    preset: a class of presets.py; sizes: what it takes; promised: bytes that another split will add to --cache-frames.
+    """
+    samples = list_videos(args.data_path, split, class_map, args.class_map)
+    cache_file = Path(args.data_path) / f"{split}.index.npz" if args.cache_dataset else None
+    if cache_file and not cache_file.exists() and not os.access(args.data_path, os.W_OK):
+        common.refuse(
+            f"--cache-dataset keeps the index in {cache_file}, and that folder is not writable: leave it away"
+        )
+    metadata = index_split(samples, args.workers, cache_file, args.data_path)
+    bad_videos.check(len(metadata["unreadable"]), len(samples), f"videos of {split}")
+    if args.cache_frames:
+        roots = Path(args.data_path, split), Path(args.cache_frames, split)
+        clips = frame_cache.CachedVideoClips(metadata, args.clip_len, args.frame_rate, *roots, sizes["resize_size"])
+    else:
+        clips = VideoClips(metadata["video_paths"], args.clip_len, 1, args.frame_rate, metadata)
+    transform = preset(**sizes, resized=bool(args.cache_frames))
+    dataset = KineticsWithVideoId(args.data_path, samples, clips, transform, replace_bad=split == "train")
+    print_data_card(split, dataset, class_map, args)
+    if args.cache_frames:
+        if args.local_rank == 0:  # in one process of each machine: the folder may be on a disk of its own
+            frame_cache.prepare(clips, split, promised)
+        done = torch.zeros((), device=args.device)
+        utils.reduce_across_processes(done)
+        done.item()  # until then the others wait
+    return dataset
+
+
+def print_data_card(split, dataset, class_map, args):
+    clips = dataset.video_clips
+    lengths = [len(pts) / fps for pts, fps in zip(clips.video_pts, clips.video_fps) if len(pts)]
+    counts = Counter(label for _, label in dataset.samples).most_common()
+    names = sorted(class_map, key=class_map.get)
+    (most, most_count), (least, least_count) = counts[0], counts[-1]
+    short = sum(length * args.frame_rate < args.clip_len for length in lengths)
+    utils.log(
+        f"{split}: {len(dataset.samples):,} videos, {len(clips.unreadable)} unusable; {len(dataset):,} clips of "
+        f"{args.clip_len} frames at {args.frame_rate:g} fps; videos of {min(lengths):.1f} to {max(lengths):.1f} s, "
+        f"{short:,} too short for a clip and so sampled faster; {len(counts)} of {len(names)} classes, "
+        f"from {least_count:,} videos ({names[least]}) to {most_count:,} ({names[most]})"
+    )

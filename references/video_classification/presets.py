@@ -19,8 +19,11 @@ class VideoClassificationPresetTrain:
         self.crop_size, self.resize_size, self.resized = tuple(crop_size), tuple(resize_size), resized
 
     def __call__(self, clip):
-        """uint8 (T, H, W, 3) -> float32 (3, T, h, w) in [0, 1], or uint8 (T, h, w, 3) if it was resized already."""
-        return self.crop(clip, *self.corner())
+        """uint8 (T, H, W, 3) -> uint8 (T, h, w, 3): rounded to grey levels, a quarter of the memory of float32."""
+        cropped = self.crop(clip, *self.corner())
+        if cropped.dtype == torch.uint8:
+            return cropped
+        return cropped.permute(1, 2, 3, 0).mul(255).round().byte().contiguous()
 
     def corner(self):
         """Where the crop starts, (row, column) of the resized frame."""
@@ -28,13 +31,17 @@ class VideoClassificationPresetTrain:
         return [int(torch.randint(free + 1, ())) for free in room]
 
     def crop(self, clip, top, left):
+        """uint8 (T, h, w, 3) if the clip is resized already, else float32 (3, T, h, w) in [0, 1]."""
         if self.resized:
             return clip[:, top : top + self.crop_size[0], left : left + self.crop_size[1]]
         return resize_and_crop(clip, self.resize_size, self.crop_size, top, left)
 
 
 class VideoClassificationPresetEval(VideoClassificationPresetTrain):
-    """Resize to `resize_size` and crop `crop_size` from the centre."""
+    """Resize to `resize_size` and crop `crop_size` from the centre, not rounded: float32 (3, T, h, w) in [0, 1]."""
+
+    def __call__(self, clip):
+        return self.crop(clip, *self.corner())
 
     def corner(self):
         return centre_of(self.resize_size, self.crop_size)

@@ -13,25 +13,24 @@ import argparse
 import contextlib
 import json
 import math
-import os
-import socket
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 from torch.utils.data import DataLoader
 
+# `python references/video_classification/train.py` puts only its own folder on the path; appended, so that nothing in
+# tools/ can shadow a package or a file here. `import common` then does the same for torchvision_patches.
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+import common
 import datasets
-import frame_cache
+import models
 import presets
 import transforms
 import utils
-from torchvision_patches.video_utils import VideoClips
 
 # Settings that --resume must find as they were, to continue the run that was interrupted and no other.
 RECIPE = """
@@ -41,34 +40,30 @@ RECIPE = """
 """.split()  # noqa: SIM905
 
 
-# On CPUs, torch 2.11's bfloat16 gives wrong weight gradients for some convolutions, though the forward pass is right:
-# NaN for the spatial ones of layer2 with AMX; with AVX-512, what the memory held before for the temporal ones on 2
-# frames: layer4's in clips of 16 frames, layer3's of 8, layer2's of 4. So on a CPU layers learn in float32, but for
-# those that were compared with float32 on one CPU of each kind, in R(2+1)D-18 and clips of 16 frames:
-RIGHT_IN_BF16_ON_CPU = ("stem", "layer1", "layer3", "fc")
+def train_one_epoch(
+    model, criterion, optimizer, scheduler, loader, augment, bad_videos, epoch, args, model_ema=None, scaler=None
+):
+    """One pass over the training clips. Returns {"train_loss", "train_acc1" in percent, "clips_per_s", …}.
 
-
-def train_one_epoch(model, ema, criterion, optimizer, scheduler, scaler, loader, augment, bad_videos, epoch, args):
-    """One pass over the training clips. Returns {"train_loss", "train_acc1" in percent, "clips_per_s", …}."""
-    set_train_mode(model, args)
+    Exits with code 2 as soon as a log line shows a loss that is not finite.
+    """
+    models.set_train_mode(model, args)
     metric_logger = utils.MetricLogger()
     meters = metric_logger.meters
     parameters = [p for p in model.parameters() if p.requires_grad]
     device_type = torch.device(args.device).type
-    # the first step with a loss or gradient that is not finite; on the device, so that no step waits for it
-    never = len(loader)
-    bad_step = torch.tensor(never, device=args.device)
+    steps = len(loader)
     start, num_clips = time.perf_counter(), 0
     for i, (clips, targets, _, failures) in enumerate(
         metric_logger.log_every(loader, args.print_freq, f"Epoch: [{epoch}]")
     ):
         bad_videos.report(failures)
         if not len(clips):
-            utils.refuse("not one clip of a batch decodes; tools/check_videos.py finds such videos")
+            common.refuse("not one clip of a batch decodes; tools/check_videos.py finds such videos")
         clips, targets = clips.to(args.device, non_blocking=True), targets.to(args.device, non_blocking=True)
         clips, soft_targets = augment(clips, targets)
         group_start = i - i % args.accumulate
-        group = min(args.accumulate, len(loader) - group_start)
+        group = min(args.accumulate, steps - group_start)
         last_of_group = i == group_start + group - 1
         wait = model.no_sync() if args.distributed and not last_of_group else contextlib.nullcontext()
         with wait:
@@ -76,21 +71,18 @@ def train_one_epoch(model, ema, criterion, optimizer, scheduler, scaler, loader,
                 output = model(clips)
             loss = criterion(output.float(), soft_targets)
             scaler.scale(loss / group).backward()
-        finite = loss.detach().isfinite()
         if last_of_group:
-            scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(parameters, args.clip_grad_norm or math.inf)
-            # GradScaler looks for infinite gradients itself and skips those steps: part of how it finds its scale
-            finite &= norm.isfinite() | scaler.is_enabled()
+            if args.clip_grad_norm:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(parameters, args.clip_grad_norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             scheduler.step()
-            if ema:
-                ema.update_parameters(unwrapped(model))
-        bad_step = torch.where(finite, bad_step, bad_step.clamp(max=i))
-        if i % args.print_freq == 0 or i == never - 1:
-            stop_if_not_finite(bad_step.item(), never, epoch, args)
+            if model_ema:
+                model_ema.update_parameters(models.unwrapped(model))
+        if i % args.print_freq == 0 or i == steps - 1:  # only here, so that no other step waits for the device
+            refuse_if_not_finite(loss, epoch, i, args)
         num_clips += len(clips)
         meters["loss"].update(loss, len(clips))
         meters["acc1"].update(100 * (output.detach().argmax(1) == targets).float().mean(), len(clips))
@@ -101,7 +93,7 @@ def train_one_epoch(model, ema, criterion, optimizer, scheduler, scaler, loader,
         dtype=torch.float64,
         device=args.device,
     )
-    utils.add_up(totals)
+    utils.reduce_across_processes(totals)
     loss, acc1, clips, bad = totals.tolist()
     bad_videos.check(int(bad), bad_videos.num_clips, "clips")
     utils.log(f"Epoch: [{epoch}]  {int(clips):,} clips in {seconds:.1f} s, {int(bad)} that did not decode replaced")
@@ -114,11 +106,12 @@ def train_one_epoch(model, ema, criterion, optimizer, scheduler, scaler, loader,
     }
 
 
-def stop_if_not_finite(step, never, epoch, args):
-    if step < never:
-        utils.refuse(
-            f"loss or gradient is not finite at epoch {epoch}, step {step}; most often the learning rate is too high: "
-            f"try a tenth of --lr, or --clip-grad-norm 1. Nothing of this epoch was saved"
+def refuse_if_not_finite(loss, epoch, step, args):
+    if not loss.isfinite():
+        common.refuse(
+            f"the loss is not finite at epoch {epoch}, step {step}, or since less than {args.print_freq} steps; most "
+            f"often the learning rate is too high: try a tenth of --lr, or --clip-grad-norm 1. Nothing of this epoch "
+            f"was saved"
         )
 
 
@@ -130,7 +123,7 @@ def evaluate(model, loader, bad_videos, args, header="Test:"):
     video_acc1, video_acc5, mean_class_acc: the mean over the classes of the videos' Acc@1), val_loss, and num_clips,
     num_videos: what could be decoded.
     """
-    model = unwrapped(model).eval()
+    model = models.unwrapped(model).eval()
     metric_logger = utils.MetricLogger()
     dataset, normalize = loader.dataset, transforms.Normalize().to(args.device)
     labels = torch.tensor([label for _, label in dataset.samples], device=args.device)
@@ -138,7 +131,7 @@ def evaluate(model, loader, bad_videos, args, header="Test:"):
     video_scores = torch.zeros(len(labels), args.num_classes, dtype=torch.float64, device=args.device)
     totals = torch.zeros(5, dtype=torch.float64, device=args.device)  # loss, Acc@1, Acc@5, clips, failures
     num_clips = torch.tensor(len(loader.sampler), device=args.device)
-    utils.add_up(num_clips)
+    utils.reduce_across_processes(num_clips)
     bad_videos.start(num_clips.item())
     for clips, targets, video_idx, failures in metric_logger.log_every(loader, args.print_freq, header):
         bad_videos.report(failures)
@@ -157,7 +150,7 @@ def evaluate(model, loader, bad_videos, args, header="Test:"):
         video_scores.index_add_(0, video_idx, output.softmax(1))
         metric_logger.meters["acc1"].update(100 * right[:, 0].float().mean(), len(clips))
     totals[4] = bad_videos.count
-    utils.add_up(totals, video_scores)
+    utils.reduce_across_processes(totals, video_scores)
     bad_videos.check(int(totals[4]), bad_videos.num_clips, "clips")
     return report(totals.tolist(), video_scores, labels, k)
 
@@ -167,7 +160,9 @@ def report(totals, video_scores, labels, k):
     loss, clip_right1, clip_right5, num_clips, failures = totals
     seen = video_scores.sum(1) > 0
     if not seen.any():
-        utils.refuse("not one validation clip can be decoded; tools/check_videos.py says what is wrong with each video")
+        common.refuse(
+            "not one validation clip can be decoded; tools/check_videos.py says what is wrong with each video"
+        )
     right = video_scores[seen].topk(k).indices == labels[seen, None]
     per_class = [right[labels[seen] == label, 0].double().mean() for label in labels[seen].unique()]
     metrics = {
@@ -186,128 +181,6 @@ def report(totals, video_scores, labels, k):
     left_out = len(seen) - metrics["num_videos"]
     utils.log(f" * {metrics['num_videos']:,} videos, {int(num_clips):,} clips; {left_out} unreadable videos left out")
     return metrics
-
-
-# --- model ----------------------------------------------------------------------------------------------------------
-
-
-def make_model(args, checkpoint):
-    """The network with `--num-classes` of the class map, frozen but for --trainable-layers, on the device."""
-    try:
-        model = torchvision.models.get_model(args.model, num_classes=args.num_classes)
-    except ValueError:
-        known = ", ".join(torchvision.models.list_models(torchvision.models.video))
-        utils.refuse(f"torchvision has no model {args.model}; its video models are {known}")
-    if checkpoint:
-        load_weights(model, checkpoint["raw_model" if "raw_model" in checkpoint else "model"], args.resume)
-    elif args.weights:
-        state = utils.from_main_process(lambda: pretrained_weights(args.model, args.weights))
-        own = model.state_dict()
-        # all but the head, whose shape depends on the number of classes
-        missing = model.load_state_dict({k: v for k, v in state.items() if v.shape == own[k].shape}, strict=False)
-        utils.log(f"{args.weights} loaded; from scratch: {', '.join(missing.missing_keys) or 'nothing'}")
-    freeze(model, args)
-    if not (checkpoint or args.weights or args.trainable_layers == ["all"]):
-        utils.log(f"training from scratch: all layers but {' '.join(args.trainable_layers)} are random and stay so")
-    if args.sync_bn and args.distributed:
-        if "cpu" in args.device:
-            utils.refuse("--sync-bn needs GPUs: torch has no synchronised BatchNorm for the CPU")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model.to(args.device, memory_format=torch.channels_last_3d)
-
-
-def load_weights(model, state, path):
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as e:
-        utils.refuse(f"the weights of {path} do not fit --model and the class map: {str(e)[:400]}")
-
-
-def pretrained_weights(model_name, weights_name):
-    """torchvision's weights of that name, from torch hub's cache or the network; exits with code 2 without either."""
-    known = torchvision.models.get_model_weights(model_name)
-    name = weights_name.rpartition(".")[2]
-    if name not in known.__members__:
-        utils.refuse(f"{model_name} has no weights {weights_name}; there are {', '.join(known.__members__)}")
-    weights = known[name]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-    socket.setdefaulttimeout(20)
-    try:
-        return weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as e:
-        utils.refuse(
-            f"{weights_name} could not be had from {weights.url} ({e}); download it where there is a network and put "
-            f"it at {cached}, or train from scratch: leave --weights away and give --trainable-layers all"
-        )
-    finally:
-        socket.setdefaulttimeout(None)
-
-
-def freeze(model, args):
-    """Let only the modules named by --trainable-layers learn; the others run without autograd."""
-    for name, module in model.named_children():
-        learns = args.trainable_layers == ["all"] or name in args.trainable_layers
-        compared = args.model == "r2plus1d_18" and args.clip_len == 16 and name in RIGHT_IN_BF16_ON_CPU
-        if args.device == "cpu" and learns and not compared:
-            keep_float32(module)
-    if args.trainable_layers == ["all"]:
-        return
-    names = [name for name, _ in model.named_children()]
-    unknown = [name for name in args.trainable_layers if name not in names]
-    if unknown:
-        utils.refuse(
-            f"{args.model} has no layer {unknown[0]}: --trainable-layers takes all or some of {' '.join(names)}"
-        )
-    model.requires_grad_(False)
-    for name in args.trainable_layers:
-        model.get_submodule(name).requires_grad_(True)
-
-
-def keep_float32(module):
-    """Let a module compute in float32 under autocast: see RIGHT_IN_BF16_ON_CPU."""
-
-    def enter(module, inputs):
-        module.float32 = torch.autocast("cpu", enabled=False)
-        module.float32.__enter__()
-        return tuple(x.float() for x in inputs)
-
-    def leave(module, inputs, output):
-        module.float32.__exit__(None, None, None)
-
-    module.register_forward_pre_hook(enter)
-    module.register_forward_hook(leave)
-
-
-def set_train_mode(model, args):
-    """Training mode, but for frozen modules: the statistics of their BatchNorm layers must not move."""
-    model.train()
-    for name, child in unwrapped(model).named_children():
-        child.train(args.trainable_layers == ["all"] or name in args.trainable_layers)
-
-
-def frozen_state(model, args):
-    """A copy of every weight and statistic outside --trainable-layers."""
-    if args.trainable_layers == ["all"]:
-        return {}
-    state = unwrapped(model).state_dict()
-    return {k: v.detach().cpu().clone() for k, v in state.items() if k.split(".")[0] not in args.trainable_layers}
-
-
-def sanity_check(before, model, args):
-    """Nothing that is frozen has changed since `before` was taken by `frozen_state`."""
-    after = frozen_state(model, args)
-    changed = [k for k, v in before.items() if not torch.equal(v, after[k])]
-    assert not changed, f"{len(changed)} frozen tensors changed in training, the first is {changed[0]}"
-    if before:
-        utils.log(f"=> sanity check passed: {len(before)} frozen tensors are what they were")
-
-
-def unwrapped(model):
-    wrappers = nn.parallel.DistributedDataParallel, swa_utils.AveragedModel
-    return model.module if isinstance(model, wrappers) else model
-
-
-# --- optimisation ---------------------------------------------------------------------------------------------------
 
 
 def amp_dtype(args):
@@ -344,69 +217,6 @@ def make_scheduler(optimizer, steps_per_epoch, args):
     return lr_scheduler.SequentialLR(optimizer, [first, main], milestones=[warmup])
 
 
-def make_augment(class_names, args):
-    """Function of (clips of a batch, class indices) on the device -> (normalised clips, targets for the loss)."""
-    normalize = transforms.Normalize().to(args.device)
-    flip = transforms.RandomHorizontalFlip(class_names, args.hflip_prob).to(args.device)
-    jitter = transforms.ColorJitter(args.color_jitter) if args.color_jitter else None
-    mixup = transforms.MixUp(alpha=args.mixup_alpha, num_classes=len(class_names)) if args.mixup_alpha else None
-
-    def augment(clips, targets):
-        clips = flip(transforms.as_float(clips), targets)
-        clips = normalize(jitter(clips) if jitter else clips)
-        if mixup:
-            clips, targets = mixup(clips, targets)
-        return clips.to(memory_format=torch.channels_last_3d), targets
-
-    return augment
-
-
-# --- data -----------------------------------------------------------------------------------------------------------
-
-
-def load_dataset(split, class_map, preset, sizes, bad_videos, args, promised=0):
-    """Index a split, print its data card and return it as a dataset.
-
-    preset: a class of presets.py; sizes: what it takes; promised: bytes that another split will add to --cache-frames.
-    """
-    samples = datasets.list_videos(args.data_path, split, class_map, args.class_map)
-    cache_file = Path(args.data_path) / f"{split}.index.npz" if args.cache_dataset else None
-    if cache_file and not cache_file.exists() and not os.access(args.data_path, os.W_OK):
-        utils.refuse(f"--cache-dataset keeps the index in {cache_file}, and that folder is not writable: leave it away")
-    metadata = datasets.index_split(samples, args.workers, cache_file, args.data_path)
-    bad_videos.check(len(metadata["unreadable"]), len(samples), f"videos of {split}")
-    if args.cache_frames:
-        roots = Path(args.data_path, split), Path(args.cache_frames, split)
-        clips = frame_cache.CachedVideoClips(metadata, args.clip_len, args.frame_rate, *roots, sizes["resize_size"])
-    else:
-        clips = VideoClips(metadata["video_paths"], args.clip_len, 1, args.frame_rate, metadata)
-    transform = preset(**sizes, resized=bool(args.cache_frames))
-    dataset = datasets.KineticsWithVideoId(args.data_path, samples, clips, transform, replace_bad=split == "train")
-    print_data_card(split, dataset, class_map, args)
-    if args.cache_frames:
-        if args.gpu == 0:  # in one process of each machine: the folder may be on a disk of its own
-            frame_cache.prepare(clips, split, promised)
-        done = torch.zeros((), device=args.device)
-        utils.add_up(done)
-        done.item()  # until then the others wait
-    return dataset
-
-
-def print_data_card(split, dataset, class_map, args):
-    clips = dataset.video_clips
-    lengths = [len(pts) / fps for pts, fps in zip(clips.video_pts, clips.video_fps) if len(pts)]
-    counts = Counter(label for _, label in dataset.samples).most_common()
-    names = sorted(class_map, key=class_map.get)
-    (most, most_count), (least, least_count) = counts[0], counts[-1]
-    short = sum(length * args.frame_rate < args.clip_len for length in lengths)
-    utils.log(
-        f"{split}: {len(dataset.samples):,} videos, {len(clips.unreadable)} unusable; {len(dataset):,} clips of "
-        f"{args.clip_len} frames at {args.frame_rate:g} fps; videos of {min(lengths):.1f} to {max(lengths):.1f} s, "
-        f"{short:,} too short for a clip and so sampled faster; {len(counts)} of {len(names)} classes, "
-        f"from {least_count:,} videos ({names[least]}) to {most_count:,} ({names[most]})"
-    )
-
-
 def make_loader(dataset, sampler, args):
     # a generator of its own: starting workers draws a number, and an interrupted run starts them more often
     return DataLoader(
@@ -421,21 +231,18 @@ def make_loader(dataset, sampler, args):
     )
 
 
-# --- the run --------------------------------------------------------------------------------------------------------
-
-
 def settle_args(args, checkpoint):
     """Fill in what is left to the checkpoint, else to defaults; exits with code 2 where flag and checkpoint differ."""
     if args.device is None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.device.startswith("cuda") and not torch.cuda.is_available():
-        utils.refuse("--device cuda: torch finds no CUDA device here; leave the flag away to use the CPU")
+        common.refuse("--device cuda: torch finds no CUDA device here; leave the flag away to use the CPU")
     bf16_on_cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if args.amp and args.device == "cpu" and not bf16_on_cpu:
         print("--amp is left out: this CPU cannot compute in bfloat16")
         args.amp = False
     # more decoding processes than cores only get into each other's way
-    args.workers = min(args.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    args.workers = min(args.workers, common.num_workers())
     saved = {**checkpoint["args"], **checkpoint} if checkpoint else {}
     saved["model"] = saved.get("model_name", saved.get("args", {}).get("model"))
     saved["val_resize_size"] = saved.get("resize_size", saved.get("val_resize_size"))
@@ -444,19 +251,19 @@ def settle_args(args, checkpoint):
         flag, stored = getattr(args, name), saved.get(name)
         stored = list(stored) if isinstance(stored, (list, tuple)) else stored
         if stored is not None and flag not in (None, stored) and not args.resume_weights_only:
-            utils.refuse(f"--{name.replace('_', '-')} {flag}, but {args.resume} has {stored}; leave the flag away")
+            common.refuse(f"--{name.replace('_', '-')} {flag}, but {args.resume} has {stored}; leave the flag away")
         setattr(args, name, next(v for v in (flag, stored, default) if v is not None))
     for split in "train", "val":
         resized, cropped = getattr(args, f"{split}_resize_size"), getattr(args, f"{split}_crop_size")
         if any(crop > size for crop, size in zip(cropped, resized)):
-            utils.refuse(f"--{split}-crop-size {cropped} is larger than --{split}-resize-size {resized}")
+            common.refuse(f"--{split}-crop-size {cropped} is larger than --{split}-resize-size {resized}")
 
 
 def refuse_other_recipe(args, checkpoint, keys=RECIPE):
     """--resume continues exactly, or not at all."""
     advice = "; give the same flags, or start anew from its weights with --resume-weights-only"
     if "classes" not in checkpoint:
-        utils.refuse(f"{args.resume} was written by another script and cannot be continued exactly{advice}")
+        common.refuse(f"{args.resume} was written by another script and cannot be continued exactly{advice}")
     changed = []
     for key in keys if args.lr_scheduler == "multistep" else [*keys, "epochs"]:
         before, now = checkpoint["args"].get(key), getattr(args, key)
@@ -465,7 +272,7 @@ def refuse_other_recipe(args, checkpoint, keys=RECIPE):
         if before != now:
             changed.append(f"{key} {before}, not {now}")
     if changed:
-        utils.refuse(f"{args.resume} has {'; '.join(changed)}{advice}")
+        common.refuse(f"{args.resume} has {'; '.join(changed)}{advice}")
 
 
 def main(args):
@@ -475,11 +282,11 @@ def main(args):
     checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
     settle_args(args, checkpoint)
     utils.init_distributed_mode(args)
-    class_map = datasets.load_class_map(args.class_map)
+    class_map = common.load_class_map(args.class_map)
     classes = sorted(class_map, key=class_map.get)
     args.num_classes = len(classes)
     if checkpoint and checkpoint.get("classes", classes) != classes:
-        utils.refuse(
+        common.refuse(
             f"{args.resume} was trained with other classes, or another order, than {args.class_map} has; --class-map "
             f"names the map that it was trained with"
         )
@@ -488,15 +295,15 @@ def main(args):
     bad_videos = utils.BadVideos(args.max_bad_share)
     sizes = dict(crop_size=args.val_crop_size, resize_size=args.val_resize_size)
     preset = presets.VideoClassificationPresetEval
-    dataset_test = load_dataset("val", class_map, preset, sizes, bad_videos, args)
+    dataset_test = datasets.load_dataset("val", class_map, preset, sizes, bad_videos, args)
     test_sampler = datasets.val_clips(dataset_test, args.clips_per_video, args.rank, args.world_size)
     loader_test = make_loader(dataset_test, test_sampler, args)
 
     torch.manual_seed(args.seed)
     if args.test_only:
         if not checkpoint:
-            utils.refuse("--test-only needs a trained network: name its checkpoint with --resume")
-        model = make_model(args, {"model": checkpoint["model"]})
+            common.refuse("--test-only needs a trained network: name its checkpoint with --resume")
+        model = models.make_model(args, {"model": checkpoint["model"]})
         metrics = evaluate(model, loader_test, bad_videos, args)
         utils.log(json.dumps(metrics))
         return
@@ -511,7 +318,7 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
         refuse_other_recipe(args, checkpoint)
     sizes = dict(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
     preset, promised = presets.VideoClassificationPresetTrain, getattr(loader_test.dataset.video_clips, "missing", 0)
-    dataset = load_dataset("train", class_map, preset, sizes, bad_videos, args, promised)
+    dataset = datasets.load_dataset("train", class_map, preset, sizes, bad_videos, args, promised)
     args.train_set = dataset.summary()
     if exact:
         refuse_other_recipe(args, checkpoint, ["train_set"])
@@ -520,8 +327,7 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
     )
     loader = make_loader(dataset, sampler, args)
 
-    model = make_model(args, checkpoint if exact or not checkpoint else {"model": checkpoint["model"]})
-    frozen = frozen_state(model, args)
+    model = models.make_model(args, checkpoint if exact or not checkpoint else {"model": checkpoint["model"]})
     averaging = swa_utils.get_ema_multi_avg_fn(args.model_ema)
     ema = swa_utils.AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if args.model_ema else None
     optimizer = make_optimizer(model, args)
@@ -535,15 +341,15 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
         if scaler.is_enabled():
             scaler.load_state_dict(checkpoint["scaler"])
         if ema:
-            load_weights(ema.module, checkpoint["model"], args.resume)
+            models.load_weights(ema.module, checkpoint["model"], args.resume)
             ema.n_averaged.fill_(checkpoint["ema_steps"])
         start_epoch, best = checkpoint["epoch"] + 1, checkpoint["best_acc1"]
         utils.log(f"{args.resume} has {start_epoch} epochs behind it; {max(0, args.epochs - start_epoch)} to go")
     raw_model = model
     if args.distributed:
-        model = nn.parallel.DistributedDataParallel(model, device_ids=[args.gpu] if "cuda" in args.device else None)
+        model = nn.parallel.DistributedDataParallel(model, device_ids=[args.device] if "cuda" in args.device else None)
     criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
-    augment = make_augment(classes, args)
+    augment = transforms.make_augment(classes, args)
     metrics_file = utils.MetricsFile(args.output_dir, start_epoch) if utils.is_main_process() else None
     writer = tensorboard_writer(args) if args.tensorboard and utils.is_main_process() else None
 
@@ -554,7 +360,7 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
         bad_videos.start(args.world_size * len(sampler))
         metrics = {"epoch": epoch}
         metrics |= train_one_epoch(
-            model, ema, criterion, optimizer, scheduler, scaler, loader, augment, bad_videos, epoch, args
+            model, criterion, optimizer, scheduler, loader, augment, bad_videos, epoch, args, ema, scaler
         )
         utils.same_buffers(raw_model, *([ema] if ema else []))
         if (epoch + 1) % args.eval_every == 0 or epoch == args.epochs - 1:
@@ -590,7 +396,6 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
             for key, value in metrics.items():
                 writer.add_scalar(key, value, epoch)
             writer.flush()
-    sanity_check(frozen, raw_model, args)
     utils.log(f"Training time {(time.perf_counter() - begin) / 60:.1f} min; best Video Acc@1 {best:.3f}")
 
 
@@ -598,7 +403,7 @@ def tensorboard_writer(args):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        utils.refuse("--tensorboard needs the package: pip install tensorboard")
+        common.refuse("--tensorboard needs the package: pip install tensorboard")
     return SummaryWriter(args.output_dir)
 
 

@@ -18,7 +18,7 @@ def names_a_side(class_name):
 
 
 def as_float(clips):
-    """Clips of the frame cache, uint8 (N, T, H, W, 3), as float32 (N, 3, T, H, W) in [0, 1]; others as they are."""
+    """uint8 (N, T, H, W, 3), as training clips come, as float32 (N, 3, T, H, W) in [0, 1]; others as they are."""
     return clips.permute(0, 4, 1, 2, 3).float().div(255) if clips.dtype == torch.uint8 else clips
 
 
@@ -80,3 +80,20 @@ class MixUp(v2.MixUp):
     def forward(self, clips, targets):
         clips, targets = super().forward(tv_tensors.Video(clips), targets)
         return clips.as_subclass(torch.Tensor), targets
+
+
+def make_augment(class_names, args):
+    """Function of (clips of a batch, class indices) on the device -> (normalised clips, targets for the loss)."""
+    normalize = Normalize().to(args.device)
+    flip = RandomHorizontalFlip(class_names, args.hflip_prob).to(args.device)
+    jitter = ColorJitter(args.color_jitter) if args.color_jitter else None
+    mixup = MixUp(alpha=args.mixup_alpha, num_classes=len(class_names)) if args.mixup_alpha else None
+
+    def augment(clips, targets):
+        clips = flip(as_float(clips), targets)
+        clips = normalize(jitter(clips) if jitter else clips)
+        if mixup:
+            clips, targets = mixup(clips, targets)
+        return clips.to(memory_format=torch.channels_last_3d), targets
+
+    return augment

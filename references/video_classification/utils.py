@@ -1,13 +1,11 @@
 """Meters, logging, checkpoints' files and processes: what train.py needs besides training."""
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
 import pickle
-import secrets
-import sys
+import re
 import time
 from collections import defaultdict, deque
 from pathlib import Path
@@ -15,68 +13,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+import common
 
-def refuse(message):
-    """Print one sentence that says what is wrong, where and what to do; exit with code 2."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+# how long processes wait for one another
+JOINING = datetime.timedelta(minutes=5)  # until all of a run have started
+INDEXING = datetime.timedelta(hours=3)  # until the first has read all videos' frame times: half an hour for QEVD
+WORKING = datetime.timedelta(minutes=30)  # at any other meeting: one may have more to decode, or a checkpoint to write
 
-
-# --- processes ------------------------------------------------------------------------------------------------------
-
-
-def init_distributed_mode(args):
-    """Join the other processes if `torchrun` started this one; sets args.distributed, rank, world_size and gpu."""
-    args.distributed = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    args.rank, args.world_size, args.gpu = 0, 1, 0
-    if not args.distributed:
-        return
-    args.rank, args.world_size, args.gpu = (int(os.environ[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if args.device.startswith("cuda"):
-        args.device = f"cuda:{args.gpu}"
-        torch.cuda.set_device(args.gpu)
-    backend = "nccl" if args.device.startswith("cuda") else "gloo"
-    # the others wait while the first process indexes the videos: half an hour for the whole of QEVD
-    hours = datetime.timedelta(hours=3)
-    dist.init_process_group(backend, args.dist_url, timeout=hours, rank=args.rank, world_size=args.world_size)
-
-
-def leave_distributed_mode():
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def is_main_process():
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def log(*words):
-    """Print in the first process only."""
-    if is_main_process():
-        print(*words, flush=True)
-
-
-def from_main_process(make):
-    """Call `make` in the first process only and give its result to all."""
-    result = [make() if is_main_process() else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(result, src=0)
-    return result[0]
-
-
-def add_up(*tensors):
-    """Sum each tensor over all processes, in place."""
-    if dist.is_initialized():
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-
-
-def same_buffers(*modules):
-    """Give every process the first one's buffers: each has moved its own BatchNorm statistics."""
-    if dist.is_initialized():
-        for module in modules:
-            for buffer in module.buffers():
-                dist.broadcast(buffer, src=0)
+store = None  # what processes tell one another by name, a torch.distributed.Store, where there are several
 
 
 # --- log lines ------------------------------------------------------------------------------------------------------
@@ -158,29 +102,13 @@ class BadVideos:
 
     def check(self, bad, total, what):
         if bad > self.max_share * total:
-            refuse(
+            common.refuse(
                 f"{bad} of {total} {what} cannot be decoded, more than the {100 * self.max_share:g} % that "
                 f"--max-bad-share allows; tools/check_videos.py finds such videos, repairs them or moves them away"
             )
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def written_then_renamed(path):
-    """Yield a temporary path beside `path`; rename it onto `path` when the block ends well, delete it otherwise.
-
-    So `path` is complete or absent at every moment. The temporary path has the same suffix.
-    """
-    path = Path(path)
-    # not the process's number: on two machines, or in two containers, it may be the same
-    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**9)}.tmp{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_on_master(checkpoint, path, *others):
@@ -192,11 +120,13 @@ def save_on_master(checkpoint, path, *others):
         return
     bad = [k for k, v in checkpoint["model"].items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
-        refuse(f"{bad[0]} is not finite after epoch {checkpoint['epoch']}: nothing was saved, earlier files stand")
-    with written_then_renamed(path) as temporary:
+        common.refuse(
+            f"{bad[0]} is not finite after epoch {checkpoint['epoch']}: nothing was saved, earlier files stand"
+        )
+    with common.written_then_renamed(path) as temporary:
         torch.save(checkpoint, temporary)
     for other in others:
-        with written_then_renamed(other) as temporary:
+        with common.written_then_renamed(other) as temporary:
             temporary.unlink(missing_ok=True)
             link_or_copy(path, temporary)
 
@@ -217,13 +147,15 @@ def load_checkpoint(path):
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        refuse(f"there is no checkpoint {path}")
+        common.refuse(f"there is no checkpoint {path}")
     except pickle.UnpicklingError as e:
-        refuse(f"{path} is damaged, or holds more than weights and plain values and could run code: {str(e)[:300]}")
+        common.refuse(
+            f"{path} is damaged, or holds more than weights and plain values and could run code: {str(e)[:300]}"
+        )
     except (RuntimeError, EOFError, OSError) as e:
-        refuse(f"the checkpoint {path} cannot be read: {e}")
+        common.refuse(f"the checkpoint {path} cannot be read: {e}")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        refuse(f'{path} is no checkpoint of train.py: it has no weights under "model"')
+        common.refuse(f'{path} is no checkpoint of train.py: it has no weights under "model"')
     saved_args = checkpoint.get("args", {})
     checkpoint["args"] = saved_args if isinstance(saved_args, dict) else vars(saved_args)
     return checkpoint
@@ -240,7 +172,7 @@ class MetricsFile:
 
     def append(self, row):
         self.rows.append(row)
-        with written_then_renamed(self.path) as temporary:
+        with common.written_then_renamed(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         self.draw()
 
@@ -261,6 +193,115 @@ class MetricsFile:
         left.set_ylabel("cross-entropy")
         right.set_ylabel("accuracy, %")
         figure.tight_layout()
-        with written_then_renamed(self.path.with_name("curves.png")) as temporary:
-            figure.savefig(temporary, dpi=100)
+        with common.written_then_renamed(self.path.with_name("curves.png")) as temporary:
+            figure.savefig(temporary, dpi=100, format="png")
         plt.close(figure)
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def init_distributed_mode(args):
+    """Join the other processes of the run, if `torchrun` or `srun` started any; each must call this.
+
+    Sets args.distributed, rank, local_rank and world_size, and args.device to this process's GPU. Exits with code 2
+    and one sentence if not all have come after JOINING.
+    """
+    args.rank, args.world_size, args.local_rank, _ = common.launcher(array=False)
+    args.distributed = args.world_size > 1
+    if args.device.startswith("cuda"):
+        if args.distributed:  # SLURM may show each process its own GPU only
+            args.device = f"cuda:{args.local_rank % torch.cuda.device_count()}"
+        torch.cuda.set_device(args.device)
+    if not args.distributed:
+        return
+    global store
+    host, port = meeting_point(args.dist_url)
+    hosted_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = dist.TCPStore(host, port, None, args.rank == 0 and not hosted_by_torchrun, JOINING)
+        store.set(f"joined/{args.rank}", "")
+        wait_for_all(args.world_size)
+        backend = "nccl" if args.device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, None, WORKING, args.world_size, args.rank, store)
+    except (dist.DistNetworkError, dist.DistStoreError) as e:
+        common.refuse(
+            f"process {args.rank} of {args.world_size} cannot reach the first one at {host}:{port} ({first_line(e)}): "
+            f"in a SLURM script start training with srun; MASTER_ADDR and MASTER_PORT name another place to meet"
+        )
+
+
+def meeting_point(url="env://", environ=os.environ):
+    """(host, port) where the processes of a run meet: as `url` or MASTER_ADDR and MASTER_PORT say, else by SLURM's job.
+
+    torchrun sets the two; srun does not, and then it is the first machine of the job step, at a port of the job's own.
+    """
+    if url.startswith("tcp://"):
+        host, _, port = url[len("tcp://") :].rpartition(":")
+        return host, int(port)
+    started = common.launcher(environ, array=False)
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST") or ""
+    if started.local_world_size == started.world_size or not nodes:
+        host = "127.0.0.1"
+    else:  # of "node[03-05,09],other" the first is node03
+        host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes).split(",")[0]
+    job, step = (environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    own_port = 15000 + (16 * int(job) + int(step or 0)) % 15000 if job.isdigit() else 29500
+    return environ.get("MASTER_ADDR") or host, int(environ.get("MASTER_PORT") or own_port)
+
+
+def wait_for_all(world_size):
+    """Wait until every process of the run has joined; exits with code 2 after JOINING, naming one that has not."""
+    keys = [f"joined/{rank}" for rank in range(world_size)]
+    try:
+        store.wait(keys, JOINING)
+    except dist.DistStoreError:
+        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        common.refuse(
+            f"{len(missing)} of {world_size} processes did not start within {JOINING.seconds:,} s, the first is "
+            f"process {missing[0]}: in a SLURM script start training with srun, or ask for one task"
+        )
+
+
+def first_line(error):
+    return str(error).splitlines()[0]
+
+
+def leave_distributed_mode():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_main_process():
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def log(*words):
+    """Print in the first process only."""
+    if is_main_process():
+        print(*words, flush=True)
+
+
+def from_main_process(make):
+    """Call `make` in the first process only and give its result to all, which wait for it up to INDEXING."""
+    result = [make() if is_main_process() else None]
+    if dist.is_initialized():
+        made = f"made/{store.add(f'asked/{dist.get_rank()}', 1)}"  # the same number in all
+        store.set(made, "") if is_main_process() else store.wait([made], INDEXING)
+        dist.broadcast_object_list(result, src=0)
+    return result[0]
+
+
+def reduce_across_processes(*tensors):
+    """Sum each tensor over all processes, in place."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def same_buffers(*modules):
+    """Give every process the first one's buffers: each has moved its own BatchNorm statistics."""
+    if dist.is_initialized():
+        for module in modules:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)

@@ -20,10 +20,10 @@ sys.path[:0] = [str(REPO / "tools"), str(REPO / "tests")]
 
 import numpy as np
 import torch
-from small_models import read_h5
 from torchvision.models import get_model
 
 import common
+from small_models import read_h5
 
 MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 TOLERANCE = 1e-4  # largest difference of a float logit
