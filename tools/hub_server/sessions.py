@@ -1,17 +1,16 @@
 """Compiled models: the files that jobs make of them, and the onnxruntime sessions that run them on the CPU."""
 
 import json
-import os
 import zipfile
 
 import numpy as np
 
 import aihub
+from onnx_graph import cpu_session
 
 from .records import EMULATED, JobFailedError, Tensor, full_qairt_version, pb, tensors_to_message
 from .surgery import load_onnx, unzipped
 
-NUM_THREADS = min(4, os.cpu_count())  # CPU threads of onnxruntime
 CACHED_SESSIONS = 2  # models kept loaded between inference jobs
 RUNTIMES = {
     "onnx": pb.MODEL_TYPE_ONNX,
@@ -101,16 +100,8 @@ def check_qairt_version(head, job):
 
 def make_session(content):
     """An onnxruntime session on the CPU. Raises JobFailedError if the bytes are no model that it can run."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = NUM_THREADS
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the CPU to the client meanwhile
-    # CPUs without VNNI would cut sums of 8-bit products off at 16 bits: wrong logits, by a third of their range
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return cpu_session(content)
     except Exception as e:
         raise JobFailedError(f"onnxruntime cannot run the model: {e}") from e
 
@@ -130,7 +121,7 @@ def session_of(hub, job):
 
 
 def inputs_and_outputs(session):
-    """The inputs and the outputs of a session as two lists of Tensor; scales as expose_quantized_io noted them."""
+    """The inputs and the outputs of a session as two lists of Tensor; scales as expose_integers noted them."""
     dtypes = {"float": "float32", "double": "float64"}  # where onnxruntime's name is another than numpy's
     quantizers = json.loads(session.get_modelmeta().custom_metadata_map.get("quantizers", "{}"))
     lists = []

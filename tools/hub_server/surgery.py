@@ -1,13 +1,23 @@
 """Source models as ONNX, and what compile options do to the inputs and outputs of an ONNX graph."""
 
 import contextlib
-import io
 import json
 import os
 import tempfile
 import unittest.mock
 import zipfile
 from pathlib import Path
+
+from onnx_graph import (
+    channel_last_input,
+    dims_of,
+    dtype_of,
+    expose_quantized_io,
+    graph_inputs,
+    load_with_weights,
+    rename_tensor,
+    torch_to_onnx,
+)
 
 from .records import JobFailedError, Tensor, listed, pb
 
@@ -44,11 +54,9 @@ def unzipped(path):
 
 def load_onnx(path):
     """The onnx.ModelProto of an .onnx file, or of a zipped folder with one .onnx file and its external weights."""
-    import onnx
-
     try:
         with unzipped(path) as found:
-            return onnx.load(next(found.glob("*.onnx")) if found.is_dir() else found)
+            return load_with_weights(found)
     except Exception as e:
         raise JobFailedError(f"the model is no readable ONNX model: {e}") from e
 
@@ -79,36 +87,22 @@ def exported_program_to_onnx(path, specs):
     ]
     if specs and [(t.shape, t.dtype) for t in specs] != [(t.shape, t.dtype) for t in own]:
         raise JobFailedError(f"input_specs {listed(specs)} contradict the exported program's {listed(own)}")
-    return torch_to_onnx(program.module(), specs or own)
+    return trace(program.module(), specs or own)
 
 
-def torch_to_onnx(module, specs):
-    """Trace a torch module on zeros; the input names are those of `specs`."""
-    import onnx
+def trace(module, specs):
+    """A torch module with one float32 input as ONNX; the input's name is that of `specs`."""
     import torch
 
-    inputs = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in specs)
-    buffer = io.BytesIO()
+    if [t.dtype for t in specs] != ["float32"]:
+        raise JobFailedError(f"the local hub compiles programs of one float32 input, not of {listed(specs)}")
+    (spec,) = specs
     try:
         with torch.no_grad():
-            traced = torch.jit.trace(module, inputs, check_trace=False)
-            names = [t.name for t in specs]
-            torch.onnx.export(traced, inputs, buffer, input_names=names, opset_version=17, dynamo=False)
+            traced = torch.jit.trace(module, (torch.zeros(spec.shape),), check_trace=False)
+        return torch_to_onnx(traced, spec.shape, spec.name)
     except Exception as e:
         raise JobFailedError(f"the model does not run on inputs {listed(specs)}: {e}") from e
-    return onnx.load_from_string(buffer.getvalue())
-
-
-def graph_inputs(graph):
-    """The inputs that are not weights (files of old exporters list those, too)."""
-    weights = {weight.name for weight in graph.initializer}
-    return [value for value in graph.input if value.name not in weights]
-
-
-def dims_of(value):
-    """A shape with None where a dimension is not fixed."""
-    dims = value.type.tensor_type.shape.dim
-    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
 
 
 def fix_input_shapes(proto, specs):
@@ -116,7 +110,7 @@ def fix_input_shapes(proto, specs):
     from onnx import helper
 
     values = graph_inputs(proto.graph)
-    own = [Tensor(v.name, dims_of(v), np_dtype(v.type.tensor_type.elem_type)) for v in values]
+    own = [Tensor(v.name, dims_of(v), dtype_of(v)) for v in values]
     if not specs and any(None in t.shape for t in own):
         raise JobFailedError(f"the model's inputs have open dimensions ({listed(own)}): input_specs must fix them")
     by_name = {t.name: t for t in specs or own}
@@ -131,19 +125,7 @@ def fix_input_shapes(proto, specs):
         value.CopyFrom(helper.make_tensor_value_info(value.name, elem_type, wanted.shape))
 
 
-def np_dtype(elem_type):
-    from onnx import helper
-
-    return helper.tensor_dtype_to_np_dtype(elem_type).name
-
-
 # --- changing the inputs and outputs of an ONNX graph -----------------------------------------------------------------
-
-
-def rename_tensor(graph, old, new):
-    for node in graph.node:
-        node.input[:] = [new if name == old else name for name in node.input]
-        node.output[:] = [new if name == old else name for name in node.output]
 
 
 def rename_outputs(graph, names):
@@ -156,48 +138,17 @@ def rename_outputs(graph, names):
         value.name = name
 
 
-def move_channels_last(graph, names):
-    """Honour --force_channel_last_input (comma-separated names or None): (N, C, …) becomes (N, …, C) outside."""
-    from onnx import helper
-
-    by_name = {value.name: value for value in graph_inputs(graph)}
-    for name in names.split(",") if names else []:
-        if name not in by_name:
-            raise JobFailedError(f"--force_channel_last_input names {name}, the model has {', '.join(by_name)}")
-        n, c, *rest = dims_of(by_name[name])
-        inner, perm = f"{name}/channel_first", [0, len(rest) + 1, *range(1, len(rest) + 1)]
-        rename_tensor(graph, name, inner)
-        graph.node.insert(0, helper.make_node("Transpose", [name], [inner], perm=perm))
-        elem_type = by_name[name].type.tensor_type.elem_type
-        by_name[name].CopyFrom(helper.make_tensor_value_info(name, elem_type, (n, *rest, c)))
+def move_channel_last(graph, name):
+    """Honour --force_channel_last_input, which names the one input (or None): (N, C, …) becomes (N, …, C) outside."""
+    names = [value.name for value in graph_inputs(graph)]
+    if name and names != [name]:
+        raise JobFailedError(f"--force_channel_last_input names {name}, the model has {', '.join(names)}")
+    if name:
+        channel_last_input(graph)
 
 
-def expose_quantized_io(proto):
-    """Honour --quantize_io: take off the QuantizeLinear at each input and the DequantizeLinear at each output.
-
-    {tensor name: (scale, zero point)} becomes the model's metadata `quantizers`. A float model stays as it is.
-    """
-    from onnx import numpy_helper
-
-    graph = proto.graph
-    weights = {weight.name: weight for weight in graph.initializer}
-    quantizers = {}
-
-    def take_off(node, value, inner):
-        scale, zero_point = (numpy_helper.to_array(weights[name]) for name in node.input[1:3])
-        graph.node.remove(node)
-        rename_tensor(graph, inner, value.name)
-        value.type.tensor_type.elem_type = weights[node.input[2]].data_type
-        quantizers[value.name] = (float(scale), int(zero_point))
-
-    for value in graph_inputs(graph):
-        readers = [node for node in graph.node if value.name in node.input]
-        if [node.op_type for node in readers] == ["QuantizeLinear"]:
-            take_off(readers[0], value, readers[0].output[0])
-    for value in graph.output:
-        readers = [node for node in graph.node if value.name in node.input]
-        (producer,) = (node for node in graph.node if value.name in node.output)
-        if producer.op_type == "DequantizeLinear" and not readers:
-            take_off(producer, value, producer.input[0])
+def expose_integers(proto):
+    """Honour --quantize_io; {tensor name: (scale, zero point)} becomes the model's metadata `quantizers`."""
+    quantizers = expose_quantized_io(proto.graph)
     if quantizers:
         proto.metadata_props.add(key="quantizers", value=json.dumps(quantizers))
