@@ -191,33 +191,34 @@ def read_clip(clip):
     return aihub.clip_digest(values), values.shape, str(values.dtype)
 
 
-def examine(clips, state):
+def examine(clips, known, state):
     """Read every clip: ({clip: (digest, shape, type)}, {clip: why it is left out}), in the clips' order.
 
-    Clips that an earlier run found good, and whose size and time have not changed, are not read again.
+    known: {clip: [size, time, digest, shape, type]} of an earlier run; these are not read again unless size or time
+    have changed.
     """
     from tqdm import tqdm
 
-    known, good, bad = state.read("examined"), {}, {}
+    known, good, bad = known | state.read("examined"), {}, {}
 
     def examine_one(clip):
         path = Path(data_path, clip)
         try:
             stat = path.stat()
-            name, seen = str(path.absolute()), [stat.st_size, stat.st_mtime_ns]
-            return name, known[name] if known.get(name, [])[:2] == seen else [*seen, *read_clip(clip)]
+            seen = [stat.st_size, stat.st_mtime_ns]
+            return known[clip] if known.get(clip, [])[:2] == seen else [*seen, *read_clip(clip)]
         except (OSError, ValueError, EOFError) as e:
-            return None, str(e)
+            return str(e)
 
     found = {}
     with ThreadPool(common.num_workers()) as pool, tqdm(total=len(clips), unit="clip", desc="reading") as bar:
-        for clip, (name, result) in zip(clips, pool.imap(examine_one, clips, chunksize=8)):
+        for clip, result in zip(clips, pool.imap(examine_one, clips, chunksize=8)):
             bar.update()
-            if name:
-                found[name] = result
-                good[clip] = (result[2], tuple(result[3]), result[4])
-            else:
+            if isinstance(result, str):
                 bad[clip] = result
+            else:
+                found[clip] = result
+                good[clip] = (result[2], tuple(result[3]), result[4])
     state.update("examined", **found)
     if not good:
         common.refuse(f"none of the {len(clips):,} clips in {data_path} can be used: {next(iter(bad.values()))}")
@@ -329,12 +330,12 @@ def run(path, clips):
     onnx_model, sha256, described = read_model(path)
     if "input" in described:
         check_io(described)
-    state = State(OUTPUT_H5)
-    good, bad = examine(clips, state)
-    if "input" in described:
-        check_fit(good, described["input"])
     hub = aihub.connect_to_hub()
     device = aihub.find_device(hub, DEVICE_NAME)
+    state, result = State(OUTPUT_H5), read_result(OUTPUT_H5)
+    good, bad = examine(clips, result.get("examined", {}), state)
+    if "input" in described:
+        check_fit(good, described["input"])
     attributes = {
         "model": path.name,
         "model_sha256": sha256,
@@ -345,7 +346,6 @@ def run(path, clips):
     if described.get("classes"):
         attributes["classes"] = json.dumps(described["classes"])
     model_key = key_of(sha256, attributes["device"], wanted_layout())
-    result = read_result(OUTPUT_H5)
     io = known_io(described, onnx_model, state.read(model_key), result, sha256)
     chunks, failed = [], {}
     if io:
