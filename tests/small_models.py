@@ -1,6 +1,5 @@
 """Small networks and clips for the tests of the AI Hub scripts, and binaries that the local hub makes of them."""
 
-import argparse
 import io
 import json
 import warnings
@@ -136,8 +135,7 @@ def compile_and_save(hub, folder, runtime, **options):
         path = Path(target.download(str(bundle / "small")))
     (bundle / "metadata.json").write_text(json.dumps({"model_files": {str(path.relative_to(bundle)): {}}}))
     example_export.output_dir = str(folder)
-    result = argparse.Namespace(download_path=bundle)
-    return example_export.save_beside(result, aihub.io_of(target) | {"output_kind": "logits"})
+    return example_export.save_beside(bundle, aihub.io_of(target) | {"output_kind": "logits"})
 
 
 def read_h5(path):

@@ -553,6 +553,64 @@ def test_direct_context_binary_can_be_refused(hub, client, onnx_model, status):
     assert client.submit_link_job(dlc, DEVICE).wait().success
 
 
+def test_a_binary_runs_with_the_version_that_made_it(onnx_model, clips):
+    """Of QAIRT: jobs that name another, or none where the default is another, fail; so does a link job."""
+    with FaultyHub(qairt_versions=["2.54", "2.52"]) as hub:
+        client = client_of(hub)
+        assert {f.api_version: list(f.api_tags) for f in client.get_frameworks() if f.name == "QAIRT"} == {
+            "2.54": ["default", "latest"], "2.52": []
+        }
+        with pytest.raises(UserError, match="2.50 is not available; there are 2.54, 2.52"):
+            client.submit_compile_job(onnx_model, DEVICE, input_specs=SPECS, options=f"{BINARY} --qairt_version 2.50")
+        model = compiled(client, onnx_model, f"{BINARY} --qairt_version 2.52")
+        assert model.metadata[qai_hub.ModelMetadataKey.QAIRT_SDK_VERSION].startswith("2.52.")
+        for inputs in ({"video": clips}, None):
+            job = client.submit_inference_job(model, DEVICE, inputs, profile=inputs is None)
+            assert "QNN_VERSION_MISMATCH: the binary was made with QAIRT 2.52, the job runs 2.54" in failure_of(job)
+            options = dict(profile=inputs is None, options="--qairt_version 2.52")
+            assert client.submit_inference_job(model, DEVICE, inputs, **options).wait().success
+        dlc = compiled(client, onnx_model, "--target_runtime qnn_dlc --qairt_version 2.52")
+        assert "QNN_VERSION_MISMATCH" in failure_of(client.submit_link_job(dlc, DEVICE))
+        inferred(client, dlc, clips)
+
+
+def test_limits_of_time_and_requests(onnx_model, clips):
+    with FaultyHub(max_job_seconds=-1) as hub:
+        job = client_of(hub).submit_compile_job(onnx_model, DEVICE, input_specs=SPECS, options=BINARY)
+        assert "the limit is -1" in failure_of(job)
+    with FaultyHub(max_requests=3) as hub:
+        status = [
+            requests.get(f"{hub.url}/api/v1/devices/", headers={"Authorization": f"token {hub.token}"}).status_code
+            for _ in range(4)
+        ]
+        assert status == [200, 200, 429, 429]
+    with FaultyHub(dataset_days=0) as hub:
+        assert client_of(hub).upload_dataset({"video": clips}).is_expired()
+
+
+def test_data_of_finished_jobs_is_deleted(onnx_model, clips):
+    """When the next dataset comes: what is in flight is there, what was used has expired, results stay."""
+    with FaultyHub(keep_data=False) as hub:
+        client = client_of(hub)
+        model, jobs = compiled(client, onnx_model), []
+        for _ in range(3):
+            jobs.append(client.submit_inference_job(model, DEVICE, {"video": clips}, profile=False))
+        inputs = [hub.datasets[job.inputs.dataset_id] for job in jobs]
+        assert [record.path is not None for record in inputs] == [False, False, True]
+        assert len(list(hub.folder.glob("d*.h5"))) == 1 + 3
+        assert client.get_dataset(jobs[0].inputs.dataset_id).is_expired() and len(jobs[0].download_output_data()) == 1
+
+
+def test_samples_by_size_and_silent_failures(onnx_model, clips):
+    """Ways of a device: bytes of the right number run in the wrong order; what is refused may say nothing."""
+    with FaultyHub(quirks=("by size", "silent")) as hub:
+        client = client_of(hub)
+        model = compiled(client, onnx_model)
+        assert inferred(client, model, channel_last(clips)).shape == (len(clips), CLASSES)
+        job = client.submit_inference_job(model, DEVICE, {"video": [clip[:, :, :2] for clip in clips]}, profile=False)
+        assert not failure_of(job)
+
+
 def test_failure_reaches_the_jobs_that_need_the_model(hub, client, onnx_model, clips):
     hub.faults.append(Fault("compile", fail=True, delay=0.5))
     job = client.submit_compile_job(onnx_model, DEVICE, input_specs=SPECS, options=BINARY)
@@ -629,6 +687,30 @@ def test_command_runs_against_the_hub(run_script, tmp_path):
     assert "emulated on the CPU" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+PROFILE = """
+import io, qai_hub, torch
+file = io.BytesIO()
+torch.onnx.export(torch.nn.Conv3d(3, 8, 3), (torch.zeros(1, 3, 4, 8, 10),), file, dynamo=False)
+open("model.onnx", "wb").write(file.getvalue())
+device = qai_hub.Device("Samsung Galaxy S25")
+print([f.api_version for f in qai_hub.get_frameworks() if f.name == "QAIRT"])
+job = qai_hub.submit_compile_job("model.onnx", device, options="--target_runtime qnn_dlc")
+job = qai_hub.submit_inference_job(job.get_target_model(), device)
+assert job.wait().success, job.get_status()
+"""
+
+
+def test_behind_a_proxy_without_the_module_resource_and_with_other_versions(run_script, tmp_path):
+    """A proxy that is not there, as in many companies; no `resource`, as on Windows; flags before the command."""
+    (tmp_path / "script.py").write_text(PROFILE)
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['resource'] = None\n")
+    dead = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    flags = ("--qairt-versions", "2.54 2.52", "--max-job-seconds=60")
+    result = run_script("tools/local_hub.py", *flags, "python", "script.py", PYTHONPATH=tmp_path, **dead, NO_PROXY="",
+                        no_proxy="")  # fmt: skip
+    assert "['2.54', '2.52']" in result.stdout
+
+
 TWO_EXPORTED_PROGRAMS = """
 import qai_hub, torch
 program = torch.export.export(torch.nn.Conv3d(3, 8, 3), (torch.zeros(1, 3, 4, 8, 10),))
@@ -653,7 +735,9 @@ def test_usage(run_script):
 def test_serves_until_stopped(stop):
     command = [sys.executable, str(REPO / "tools/local_hub.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        client_ini = process.stdout.readline().strip().partition("QAIHUB_CLIENT_INI=")[2]
+        printed = process.stdout.readline().strip()
+        assert "export NO_PROXY=127.0.0.1,localhost" in printed
+        client_ini = printed.partition("QAIHUB_CLIENT_INI=")[2]
         code = "import qai_hub; print(qai_hub.get_devices()[0].name)"
         environment = os.environ | {"QAIHUB_CLIENT_INI": client_ini}
         output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout

@@ -4,6 +4,7 @@ Definitions only, no constant that a user edits. numpy, onnx and qai_hub are imp
 them, so that `--help` stays fast.
 """
 
+import collections
 import configparser
 import contextlib
 import hashlib
@@ -105,11 +106,12 @@ def connect_to_hub():
     return hub
 
 
-def find_device(hub, name):
-    """The hub's newest device of this name, with its attributes. Exits with code 2 if there is none."""
-    devices = hub.get_devices(name=name)
+def find_device(hub, name, chipset=""):
+    """The hub's newest device of this name or with this chipset, with its attributes. Exits with code 2 without one."""
+    devices = hub.get_devices(attributes=f"chipset:{chipset}") if chipset else hub.get_devices(name=name)
     if not devices:
-        common.refuse(f"AI Hub has no device {name!r}; `qai-hub list-devices` shows their names")
+        what = f"with the chipset {chipset!r}" if chipset else repr(name)
+        common.refuse(f"AI Hub has no device {what}; `qai-hub list-devices` shows names and chipsets")
     return devices[-1]
 
 
@@ -273,7 +275,10 @@ def load_onnx(path, shape):
     import onnx
 
     if not Path(path).is_file():
-        common.refuse(f"there is no ONNX file {path}; set ONNX_DIR to its folder and VIDEO_ONNX_NAME to its name")
+        common.refuse(
+            f"there is no ONNX file {path} (looked in {Path(path).absolute()}); set ONNX_DIR to its folder and "
+            f"VIDEO_ONNX_NAME to its name"
+        )
     try:
         onnx.checker.check_model(str(path))  # by path, so that weights in a second file are checked, too
         model = onnx.load(path)
@@ -289,7 +294,10 @@ def load_onnx(path, shape):
         common.refuse(f"{path} has the inputs and outputs {', '.join(names)}; one clip in and one tensor out is needed")
     (value,) = inputs
     if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        common.refuse(f"the input {value.name} of {path} is not float32")
+        common.refuse(
+            f"the input {value.name} of {path} is not float32; a quantised model is compiled by "
+            f"tools/example_export.py --precision w8a8, from the checkpoint"
+        )
     own = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]  # None: open
     batch, c, t, h, w = shape
     for wanted in ((batch, c, t, h, w), (batch, t, h, w, c)):
@@ -347,7 +355,7 @@ def quantize_onnx(model, path, samples, weight_bits=8, activation_bits=8):
         )
 
 
-def compile_onnx(hub, model, input_specs, device):
+def compile_onnx(hub, model, input_specs, device, compile_options="", link_options=""):
     """Compile an ONNX model to a QNN context binary: directly or, where that is refused, to a DLC that is then linked.
 
     Returns (hub model, its description as `io_of` gives it). Raises JobFailedError.
@@ -355,16 +363,17 @@ def compile_onnx(hub, model, input_specs, device):
     from qai_hub.client import UserError
 
     source = hub.upload_model(model, name="model.onnx")
-    direct = "--target_runtime qnn_context_binary"
+    direct, dlc = (f"--target_runtime {runtime} {compile_options}".strip() for runtime in
+                   ("qnn_context_binary", "qnn_dlc"))  # fmt: skip
     try:
         job = hub.submit_compile_job(source, device, input_specs=input_specs, options=direct)
         wait_for(job)
         return job.get_target_model(), io_of(job.get_target_model())
     except (UserError, JobFailedError) as e:
         print(f"not compiled directly ({sentence_of(e)}); compiling to a DLC and linking it instead")
-    job = hub.submit_compile_job(source, device, input_specs=input_specs, options="--target_runtime qnn_dlc")
+    job = hub.submit_compile_job(source, device, input_specs=input_specs, options=dlc)
     wait_for(job)
-    link = hub.submit_link_job([job.get_target_model()], device)
+    link = hub.submit_link_job([job.get_target_model()], device, options=link_options)
     wait_for(link)
     # the hub does not describe every linked binary; the DLC that it was made of takes and gives the same
     return link.get_target_model(), io_of(link.get_target_model()) or io_of(job.get_target_model())
@@ -375,9 +384,8 @@ def print_profile(job, device):
     profile = job.download_profile()
     if not profile:
         raise JobFailedError(f"the {job.job_type} job brought no profile; see {job.url}")
-    summary, units = profile["execution_summary"], {}
-    for layer in profile["execution_detail"]:
-        units[layer["compute_unit"]] = units.get(layer["compute_unit"], 0) + 1
+    summary, layers = profile["execution_summary"], profile["execution_detail"]
+    units = collections.Counter(layer["compute_unit"] for layer in layers)
     milliseconds = summary["estimated_inference_time"] / 1000
     if is_emulated(device):
         print(f"latency   {milliseconds:.2f} ms on this CPU, which says nothing about the {LATENCY_GATE_MS} ms gate")
@@ -388,3 +396,7 @@ def print_profile(job, device):
     if isinstance(peak, tuple):
         print(f"memory    {peak[0] / 2**20:.0f} to {peak[1] / 2**20:.0f} MiB at the peak of inference")
     print(f"layers    {', '.join(f'{unit} {count}' for unit, count in sorted(units.items())) or 'not reported'}")
+    elsewhere = [f"{layer['name']} ({layer['compute_unit']})" for layer in layers if layer["compute_unit"] != "NPU"]
+    if elsewhere and not is_emulated(device):
+        print(f"NOT ON THE NPU, which costs time: {len(elsewhere)} of {len(layers)} layers: {', '.join(elsewhere[:20])}"
+              + (" …" if len(elsewhere) > 20 else ""))  # fmt: skip

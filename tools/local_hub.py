@@ -78,7 +78,8 @@ def main():
         proxy = without_proxy(os.environ)["NO_PROXY"]
         print(f"in another terminal: export NO_PROXY={proxy} QAIHUB_CLIENT_INI={client_ini}")
         print("Ctrl-C stops the hub", flush=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT, too: a shell's background job ignores it
+            signal.signal(number, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
 
