@@ -15,12 +15,13 @@ REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tools")]
 
 import numpy as np
+import onnxruntime.quantization
 import onnxruntime.quantization.quantize as ort_quantize
 from onnxruntime.quantization import CalibrationMethod
-from qevd_r2plus1d.model import class_balanced, read_clip
 
 import common
 import onnx_graph
+from qevd_r2plus1d.model import class_balanced, read_clip
 from qualcomm import emulator, sources
 
 create_calibrator = ort_quantize.create_calibrator
@@ -58,6 +59,10 @@ class Ranges:
         return self.calibrator.compute_data()
 
 
+def quantize_static(per_channel, *arguments, **options):
+    return ort_quantize.quantize_static(*arguments, **(options | {"per_channel": per_channel}))
+
+
 def logits_of(graph, io, clips):
     import aihub
 
@@ -87,7 +92,9 @@ def main():
             start = time.monotonic()
             ort_quantize.create_calibrator = functools.partial(Ranges, name, clips)
             proto = onnx_graph.torch_to_onnx(network.torch_model, network.shape)
-            proto = onnx_graph.quantize(proto, (), per_channel=per_channel)
+            # as aihub.quantize_onnx calls it
+            onnxruntime.quantization.quantize_static = functools.partial(quantize_static, per_channel)
+            proto = sources.quantised(proto, ())
             quantizers = onnx_graph.expose_quantized_io(proto.graph)
             onnx_graph.channel_last_input(proto.graph)
             logits = logits_of(proto, onnx_graph.io_of_graph(proto.graph, quantizers), test_clips)
