@@ -17,6 +17,7 @@ $ python tools/compile_offline.py --compare r2plus1d_18 r3d_18 mc3_18
 
 import functools
 import hashlib
+import inspect
 import json
 import shutil
 import signal
@@ -85,7 +86,7 @@ def find_source():
         )
     if path.suffix in (".pth", ".pt"):
         common.refuse(f"{path} looks like a checkpoint: name it with --checkpoint")
-    is_onnx = path.suffix == ".onnx"
+    is_onnx = path.suffix == ".onnx" and not aihub.read_hub_binary(path)
     found = sources.from_onnx(path, num_frames, precision) if is_onnx else sources.from_local_hub(path)
     if num_frames not in (0, found.frames):
         common.refuse(f"num_frames is {num_frames}, but {path} takes {found.frames} frames a clip")
@@ -102,8 +103,6 @@ def calibration_rows(found):
 
     Exits with code 2 and one sentence if there are no clips, or clips of classes that it does not know.
     """
-    from qevd_r2plus1d.model import class_balanced
-
     if found.precision == "float" or found.io or found.is_quantised or model:
         return []
     if not Path(data_dir, "manifest.jsonl").is_file():
@@ -111,6 +110,8 @@ def calibration_rows(found):
             f"w8a8 is calibrated with clips, and there is no manifest.jsonl in {data_dir}: run "
             f"tools/preprocess_and_save.py, or name its OUT_ROOT with --data-dir"
         )
+    from qevd_r2plus1d.model import class_balanced
+
     return class_balanced(rows_of_manifest(found), num_calibration_samples)
 
 
@@ -144,11 +145,10 @@ def reader_of(found):
 
 def key_of(found, rows):
     """A hash of all that decides a binary: what was made with another key is another binary."""
-    from onnx_graph import CALIBRATION
-
     parts = [compiler.WHEELS, soc, found.sha256, found.network, found.shape, found.precision]
     if rows:
-        parts += [CALIBRATION, [emulator.identity_of(data_dir, row) for row in rows]]
+        # what quantises differently makes another binary, so its very words count
+        parts += [inspect.getsource(aihub.quantize_onnx), [emulator.identity_of(data_dir, row) for row in rows]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 
 import aihub
+import onnx_graph
 
 from .records import EMULATED, JobFailedError, Tensor, full_qairt_version, pb, tensors_to_message
 from .surgery import load_onnx, unzipped
@@ -85,7 +86,10 @@ def binary_of(model):
         found = {"runtime": "onnx"}, load_onnx(model.path).SerializeToString()
     if found is None:
         kind = pb.ModelType.Name(model.message.model_type).removeprefix("MODEL_TYPE_")
-        raise JobFailedError(f"this {kind} was not made by the local hub: it runs on a Qualcomm device only")
+        raise JobFailedError(
+            f"this {kind} was not made by the local hub: it runs on a Qualcomm device, or in Qualcomm's emulator "
+            f"(tools/compile_offline.py --num-clips)"
+        )
     return found
 
 
@@ -101,16 +105,8 @@ def check_qairt_version(head, job):
 
 def make_session(content):
     """An onnxruntime session on the CPU. Raises JobFailedError if the bytes are no model that it can run."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = NUM_THREADS
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the CPU to the client meanwhile
-    # CPUs without VNNI would cut sums of 8-bit products off at 16 bits: wrong logits, by a third of their range
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return onnx_graph.cpu_session(content, NUM_THREADS)
     except Exception as e:
         raise JobFailedError(f"onnxruntime cannot run the model: {e}") from e
 

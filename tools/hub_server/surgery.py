@@ -9,6 +9,9 @@ import unittest.mock
 import zipfile
 from pathlib import Path
 
+import onnx_graph
+from onnx_graph import channel_last_input, dims_of, dtype_of, graph_inputs, rename_tensor
+
 from .records import JobFailedError, Tensor, listed, pb
 
 # --- source models as ONNX --------------------------------------------------------------------------------------------
@@ -99,24 +102,12 @@ def torch_to_onnx(module, specs):
     return onnx.load_from_string(buffer.getvalue())
 
 
-def graph_inputs(graph):
-    """The inputs that are not weights (files of old exporters list those, too)."""
-    weights = {weight.name for weight in graph.initializer}
-    return [value for value in graph.input if value.name not in weights]
-
-
-def dims_of(value):
-    """A shape with None where a dimension is not fixed."""
-    dims = value.type.tensor_type.shape.dim
-    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
-
-
 def fix_input_shapes(proto, specs):
     """Write the shapes of `specs` into open dimensions of the model. Raises JobFailedError if they do not fit."""
     from onnx import helper
 
     values = graph_inputs(proto.graph)
-    own = [Tensor(v.name, dims_of(v), np_dtype(v.type.tensor_type.elem_type)) for v in values]
+    own = [Tensor(v.name, dims_of(v), dtype_of(v)) for v in values]
     if not specs and any(None in t.shape for t in own):
         raise JobFailedError(f"the model's inputs have open dimensions ({listed(own)}): input_specs must fix them")
     by_name = {t.name: t for t in specs or own}
@@ -131,19 +122,7 @@ def fix_input_shapes(proto, specs):
         value.CopyFrom(helper.make_tensor_value_info(value.name, elem_type, wanted.shape))
 
 
-def np_dtype(elem_type):
-    from onnx import helper
-
-    return helper.tensor_dtype_to_np_dtype(elem_type).name
-
-
 # --- changing the inputs and outputs of an ONNX graph -----------------------------------------------------------------
-
-
-def rename_tensor(graph, old, new):
-    for node in graph.node:
-        node.input[:] = [new if name == old else name for name in node.input]
-        node.output[:] = [new if name == old else name for name in node.output]
 
 
 def rename_outputs(graph, names):
@@ -158,46 +137,14 @@ def rename_outputs(graph, names):
 
 def move_channels_last(graph, names):
     """Honour --force_channel_last_input (comma-separated names or None): (N, C, …) becomes (N, …, C) outside."""
-    from onnx import helper
-
     by_name = {value.name: value for value in graph_inputs(graph)}
     for name in names.split(",") if names else []:
         if name not in by_name:
             raise JobFailedError(f"--force_channel_last_input names {name}, the model has {', '.join(by_name)}")
-        n, c, *rest = dims_of(by_name[name])
-        inner, perm = f"{name}/channel_first", [0, len(rest) + 1, *range(1, len(rest) + 1)]
-        rename_tensor(graph, name, inner)
-        graph.node.insert(0, helper.make_node("Transpose", [name], [inner], perm=perm))
-        elem_type = by_name[name].type.tensor_type.elem_type
-        by_name[name].CopyFrom(helper.make_tensor_value_info(name, elem_type, (n, *rest, c)))
+        channel_last_input(graph, by_name[name])
 
 
 def expose_quantized_io(proto):
-    """Honour --quantize_io: take off the QuantizeLinear at each input and the DequantizeLinear at each output.
-
-    {tensor name: (scale, zero point)} becomes the model's metadata `quantizers`. A float model stays as it is.
-    """
-    from onnx import numpy_helper
-
-    graph = proto.graph
-    weights = {weight.name: weight for weight in graph.initializer}
-    quantizers = {}
-
-    def take_off(node, value, inner):
-        scale, zero_point = (numpy_helper.to_array(weights[name]) for name in node.input[1:3])
-        graph.node.remove(node)
-        rename_tensor(graph, inner, value.name)
-        value.type.tensor_type.elem_type = weights[node.input[2]].data_type
-        quantizers[value.name] = (float(scale), int(zero_point))
-
-    for value in graph_inputs(graph):
-        readers = [node for node in graph.node if value.name in node.input]
-        if [node.op_type for node in readers] == ["QuantizeLinear"]:
-            take_off(readers[0], value, readers[0].output[0])
-    for value in graph.output:
-        readers = [node for node in graph.node if value.name in node.input]
-        (producer,) = (node for node in graph.node if value.name in node.output)
-        if producer.op_type == "DequantizeLinear" and not readers:
-            take_off(producer, value, producer.input[0])
-    if quantizers:
+    """Honour --quantize_io; {tensor name: (scale, zero point)} becomes the model's metadata `quantizers`."""
+    if quantizers := onnx_graph.expose_quantized_io(proto.graph):
         proto.metadata_props.add(key="quantizers", value=json.dumps(quantizers))
