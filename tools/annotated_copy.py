@@ -28,7 +28,7 @@ def annotate(path, target, segments):
             opened(path) as (container, stream),
             common.written_then_renamed(target) as temporary,
             av.open(str(temporary), "w", format="mp4") as copy,
-            tqdm(desc="annotating", unit="frame", total=stream.frames or None, leave=False) as bar,
+            tqdm(desc="annotating", unit="frame", total=stream.frames or None, leave=False, disable=None) as bar,
         ):
             picture, sound, early = Picture(copy, stream, segments), Sound(copy, container), []
             for packet in container.demux([stream, *sound.streams]):
@@ -104,8 +104,8 @@ class Picture:
         if self.size != (width, height):
             return  # it changes in the middle of the recording; one stream has one size
         strip = self.strip(float((pts - self.first) * self.time_base))
-        joined = [np.concatenate(pair).reshape(-1, width) for pair in zip(planes, strip)]
-        new = av.VideoFrame.from_ndarray(np.concatenate(joined), format="yuv420p")
+        joined = np.concatenate([plane.ravel() for pair in zip(planes, strip) for plane in pair])
+        new = av.VideoFrame.from_ndarray(joined.reshape(-1, width), format="yuv420p")
         new.pts, new.time_base, self.last = pts, self.time_base, pts
         self.copy.mux(self.stream.encode(new))
 

@@ -122,7 +122,8 @@ def draw_timeline(path, about, edges, moments, segments, shown, classes):
     seconds = Counter()
     for segment in segments:
         seconds[segment.label] += segment.end - segment.start
-    labels = [label for label, _ in seconds.most_common() if label][:12]
+    longest = {label for label, _ in seconds.most_common(13)}
+    labels = [label for label in colours if label in longest - {""}][:12]
     margin, names, width = 32, 330, 1400
     left, right, top = margin + names, width - margin, 112
     side = (right - left) // max(1, len(shown)) - 6

@@ -115,7 +115,7 @@ def read_clip(path, clip_len, frame_rate):
         tick = float(stream.time_base) if pts[0] > NO_TIMES + 2**32 else 1 / fps
     seconds = (clips[0].numpy() - pts[0]) * tick
     pixels = resize_and_crop(torch.from_numpy(frames)).numpy()
-    return Clip(pixels, indices[0].tolist(), seconds.tolist(), len(pts), fps, rotation)
+    return Clip(pixels, indices[0].tolist(), seconds.round(6).tolist(), len(pts), fps, rotation)
 
 
 def results_of(function, arguments):
@@ -180,7 +180,8 @@ def predict_all(videos, failed, names, classifier):
     from classifier import best, softmax
     from pictures import draw_clip
 
-    with table_of_videos() as write, tqdm(total=len(videos), unit="video", disable=len(videos) <= WITH_BARS) as bar:
+    few = len(videos) <= WITH_BARS
+    with table_of_videos() as write, tqdm(total=len(videos), unit="video", disable=few or None) as bar:
         for video, clip, logits, why in predictions_of(videos, classifier):
             bar.update()
             if why:
@@ -188,7 +189,7 @@ def predict_all(videos, failed, names, classifier):
                 write({"video": video, "error": why})
                 continue
             five = best(softmax(logits), classifier.classes)
-            bar.write(lines_of(video, clip, five) if len(videos) <= WITH_BARS else line_of(video, five))
+            bar.write(lines_of(video, clip, five) if few else line_of(video, five))
             if PICTURES:
                 draw_clip(Path(OUT, names[video] + ".png"), video, clip, five, classifier.about)
             row = {"video": video, "error": "", "classes": five, "logits": logits.tolist()}

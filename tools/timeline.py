@@ -167,7 +167,7 @@ def label_all(videos, names, classifier, results_of, out, stride, frame_rate):
         if why:
             yield video, why
             continue
-        with tqdm(total=len(plan.pts), unit="frame", desc="classifying", leave=False) as bar:
+        with tqdm(total=len(plan.pts), unit="frame", desc="classifying", leave=False, disable=None) as bar:
             starts, rows, missing, shown = probabilities_of(video, plan, classifier, results_of, step, bar)
         edges, moments = moments_of(rows, starts, plan, classifier.clip_len, stride)
         segments = segments_of(edges, moments, classifier.classes)
@@ -186,7 +186,7 @@ def label_all(videos, names, classifier, results_of, out, stride, frame_rate):
 
 
 def clock(seconds):
-    """Minutes and seconds, as 3:07; with tenths below a minute."""
+    """Minutes, seconds and tenths, as 3:07.5."""
     minutes, seconds = divmod(round(seconds, 1), 60)
     return f"{int(minutes)}:{seconds:04.1f}"
 
