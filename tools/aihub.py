@@ -326,12 +326,6 @@ def read_hub_binary(path):
         return json.loads(file.readline()), file.read()
 
 
-def onnx_in_hub_binary(path):
-    """The ONNX model, as bytes, in a binary that the local hub made; None if `path` is any other file."""
-    found = read_hub_binary(path)
-    return found[1] if found else None
-
-
 def quantize_onnx(model, path, samples, weight_bits=8, activation_bits=8):
     """Quantise a float ONNX model (onnx.ModelProto) statically and write it to `path`, with QDQ nodes.
 
