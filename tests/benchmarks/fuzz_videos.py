@@ -2,6 +2,7 @@
 
 Writes 1,000 videos (H.264, HEVC, MPEG-4; mp4, fragmented mp4, AVI, Matroska) with flipped bytes, cuts, splices of two
 files, swapped boxes or overwritten stretches into a temporary folder, and checks and repairs them with every flag on.
+What then lies in the dataset must be indexed, and every clip of it read.
 
     $ python tests/benchmarks/fuzz_videos.py [number of files] [seed]
 
@@ -21,11 +22,15 @@ import time
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(REPO / "tools"), str(REPO / "tests")]
+sys.path[:0] = [str(REPO), str(REPO / "tools"), str(REPO / "tests")]
 
 import check_videos
+import torch
 
 from make_videos import write_video
+from torchvision_patches.decoding import UnreadableVideo, read_frames
+from torchvision_patches.video_index import index_videos
+from torchvision_patches.video_utils import VideoClips
 
 TIMEOUT = 20  # seconds a file may take
 LIMIT = 1800  # seconds the whole run may take
@@ -139,6 +144,22 @@ def wrongs(mutants, root, rows, result):
     return found
 
 
+def wrongs_of_reading(root):
+    """Sentences about videos of the dataset that the index or `read_frames` refuses, if only for one of their clips."""
+    paths = sorted(str(path) for path in root.rglob("*.*") if path.is_file())
+    index = index_videos(paths, num_workers=2, progress=False)
+    clips = VideoClips(paths, 16, 1, 4, _precomputed_metadata=index)
+    found = [f"{path} stays and is not indexed: {reason}" for path, reason in index["unreadable"].items()]
+    for path, windows, indices in zip(paths, clips.clips, clips.resampling_idxs):
+        if len(windows):
+            whole = [torch.cat([table[:, 0], table[-1, 1:]]).numpy() for table in (windows, indices)]
+            try:
+                read_frames(path, *whole)
+            except UnreadableVideo as e:
+                found.append(f"{path} stays and is not read: {e.reason}")
+    return found
+
+
 def main(num_files=1000, seed=0):
     with tempfile.TemporaryDirectory() as folder:
         root, report, quarantine = Path(folder, "root"), Path(folder, "report.csv"), Path(folder, "bad")
@@ -163,7 +184,7 @@ def main(num_files=1000, seed=0):
         seconds = time.perf_counter() - start
         with open(report, newline="") as file:
             rows = {row["video"]: row for row in csv.DictReader(file)}
-        found = wrongs(mutants, root, rows, result)
+        found = wrongs(mutants, root, rows, result) + wrongs_of_reading(root)
 
     print(result.stdout)
     print(f"{'mutation':16}{'files':>7}{'flagged':>9}{'replaced':>10}")
