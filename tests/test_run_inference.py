@@ -699,6 +699,65 @@ def test_killed_and_started_again(place, run_script):
     assert not any(path == "/api/v1/models/" for method, path in place.hub.requests if method == "POST")
 
 
+KILLED_AT = """
+import importlib, os, sys
+sys.path.insert(0, os.environ["TOOLS"])
+module, owner, name, number = os.environ["KILL_AFTER"].split()
+owner = getattr(importlib.import_module(module), owner) if owner != "-" else importlib.import_module(module)
+original, calls = getattr(owner, name), []
+def call_and_die(*arguments, **keywords):
+    result = original(*arguments, **keywords)
+    calls.append(1)
+    if len(calls) == int(number):
+        os.kill(os.getpid(), 9)
+    return result
+setattr(owner, name, call_and_die)
+import run_inference
+run_inference.main()
+"""
+
+
+def test_killed_at_each_stage(place, run_script):
+    """Right after a step, before it is noted: only that step is repeated, the next stage goes on from there."""
+    stages = ["qai_hub - upload_model 1", "inference_jobs - write_dataset 2",
+              "qai_hub - upload_dataset 2", "qai_hub - submit_inference_job 2",
+              "inference_state State save_logits 1", "h5py Group create_dataset 8"]  # fmt: skip
+    flags = place.flags("--max-chunk", 4, "--chunks-in-flight", 1)
+    uploads = []
+    for stage in stages:
+        environment = os.environ | place.environment | {"TOOLS": str(REPO / "tools"), "KILL_AFTER": stage}
+        command = [sys.executable, "-c", KILLED_AT, *flags]
+        killed = subprocess.run(command, cwd=place.folder, env=environment, capture_output=True, text=True)
+        assert killed.returncode == -signal.SIGKILL, f"{stage}: {killed.stdout}\n{killed.stderr}"
+        assert not (place.folder / "out.h5").exists(), stage
+        uploads.append(place.uploads())
+    run_script(SCRIPT, *flags, **place.environment)
+    place.check_output()
+    assert place.hub.requests.count(("POST", "/api/v1/models/")) == 2, "once more than needed: it was not noted"
+    assert place.uploads() <= 3 + 2 and len(place.jobs()) <= 3 + 2, (uploads, len(place.jobs()))
+    assert [path.name for path in place.folder.glob("*out*")] == ["out.h5"], "something temporary is left"
+
+
+def test_one_repaired_clip_of_many(place, run_script):
+    """200 clips in 20 chunks, one of them damaged; when it is repaired, one chunk of 10 travels, and one clip first."""
+    paths = place.paths = write_clips(place.folder / "clips", 200)
+    path = place.folder / "clips" / paths[117]
+    content = path.read_bytes()
+    path.write_bytes(content[:5000])
+    flags = place.flags("--max-chunk", 10)
+    assert "1 clips left out" in run_script(SCRIPT, *flags, code=1, **place.environment).stdout
+    sent = sum(record.path.stat().st_size for record in place.hub.datasets.values() if "chunk" in record.message.name)
+    assert (len(place.jobs()), place.uploads()) == (20, 20)
+    path.write_bytes(content)
+    place.forget_setup()
+    run_script(SCRIPT, *flags, **place.environment)
+    assert ([job.num_samples for job in place.jobs()], len(place.probes())) == ([10], 1)
+    new = [record for key, record in place.hub.datasets.items() if key not in place.old_datasets]
+    sent_again = [record for record in new if record.message.name.startswith(("chunk", "probe"))]
+    assert sum(record.path.stat().st_size for record in sent_again) < sent / 15
+    place.check_output()
+
+
 def test_killed_and_resumed_on_a_hub_that_knows_nothing(place, run_script):
     """A fresh local hub: what had arrived stays, the rest goes there again."""
     flags = place.flags("--max-chunk", 2, "--chunks-in-flight", 2)

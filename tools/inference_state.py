@@ -37,8 +37,10 @@ class State:
         self.folder = Path(f"{output_h5}.state")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for upload in self.folder.glob("upload-*"):  # of a run that was killed
+            for upload in self.folder.glob("upload-*"):  # of a run that was killed; there is no other, see only_run
                 shutil.rmtree(upload)
+            for leftover in self.folder.parent.glob(f".{Path(output_h5).name}.*.tmp"):
+                leftover.unlink()
         except OSError as e:
             common.refuse(f"cannot write {self.folder.absolute()}: {e.strerror}")
 

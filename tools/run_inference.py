@@ -434,8 +434,9 @@ def finish(chunks, failed, bad, io, result, attributes, state, model_key):
 
 
 def print_next(classes):
-    known = common.load_class_map(common.REPO / "class_map.json")
-    class_map = "class_map.json" if classes in ([], sorted(known, key=known.get)) else "YOUR_CLASS_MAP"
+    own = common.REPO / "class_map.json"
+    known, own = common.load_class_map(own), own.name if Path(own.name).is_file() else own
+    class_map = own if classes in ([], sorted(known, key=known.get)) else "YOUR_CLASS_MAP"
     print(f"next: python tools/evaluate.py --h5 {OUTPUT_H5} --manifest {Path(data_path, 'manifest.jsonl')} "
           f"--class_map {class_map}")  # fmt: skip
 
