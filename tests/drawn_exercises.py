@@ -10,14 +10,14 @@ from pathlib import Path
 from unittest import mock
 
 import av
-import make_sample_dataset
 import numpy as np
 import torch
-from make_sample_dataset import HEIGHT, WIDTH
 from torch import nn
 from torch.nn import functional as F
 
 import common
+import make_sample_dataset
+from make_sample_dataset import HEIGHT, WIDTH
 from torchvision_patches.spatial import resize_and_crop
 
 CLASSES = ["jumping_jacks", "pushups", "squats"]

@@ -388,15 +388,3 @@ def print_profile(job, device):
     if isinstance(peak, tuple):
         print(f"memory    {peak[0] / 2**20:.0f} to {peak[1] / 2**20:.0f} MiB at the peak of inference")
     print(f"layers    {', '.join(f'{unit} {count}' for unit, count in sorted(units.items())) or 'not reported'}")
-
-
-def read_local_binary(path):
-    """What is in a binary that the local hub made: (ONNX model as bytes, what it takes and gives as `io_of` has it).
-
-    None for any other file. The model follows two lines: one says what the file is, one is JSON.
-    """
-    with open(path, "rb") as file:
-        if not file.readline(100).startswith(b"LOCAL HUB: "):
-            return None
-        head = json.loads(file.readline())
-        return file.read(), {"input": head["inputs"][0], "output": head["outputs"][0]}
