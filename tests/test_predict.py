@@ -93,6 +93,9 @@ def test_a_folder_of_all_kinds_of_files(exercises, run_script, tmp_path):
     turned = rows[f"{CLASSES[0]}.mp4"]
     assert turned["rotation"] == 90 and "players turn it by 90° clockwise" in printed
     assert turned["frame_indices"] == [int(i * 10 / 6) for i in range(16)], "3 s: sampled at ceil(16 / 3) = 6 fps"
+    run_script(SCRIPT, exercises / f"in/{CLASSES[0]}.mp4", *flags, "--rotate")
+    upright = jsonl(tmp_path / "all.jsonl")[f"{CLASSES[0]}.mp4"]
+    assert upright["rotation"] == 0 and upright["logits"] != turned["logits"]
     assert turned["times"][-1] == 2.5 and rows["broken.mp4"]["error"] and not table[f"{CLASSES[0]}.mp4"]["error"]
 
 

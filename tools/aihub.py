@@ -12,8 +12,10 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import common
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import common
 import pictures
-from torchvision_patches.video_utils import UnreadableVideo, opened
+from torchvision_patches.decoding import UnreadableVideo, opened
 
 COPIED_SOUND = ("aac", "mp3", "ac3", "eac3", "opus", "alac")  # what mp4 holds and players know; others become AAC
 

@@ -98,16 +98,15 @@ def read_model(path):
     The latter as {"input", "output": as aihub.io_of has them, "classes": names}, as far as it is there: from the file
     that example_export.py writes beside a model, the binary itself, the labels.txt in a bundle of qai_hub_models.
     """
-    files = [*sorted(path.glob("*.bin")), *sorted(path.glob("*.onnx"))] if path.is_dir() else [path]
-    local = next(filter(None, map(aihub.read_hub_binary, files)), None)
-    onnx = [str(file) for file in files if file.suffix == ".onnx"]
-    if not local and not onnx:
+    binary = aihub.read_hub_binary(path)
+    onnx = [str(file) for file in (sorted(path.glob("*.onnx")) if path.is_dir() else [path]) if file.suffix == ".onnx"]
+    if not binary and not onnx:
         common.refuse(
             f"{path} is no checkpoint (.pth), ONNX model or binary of the local hub; a binary of Qualcomm's runs on its"
             f" device only: name the checkpoint, or export with --target-runtime onnx"
         )
-    if local:
-        head, content = local
+    if binary:
+        head, content = binary
         description = {"input": head["inputs"][0], "output": head["outputs"][0]}
     else:
         content, description = onnx[0], {}

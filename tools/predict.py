@@ -39,6 +39,7 @@ JSONL = ""  # the same with all logits, one JSON object a line ("": none)
 TIMELINE = False  # true: label every moment of long recordings
 STRIDE = 1.0  # seconds between the clips of a timeline
 FRAME_RATE = 4  # frames per second at which a video is sampled; what the model was trained on
+ROTATE = False  # true: turn videos upright as their files ask players to; the official pipeline does not
 NUM_WORKERS = 0  # processes that decode; 0: one a core
 TIMEOUT = 120  # seconds after which a video that does not finish decoding has failed
 # ----------------------------------------------------------------------------------------------------------------------
@@ -55,7 +56,7 @@ class Clip(NamedTuple):
     times: list  # T times in seconds, from the first frame of the video
     num_frames: int  # of the video
     fps: float
-    rotation: int  # degrees clockwise by which players turn the video
+    rotation: int  # degrees clockwise by which players turn the video, and it was not turned
 
 
 def find_videos():
@@ -97,25 +98,23 @@ def names_of(videos):
 # --- reading (in child processes) ------------------------------------------------------------------------------------
 
 
-def read_clip(path, clip_len, frame_rate):
+def read_clip(path, clip_len, frame_rate, rotate=False):
     """The Clip of a video, as preprocess_and_save.py reads it. Raises UnreadableVideo."""
     import torch
 
+    from torchvision_patches.decoding import facts_of, has_times, opened, read_frames
     from torchvision_patches.spatial import resize_and_crop
-    from torchvision_patches.video_utils import NO_TIMES, VideoClips, frame_times, opened, read_frames
+    from torchvision_patches.video_utils import VideoClips
 
     torch.set_num_threads(1)
-    pts, fps = frame_times(path)
+    pts, fps, _, rotation, _ = facts_of(path)
     clips, indices = VideoClips.compute_clips_for_video(torch.from_numpy(pts), clip_len, 1, fps, frame_rate)
-    frames = read_frames(path, clips[0].numpy(), indices[0].numpy())  # (T, H, W, 3)
-    with opened(path) as (container, stream):
-        frame = next(container.decode(stream), None)
-        rotation = -round(frame.rotation) % 360 if frame else 0  # PyAV counts counter-clockwise
-        # where a file has no times, they are numbers of frames
-        tick = float(stream.time_base) if pts[0] > NO_TIMES + 2**32 else 1 / fps
+    frames = read_frames(path, clips[0].numpy(), indices[0].numpy(), rotate=rotate)  # (T, H, W, 3)
+    with opened(path) as (_, stream):
+        tick = float(stream.time_base) if has_times(pts) else 1 / fps
     seconds = (clips[0].numpy() - pts[0]) * tick
     pixels = resize_and_crop(torch.from_numpy(frames)).numpy()
-    return Clip(pixels, indices[0].tolist(), seconds.round(6).tolist(), len(pts), fps, rotation)
+    return Clip(pixels, indices[0].tolist(), seconds.round(6).tolist(), len(pts), fps, 0 if rotate else rotation)
 
 
 def results_of(function, arguments):
@@ -125,7 +124,7 @@ def results_of(function, arguments):
     """
     from pebble import ProcessExpired, ProcessPool
 
-    from torchvision_patches.video_utils import UnreadableVideo
+    from torchvision_patches.decoding import UnreadableVideo
 
     num_workers, remaining, running = common.num_workers(NUM_WORKERS), iter(arguments), deque()
     with ProcessPool(max_workers=num_workers) as pool:
@@ -158,7 +157,8 @@ def results_of(function, arguments):
 def predictions_of(videos, classifier):
     """Yields (video, Clip or None, logits float32 (num_classes,) or None, why not), in order, as they come."""
     waiting = []
-    for (video, *_), clip, why in results_of(read_clip, [(v, classifier.clip_len, FRAME_RATE) for v in videos]):
+    arguments = [(video, classifier.clip_len, FRAME_RATE, ROTATE) for video in videos]
+    for (video, *_), clip, why in results_of(read_clip, arguments):
         waiting.append((video, clip, why))
         if sum(1 for _, clip, _ in waiting if clip) == classifier.batch_size:
             yield from classified(waiting, classifier)
@@ -271,7 +271,8 @@ def main():
         if TIMELINE:
             import timeline
 
-            for video, why in timeline.label_all(videos, names, classifier, results_of, OUT, STRIDE, FRAME_RATE):
+            rates = STRIDE, FRAME_RATE, ROTATE
+            for video, why in timeline.label_all(videos, names, classifier, results_of, OUT, *rates):
                 failed |= {video: why} if why else {}
         else:
             predict_all(videos, failed, names, classifier)

@@ -46,33 +46,30 @@ def plan_of(path, clip_len, frame_rate):
     """The Plan of a recording. Raises UnreadableVideo."""
     import torch
 
-    from torchvision_patches.video_utils import NO_TIMES, VideoClips, frame_times, opened
+    from torchvision_patches.decoding import facts_of, has_times, opened
+    from torchvision_patches.video_utils import VideoClips
 
-    pts, fps = frame_times(path)
+    pts, fps, _, rotation, _ = facts_of(path)
     clips, indices = VideoClips.compute_clips_for_video(torch.from_numpy(pts), clip_len, 1, fps, frame_rate)
     sampled, numbers = (np.concatenate([rows[:, 0].numpy(), rows[-1, 1:].numpy()]) for rows in (clips, indices))
-    with opened(path) as (container, stream):
-        frame = next(container.decode(stream), None)
-        rotation = -round(frame.rotation) % 360 if frame else 0  # PyAV counts counter-clockwise
-        # where a file has no times, they are numbers of frames
-        tick = float(stream.time_base) if pts[0] > NO_TIMES + 2**32 else 1 / fps
-    duration = float((pts[-1] - pts[0]) * tick + 1 / fps)
-    return Plan(sampled, numbers, (sampled - pts[0]) * tick, duration, rotation)
+    with opened(path) as (_, stream):
+        tick = float(stream.time_base) if has_times(pts) else 1 / fps
+    return Plan(sampled, numbers, (sampled - pts[0]) * tick, float((pts[-1] - pts[0]) * tick + 1 / fps), rotation)
 
 
-def read_chunk(path, pts, frame_indices):
+def read_chunk(path, pts, frame_indices, rotate):
     """Some frames of a recording as the network takes them: float32 (n, 3, 112, 112). Raises UnreadableVideo."""
     import torch
 
+    from torchvision_patches.decoding import read_frames
     from torchvision_patches.spatial import resize_and_crop
-    from torchvision_patches.video_utils import read_frames
 
     torch.set_num_threads(1)
 
     def convert(frame):  # one at a time, because full frames of 16 s may be large; as bytes, which `read_frames` keeps
         return resize_and_crop(torch.from_numpy(frame)[None]).numpy()[:, 0].view(np.uint8)
 
-    return read_frames(path, pts, frame_indices, convert).view(np.float32)
+    return read_frames(path, pts, frame_indices, convert, rotate).view(np.float32)
 
 
 # --- clips -> probabilities -> segments -------------------------------------------------------------------------------
@@ -84,7 +81,7 @@ def starts_of(num_frames, clip_len, step):
     return [*range(0, last, step), last]
 
 
-def probabilities_of(path, plan, classifier, results_of, step, bar):
+def probabilities_of(path, plan, classifier, results_of, step, rotate, bar):
     """Classify the clips of a recording as its frames come in.
 
     Returns (starts int (W,), probabilities float (W, num_classes), NaN where frames are missing, {chunk: why}, some
@@ -93,7 +90,7 @@ def probabilities_of(path, plan, classifier, results_of, step, bar):
     starts = starts_of(len(plan.pts), classifier.clip_len, step)
     shown = set(np.linspace(0, len(plan.pts) - 1, THUMBNAILS).round().astype(int).tolist())
     edges = range(0, len(plan.pts), CHUNK)
-    chunks = ((path, plan.pts[i : i + CHUNK], plan.frame_indices[i : i + CHUNK]) for i in edges)
+    chunks = ((path, plan.pts[i : i + CHUNK], plan.frame_indices[i : i + CHUNK], rotate) for i in edges)
     frames, first, waiting, rows, missing, thumbnails = np.empty((0, 3, 112, 112), np.float32), 0, [], [], {}, []
     todo = iter([*starts, None])
     start = next(todo)
@@ -153,7 +150,7 @@ def segments_of(edges, rows, classes):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def label_all(videos, names, classifier, results_of, out, stride, frame_rate):
+def label_all(videos, names, classifier, results_of, out, stride, frame_rate, rotate):
     """Write segments, strip and annotated copy of each recording to the folder `out`; yields (video, why it failed).
 
     results_of: runs functions of this file in child processes, as predict.py's does.
@@ -168,10 +165,10 @@ def label_all(videos, names, classifier, results_of, out, stride, frame_rate):
             yield video, why
             continue
         with tqdm(total=len(plan.pts), unit="frame", desc="classifying", leave=False, disable=None) as bar:
-            starts, rows, missing, shown = probabilities_of(video, plan, classifier, results_of, step, bar)
+            starts, rows, missing, shown = probabilities_of(video, plan, classifier, results_of, step, rotate, bar)
         edges, moments = moments_of(rows, starts, plan, classifier.clip_len, stride)
         segments = segments_of(edges, moments, classifier.classes)
-        turned = pictures.about_rotation(plan.rotation)
+        turned = "" if rotate else pictures.about_rotation(plan.rotation)
         print(f"\n{video}: {clock(plan.duration)}, {len(starts):,} clips, one every {stride:g} s{turned}")
         for segment in segments:
             label = f"{segment.label} {100 * segment.probability:.0f} %" if segment.label else "cannot be read"
