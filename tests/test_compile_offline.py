@@ -223,13 +223,12 @@ def is_alive(pid):
 
 
 def test_other_chips_compile_and_have_no_estimate(wheels, own_folder, tmp_path, run_here):
-    """SoC 69: no figure of another chip is shown. A number that is no chip is refused."""
+    """SoC 69: no figure of another chip is shown."""
     result = run_here("--source", own_folder / "small.onnx", "--soc", 69)
     figures = last_line(result)
     assert (figures["chip"], figures["estimated_ms"], figures["gate"]) == ("SM8750", None, "not known")
     assert figures["binary"] == "export_assets/small-v79-soc69.bin" and (tmp_path / figures["binary"]).exists()
     assert "no model of time for this chip" in result.stdout
-    assert "refuses" in run_here("--source", own_folder / "small.onnx", "--soc", 1, code=1).stderr
 
 
 def test_a_comparison_goes_on_where_it_was_killed(wheels, tmp_path, run_here, monkeypatch):
@@ -310,6 +309,7 @@ def test_wrong_usage(tmp_path, own_folder, run_here):
     assert "example_export.py" in refused()
     assert "'int4' is no precision" in refused("--model", "r3d_18", "--precision", "int4")
     assert "r2plus1d_18, r3d_18, mc3_18" in refused("--model", "x3d_m")
+    assert "69 (SM8750)" in refused("--model", "r3d_18", "--soc", 1)
     assert "exclude one another" in refused("--model", "r3d_18", "--checkpoint", "checkpoint.pth")
     assert "s3d takes 14 frames a clip or more" in refused("--model", "s3d", "--num-frames", 8)
     assert "no checkpoint none.pth" in refused("--checkpoint", "none.pth")
@@ -339,8 +339,9 @@ def two_inputs():
     (None, None, "float", "not known"),
 ])  # fmt: skip
 def test_the_verdict_allows_for_the_errors_of_estimates(estimated_ms, ops, precision, said):
-    figures = {"estimated_ms": estimated_ms, "ops_without_cost": ops}
+    figures = {"estimated_ms": estimated_ms, "ops_without_cost": ops, "soc": 77}
     assert latency.verdict(figures, precision) == said
+    assert latency.verdict(figures | {"soc": 52}, precision) == "not known"  # the gate is another chip's
 
 
 def test_published_figures_are_the_packages():

@@ -60,6 +60,9 @@ def check_constants():
     for name in [precision] * bool(precision) + compare_precisions:
         if name not in PRECISIONS:
             common.refuse(f"{name!r} is no precision; possible are {', '.join(PRECISIONS)}")
+    if soc not in compiler.SOCS:
+        known = ", ".join(f"{number} ({chip})" for number, chip in compiler.SOCS.items())
+        common.refuse(f"soc is {soc}, which this compiler has no chip for; it has {known}")
     if sum(map(bool, (checkpoint, model, compare))) > 1:
         common.refuse("checkpoint, model and compare exclude one another: set one of them")
     for name in [model] * bool(model) + compare:
@@ -313,8 +316,6 @@ def main():
     except compiler.CompilerError as e:
         print_unsupported(e)
         raise SystemExit(1) from None
-    except ValueError as e:
-        common.refuse(f"{source}: {e}")
     except OSError as e:
         common.refuse(f"cannot write {e.filename or output_dir} ({e.strerror}); mend this and start again")
     print(json.dumps(figures))

@@ -182,7 +182,10 @@ def deployed_graph(found, samples=()):
     (value,) = onnx_graph.graph_inputs(proto.graph)
     if aihub.layout_of(onnx_graph.dims_of(value)) == "NCTHW":
         onnx_graph.channel_last_input(proto.graph, value)
-    return proto, onnx_graph.io_of_graph(proto.graph, quantizers)
+    try:
+        return proto, onnx_graph.io_of_graph(proto.graph, quantizers)
+    except ValueError as e:
+        common.refuse(f"{found.made_from}: {e}")
 
 
 def quantised(proto, samples):
