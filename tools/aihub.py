@@ -12,8 +12,10 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import common
 
@@ -324,10 +326,27 @@ def read_hub_binary(path):
         return json.loads(file.readline()), file.read()
 
 
-def onnx_in_hub_binary(path):
-    """The ONNX model, as bytes, in a binary that the local hub made; None if `path` is any other file."""
-    found = read_hub_binary(path)
-    return found[1] if found else None
+def quantize_onnx(model, path, samples, weight_bits=8, activation_bits=8):
+    """Quantise a float ONNX model (onnx.ModelProto) statically and write it to `path`, with QDQ nodes.
+
+    `samples` yields calibration samples {input name: float32 array}; ranges are the smallest and largest values seen.
+    Weights become signed integers of `weight_bits`, a scale a channel; activations unsigned ones of `activation_bits`.
+    Both are 8 or 16. Every operation is quantised, as by AI Hub, so that inputs and outputs are, too.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    samples = iter(samples)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = f"{folder}/prepared.onnx"
+        quant_pre_process(model, prepared, skip_symbolic_shape=True)
+        operations = {node.op_type for node in onnx.load(prepared).graph.node} - {"Constant", "Shape"}
+        quantize_static(
+            prepared, str(path), SimpleNamespace(get_next=lambda: next(samples, None)), quant_format=QuantFormat.QDQ,
+            per_channel=True, op_types_to_quantize=sorted(operations),
+            activation_type=QuantType[f"QUInt{activation_bits}"], weight_type=QuantType[f"QInt{weight_bits}"],
+        )
 
 
 def compile_onnx(hub, model, input_specs, device, compile_options="", link_options=""):

@@ -268,9 +268,8 @@ def read_rows(path):
     columns = next(lines, None) if text else COLUMNS
     if columns not in (COLUMNS, COLUMNS[: COLUMNS.index("decodes")]):
         common.refuse(f"{path} is no report of check_videos.py; move it away or name another file with --report")
+    lines = list(lines)[: None if text.endswith("\n") else -1]
     rows = [dict(zip(columns, line)) for line in lines if len(line) == len(columns)]
-    if not text.endswith("\n"):
-        rows = rows[:-1]
     return {row["video"]: row for row in rows}
 
 

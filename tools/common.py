@@ -62,17 +62,18 @@ def boolean(text):
     return text.lower() == "true"
 
 
-def set_constants_from_flags(script, argv=None):
+def set_constants_from_flags(script, argv=None, words=None):
     """Let flags replace the constants of a script for one run.
 
     `script` is the script's `globals()`. The constant `CLIP_LEN` becomes the flag `--clip-len` (`--clip_len` works
     too); a list takes several values; a boolean takes `true` or `false`, and the bare flag means true; `skip_x` can
-    also be turned off with `--do-x`. `--help` shows each constant's value and the comment on its line. An unknown flag
-    or a bad value exits with code 2.
+    also be turned off with `--do-x`. `words` names the list whose values may stand without a flag, as file names do.
+    `--help` shows each constant's value and the comment on its line. An unknown flag or a bad value exits with code 2.
     """
     source = Path(script["__file__"]).read_text(encoding="utf-8")
     summary = script["__doc__"].strip().splitlines()[0]
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+    argv, booleans = list(sys.argv[1:] if argv is None else argv), set()
     for name, comment in constants_of(source).items():
         value = script[name]
         options = dict(dest=name, default=value, metavar=name.upper())
@@ -84,10 +85,18 @@ def set_constants_from_flags(script, argv=None):
         else:
             options["type"] = type(value)
         flag = "--" + name.lower()
-        parser.add_argument(*dict.fromkeys([flag.replace("_", "-"), flag]), **options)
+        if name == words:
+            parser.add_argument(name, **{key: options[key] for key in ("nargs", "default", "metavar", "help")})
+            continue
+        flags = dict.fromkeys([flag.replace("_", "-"), flag])
+        booleans |= flags.keys() if isinstance(value, bool) else set()
+        parser.add_argument(*flags, **options)
         if flag.startswith("--skip_"):
             parser.add_argument(flag.replace("--skip_", "--do-"), dest=name, action="store_false", default=value)
-    script.update(vars(parser.parse_args(argv)))
+    if words:  # in `--timeline squats.mp4` the word is no value of the flag
+        bare = [not re.fullmatch("true|false|-.*", after.lower()) for after in [*argv[1:], "-"]]
+        argv = [w for part, alone in zip(argv, bare) for w in (part, "true")[: 1 + (alone and part in booleans)]]
+    script.update(vars(parser.parse_intermixed_args(argv)))
 
 
 # --- files -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ $ python tools/compile_offline.py --compare r2plus1d_18 r3d_18 mc3_18
 
 import functools
 import hashlib
+import inspect
 import json
 import shutil
 import signal
@@ -59,6 +60,9 @@ def check_constants():
     for name in [precision] * bool(precision) + compare_precisions:
         if name not in PRECISIONS:
             common.refuse(f"{name!r} is no precision; possible are {', '.join(PRECISIONS)}")
+    if soc not in compiler.SOCS:
+        known = ", ".join(f"{number} ({chip})" for number, chip in compiler.SOCS.items())
+        common.refuse(f"soc is {soc}, which this compiler has no chip for; it has {known}")
     if sum(map(bool, (checkpoint, model, compare))) > 1:
         common.refuse("checkpoint, model and compare exclude one another: set one of them")
     for name in [model] * bool(model) + compare:
@@ -85,7 +89,7 @@ def find_source():
         )
     if path.suffix in (".pth", ".pt"):
         common.refuse(f"{path} looks like a checkpoint: name it with --checkpoint")
-    is_onnx = path.suffix == ".onnx"
+    is_onnx = path.suffix == ".onnx" and not aihub.read_hub_binary(path)
     found = sources.from_onnx(path, num_frames, precision) if is_onnx else sources.from_local_hub(path)
     if num_frames not in (0, found.frames):
         common.refuse(f"num_frames is {num_frames}, but {path} takes {found.frames} frames a clip")
@@ -102,8 +106,6 @@ def calibration_rows(found):
 
     Exits with code 2 and one sentence if there are no clips, or clips of classes that it does not know.
     """
-    from qevd_r2plus1d.model import class_balanced
-
     if found.precision == "float" or found.io or found.is_quantised or model:
         return []
     if not Path(data_dir, "manifest.jsonl").is_file():
@@ -111,6 +113,8 @@ def calibration_rows(found):
             f"w8a8 is calibrated with clips, and there is no manifest.jsonl in {data_dir}: run "
             f"tools/preprocess_and_save.py, or name its OUT_ROOT with --data-dir"
         )
+    from qevd_r2plus1d.model import class_balanced
+
     return class_balanced(rows_of_manifest(found), num_calibration_samples)
 
 
@@ -144,11 +148,10 @@ def reader_of(found):
 
 def key_of(found, rows):
     """A hash of all that decides a binary: what was made with another key is another binary."""
-    from onnx_graph import CALIBRATION
-
     parts = [compiler.WHEELS, soc, found.sha256, found.network, found.shape, found.precision]
     if rows:
-        parts += [CALIBRATION, [emulator.identity_of(data_dir, row) for row in rows]]
+        # what quantises differently makes another binary, so its very words count
+        parts += [inspect.getsource(aihub.quantize_onnx), [emulator.identity_of(data_dir, row) for row in rows]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -313,8 +316,6 @@ def main():
     except compiler.CompilerError as e:
         print_unsupported(e)
         raise SystemExit(1) from None
-    except ValueError as e:
-        common.refuse(f"{source}: {e}")
     except OSError as e:
         common.refuse(f"cannot write {e.filename or output_dir} ({e.strerror}); mend this and start again")
     print(json.dumps(figures))

@@ -12,6 +12,7 @@ that goes when it stops. The server itself is tools/hub_server/.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -67,6 +68,7 @@ def main():
     from hub_server import LocalHub
     from hub_server.records import EMULATED
 
+    logging.disable(logging.WARNING)  # onnxruntime's quantizer warns on the root logger
     limits = dict(max_dataset_bytes=MAX_DATASET_BYTES, max_job_seconds=MAX_JOB_SECONDS, max_requests=MAX_REQUESTS)
     with LocalHub(QAIRT_VERSIONS.split(), dataset_days=DATASET_DAYS, **limits) as hub:
         client_ini = hub.write_client_ini(hub.folder / "client.ini")

@@ -1,19 +1,13 @@
-"""ONNX graphs as devices take them: traced from torch, quantised to 8 bits, channel last, integers at both ends.
+"""ONNX graphs as devices take them: traced from torch, channel last, integers at both ends; their sessions on a CPU.
 
-Definitions only, no constant that a user edits. Whoever turns a network into what a device runs does it here: the
-compilers of this machine and of the local hub. torch, onnx and onnxruntime are imported inside the functions.
+Definitions only, no constant that a user edits: what Qualcomm's compiler and the local hub do alike with a graph, but
+for quantising, which is aihub.quantize_onnx's. torch, onnx and onnxruntime are imported inside the functions.
 """
 
-import contextlib
 import io
-import logging
 import os
-import tempfile
 import warnings
 from pathlib import Path
-
-# What `quantize` does with a network, by name: what was made with other settings is another binary.
-CALIBRATION = {"method": "min-max", "weights": "int8, per channel", "activations": "uint8"}
 
 
 def torch_to_onnx(module, shape, name="video"):
@@ -60,14 +54,13 @@ def rename_tensor(graph, old, new):
         node.output[:] = [new if name == old else name for name in node.output]
 
 
-def channel_last_input(graph):
-    """Let the one input be (N, …, C) instead of (N, C, …): a Transpose in front, as AI Hub's force_channel_last_input.
+def channel_last_input(graph, value):
+    """Let an input be (N, …, C) instead of (N, C, …), as AI Hub's --force_channel_last_input: a Transpose in front.
 
-    In front of everything: what is quantised afterwards would get a needless requantisation between the two.
+    To be done after quantising: a Transpose that is quantised, too, would be one more step.
     """
     from onnx import helper
 
-    (value,) = graph_inputs(graph)
     n, c, *rest = dims_of(value)
     inner = f"{value.name}/channel_first"
     rename_tensor(graph, value.name, inner)
@@ -77,7 +70,7 @@ def channel_last_input(graph):
 
 
 def expose_quantized_io(graph):
-    """Take off the QuantizeLinear at each input and the DequantizeLinear at each output, as AI Hub's quantize_io.
+    """Take off the QuantizeLinear at each input and the DequantizeLinear at each output, as AI Hub's --quantize_io.
 
     Returns {tensor name: (scale, zero point)}. A float model has none and stays as it is.
     """
@@ -142,49 +135,6 @@ def io_of_graph(graph, quantizers):
     if None in io["output"]["shape"]:
         raise ValueError(f"the shape of the output {io['output']['name']} is not fixed; export it with fixed shapes")
     return io
-
-
-# --- 8 bits -----------------------------------------------------------------------------------------------------------
-
-
-class Samples:
-    """What onnxruntime's calibration reads from: dicts {input name: array}, one in memory at a time."""
-
-    def __init__(self, samples):
-        self.samples = iter(samples)
-
-    def get_next(self):
-        return next(self.samples, None)
-
-
-@contextlib.contextmanager
-def quiet_quantizer():
-    """onnxruntime's quantiser warns on the root logger about what is meant."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def quantize(proto, samples, activations="QUInt8", weights="QInt8", **settings):
-    """Static QDQ quantisation of a float ONNX model with calibration samples, dicts {input name: float32 array}.
-
-    Every operation is quantised, as the service does, so inputs and outputs are, too, and `expose_quantized_io` works.
-    `settings` go to onnxruntime's quantize_static. Returns an onnx.ModelProto.
-    """
-    import onnx
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    with tempfile.TemporaryDirectory() as folder, quiet_quantizer():
-        prepared, quantized = f"{folder}/prepared.onnx", f"{folder}/quantized.onnx"
-        quant_pre_process(proto, prepared, skip_symbolic_shape=True)
-        op_types = sorted({node.op_type for node in onnx.load(prepared).graph.node} - {"Constant", "Shape"})
-        options = dict(quant_format=QuantFormat.QDQ, per_channel=True, op_types_to_quantize=op_types)
-        options |= dict(activation_type=QuantType[activations], weight_type=QuantType[weights])
-        quantize_static(prepared, quantized, Samples(samples), **(options | settings))
-        return onnx.load(quantized)
 
 
 # --- running on this CPU ----------------------------------------------------------------------------------------------

@@ -1,21 +1,24 @@
 """What each kind of job does: compile, quantize, link, inference, profile."""
 
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
 
-from onnx_graph import dims_of, quantize
+import aihub
 
 from .records import EMULATED, JobFailedError, Tensor, full_qairt_version, pb, tensors_from_message, tensors_to_message
 from .sessions import binary_of, check_qairt_version, inputs_and_outputs, make_session, session_of, write_target
 from .surgery import (
-    expose_integers,
+    dims_of,
+    expose_quantized_io,
     fix_input_shapes,
     load_as_onnx,
     load_onnx,
-    move_channel_last,
+    move_channels_last,
     rename_outputs,
 )
 
@@ -46,8 +49,8 @@ def run_compile_job(hub, job):
         proto = onnx.shape_inference.infer_shapes(proto)
     rename_outputs(proto.graph, options.get("output_names"))
     if "quantize_io" in options:
-        expose_integers(proto)
-    move_channel_last(proto.graph, options.get("force_channel_last_input"))
+        expose_quantized_io(proto)
+    move_channels_last(proto.graph, options.get("force_channel_last_input"))
     write_target(hub, job, runtime, proto.SerializeToString())
     job.details.target_tensor_type_list.CopyFrom(hub.models[job.target_id].message.input_spec)
     job.result.compile_job_result.compile_job_id = job.id
@@ -82,10 +85,11 @@ def run_quantize_job(hub, job):
             job.num_samples += 1
             yield samples.read(i)
 
-    with open_dataset(hub, job) as samples:
+    with tempfile.TemporaryDirectory(dir=hub.folder) as folder, open_dataset(hub, job) as samples:
         samples.check(inputs)
-        quantized = quantize(proto, read_each(samples), f"QUInt{activations}", f"QInt{weights}")
-        write_target(hub, job, "onnx", quantized.SerializeToString())
+        quantized = Path(folder, "quantized.onnx")
+        aihub.quantize_onnx(proto, quantized, read_each(samples), weights, activations)
+        write_target(hub, job, "onnx", quantized.read_bytes())
     job.result.quantize_job_result.quantize_job_id = job.id
 
 

@@ -1,16 +1,18 @@
 """Compiled models: the files that jobs make of them, and the onnxruntime sessions that run them on the CPU."""
 
 import json
+import os
 import zipfile
 
 import numpy as np
 
 import aihub
-from onnx_graph import cpu_session
+import onnx_graph
 
 from .records import EMULATED, JobFailedError, Tensor, full_qairt_version, pb, tensors_to_message
 from .surgery import load_onnx, unzipped
 
+NUM_THREADS = min(4, os.cpu_count())  # CPU threads of onnxruntime
 CACHED_SESSIONS = 2  # models kept loaded between inference jobs
 RUNTIMES = {
     "onnx": pb.MODEL_TYPE_ONNX,
@@ -84,7 +86,10 @@ def binary_of(model):
         found = {"runtime": "onnx"}, load_onnx(model.path).SerializeToString()
     if found is None:
         kind = pb.ModelType.Name(model.message.model_type).removeprefix("MODEL_TYPE_")
-        raise JobFailedError(f"this {kind} was not made by the local hub: it runs on a Qualcomm device only")
+        raise JobFailedError(
+            f"this {kind} was not made by the local hub: it runs on a Qualcomm device, or in Qualcomm's emulator "
+            f"(tools/compile_offline.py --num-clips)"
+        )
     return found
 
 
@@ -101,7 +106,7 @@ def check_qairt_version(head, job):
 def make_session(content):
     """An onnxruntime session on the CPU. Raises JobFailedError if the bytes are no model that it can run."""
     try:
-        return cpu_session(content)
+        return onnx_graph.cpu_session(content, NUM_THREADS)
     except Exception as e:
         raise JobFailedError(f"onnxruntime cannot run the model: {e}") from e
 
@@ -121,7 +126,7 @@ def session_of(hub, job):
 
 
 def inputs_and_outputs(session):
-    """The inputs and the outputs of a session as two lists of Tensor; scales as expose_integers noted them."""
+    """The inputs and the outputs of a session as two lists of Tensor; scales as expose_quantized_io noted them."""
     dtypes = {"float": "float32", "double": "float64"}  # where onnxruntime's name is another than numpy's
     quantizers = json.loads(session.get_modelmeta().custom_metadata_map.get("quantizers", "{}"))
     lists = []

@@ -1,6 +1,7 @@
 """Source models as ONNX, and what compile options do to the inputs and outputs of an ONNX graph."""
 
 import contextlib
+import io
 import json
 import os
 import tempfile
@@ -8,16 +9,8 @@ import unittest.mock
 import zipfile
 from pathlib import Path
 
-from onnx_graph import (
-    channel_last_input,
-    dims_of,
-    dtype_of,
-    expose_quantized_io,
-    graph_inputs,
-    load_with_weights,
-    rename_tensor,
-    torch_to_onnx,
-)
+import onnx_graph
+from onnx_graph import channel_last_input, dims_of, dtype_of, graph_inputs, rename_tensor
 
 from .records import JobFailedError, Tensor, listed, pb
 
@@ -54,9 +47,11 @@ def unzipped(path):
 
 def load_onnx(path):
     """The onnx.ModelProto of an .onnx file, or of a zipped folder with one .onnx file and its external weights."""
+    import onnx
+
     try:
         with unzipped(path) as found:
-            return load_with_weights(found)
+            return onnx.load(next(found.glob("*.onnx")) if found.is_dir() else found)
     except Exception as e:
         raise JobFailedError(f"the model is no readable ONNX model: {e}") from e
 
@@ -87,22 +82,24 @@ def exported_program_to_onnx(path, specs):
     ]
     if specs and [(t.shape, t.dtype) for t in specs] != [(t.shape, t.dtype) for t in own]:
         raise JobFailedError(f"input_specs {listed(specs)} contradict the exported program's {listed(own)}")
-    return trace(program.module(), specs or own)
+    return torch_to_onnx(program.module(), specs or own)
 
 
-def trace(module, specs):
-    """A torch module with one float32 input as ONNX; the input's name is that of `specs`."""
+def torch_to_onnx(module, specs):
+    """Trace a torch module on zeros; the input names are those of `specs`."""
+    import onnx
     import torch
 
-    if [t.dtype for t in specs] != ["float32"]:
-        raise JobFailedError(f"the local hub compiles programs of one float32 input, not of {listed(specs)}")
-    (spec,) = specs
+    inputs = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in specs)
+    buffer = io.BytesIO()
     try:
         with torch.no_grad():
-            traced = torch.jit.trace(module, (torch.zeros(spec.shape),), check_trace=False)
-        return torch_to_onnx(traced, spec.shape, spec.name)
+            traced = torch.jit.trace(module, inputs, check_trace=False)
+            names = [t.name for t in specs]
+            torch.onnx.export(traced, inputs, buffer, input_names=names, opset_version=17, dynamo=False)
     except Exception as e:
         raise JobFailedError(f"the model does not run on inputs {listed(specs)}: {e}") from e
+    return onnx.load_from_string(buffer.getvalue())
 
 
 def fix_input_shapes(proto, specs):
@@ -138,17 +135,16 @@ def rename_outputs(graph, names):
         value.name = name
 
 
-def move_channel_last(graph, name):
-    """Honour --force_channel_last_input, which names the one input (or None): (N, C, …) becomes (N, …, C) outside."""
-    names = [value.name for value in graph_inputs(graph)]
-    if name and names != [name]:
-        raise JobFailedError(f"--force_channel_last_input names {name}, the model has {', '.join(names)}")
-    if name:
-        channel_last_input(graph)
+def move_channels_last(graph, names):
+    """Honour --force_channel_last_input (comma-separated names or None): (N, C, …) becomes (N, …, C) outside."""
+    by_name = {value.name: value for value in graph_inputs(graph)}
+    for name in names.split(",") if names else []:
+        if name not in by_name:
+            raise JobFailedError(f"--force_channel_last_input names {name}, the model has {', '.join(by_name)}")
+        channel_last_input(graph, by_name[name])
 
 
-def expose_integers(proto):
+def expose_quantized_io(proto):
     """Honour --quantize_io; {tensor name: (scale, zero point)} becomes the model's metadata `quantizers`."""
-    quantizers = expose_quantized_io(proto.graph)
-    if quantizers:
+    if quantizers := onnx_graph.expose_quantized_io(proto.graph):
         proto.metadata_props.add(key="quantizers", value=json.dumps(quantizers))

@@ -21,6 +21,16 @@ import common
 # onnxruntime-qnn 2.6.0 carries QAIRT 2.50, as AI Hub does; 2.7.0 carries 2.51, whose binaries 2.50 refuses
 WHEELS = {"onnxruntime-qnn": "2.6.0", "onnxruntime": "1.24.4", "flatbuffers": "25.12.19"}
 QAIRT = "2.50"
+# {SoC number: chip}: what these wheels compile a float network for, each of 0 to 150 tried once; names are theirs
+SOCS = {
+    36: "SM8450", 39: "SA8295", 41: "SM7450", 42: "SM8475", 43: "SM8550", 52: "SA8255", 53: "SXR2230P", 57: "SM8650",
+    60: "SC8380XP", 62: "SA8540", 63: "AIC100", 66: "QCS8550", 67: "SA8620P", 69: "SM8750", 72: "SA8797",
+    75: "SXR2330P", 77: "QCS9100", 82: "QCS8300", 87: "SM8850", 88: "SC8480XP", 89: "QCM8538", 90: "QCS8625",
+    92: "SM8850L", 94: "SC8440XP", 97: "SM8845", 99: "QCM8838", 103: "SM8975", 104: "CQ8725S", 105: "CQ8750S",
+    109: "QCS8845", 112: "SM8975L", 113: "SM8950", 114: "SA8787", 115: "QMX115", 117: "IPQ9650", 119: "IQX5121",
+    120: "SC8340XP",
+}  # fmt: skip
+SOCS_WITH_ESTIMATE = (52, 62, 63, 72, 77, 114)  # of those, the chips for which the compiler has a model of time
 WATCHER, PROCESS = (str(Path(__file__).with_name(name)) for name in ("watcher.py", "process.py"))
 HOW_ELSE = (
     "run it on Linux x86-64, say in the Docker image python:3.12-bookworm, or compile on AI Hub with "

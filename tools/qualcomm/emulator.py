@@ -9,7 +9,8 @@ from pathlib import Path
 import aihub
 import common
 import onnx_graph
-from qualcomm import compiler
+
+from . import compiler
 
 
 class Journal:

@@ -11,10 +11,10 @@ from pathlib import Path
 import aihub
 import common
 
+from . import compiler
+
 DEVICE, DEVICE_SOC = "Dragonwing IQ-9075 EVK", 77
-# Tried once, 0 to 150, with onnxruntime-qnn 2.6.0: it compiles for 37 numbers and has a model of time for these, which
-# it calls so.
-SOCS_WITH_ESTIMATE = "52 (SA8255), 62 (SA8540), 63 (AIC100), 72 (SA8797), 77 (QCS9100) and 114 (SA8787)"
+PUBLISHED_DEVICES = {77: DEVICE, 52: "SA8255P ADP"}  # whose chips have an estimate, too
 # A device's latency over the estimate, the lowest and the highest that were seen: by AI Hub's published figures of
 # r2plus1d_18, r3d_18 and mc3_18, and by those that teams measured for the sample solution (21.5 ms; w8a8: 4.49 ms).
 DEVICE_OVER_ESTIMATE = {"float": (0.94, 1.11), "w8a8": (0.80, 1.00)}
@@ -55,8 +55,12 @@ def bounds_ms(estimated_ms, precision):
 
 
 def verdict(figures, precision):
-    """On the 34 ms gate: "meets", "misses", "too close to call" or, without an estimate to be trusted, "not known"."""
-    if not figures["estimated_ms"] or (figures["ops_without_cost"] or 0) > MANY_OPS_WITHOUT_COST:
+    """On the 34 ms gate: "meets", "misses", "too close to call" or, without an estimate to be trusted, "not known".
+
+    `figures` are of a chip `soc`; the gate is the Dragonwing IQ-9075's.
+    """
+    too_many = (figures["ops_without_cost"] or 0) > MANY_OPS_WITHOUT_COST
+    if not figures["estimated_ms"] or too_many or figures["soc"] != DEVICE_SOC:
         return "not known"
     low, high = bounds_ms(figures["estimated_ms"], precision)
     if high < aihub.LATENCY_GATE_MS:
@@ -69,18 +73,20 @@ def print_latency(figures, network, precision, frames, soc):
     published = published_latencies(network, precision, frames)
     if not figures["estimated_ms"]:
         print("estimate  none: the compiler has no model of time for this chip")
-        print(f"          SoC numbers with one: {SOCS_WITH_ESTIMATE}")
+        known = ", ".join(f"{number} ({compiler.SOCS[number]})" for number in compiler.SOCS_WITH_ESTIMATE)
+        print(f"          SoC numbers with one: {known}")
         for device, (milliseconds, qairt) in sorted(published.items()):
             print(f"published {milliseconds:.2f} ms by AI Hub on {device}, QAIRT {qairt}")
         return
     low, estimate, high = figures["estimated_ms"]
     print(f"estimate  {estimate:.2f} ms ({low:.2f} to {high:.2f}) by Qualcomm's compiler; no device was asked")
+    device = PUBLISHED_DEVICES.get(soc)
+    if device in published:
+        milliseconds, qairt = published[device]
+        off = 100 * (estimate / milliseconds - 1)
+        print(f"published {milliseconds:.2f} ms by AI Hub on {device}, QAIRT {qairt}; the estimate is {off:+.0f} % off")
     if soc != DEVICE_SOC:
         return
-    if DEVICE in published:
-        milliseconds, qairt = published[DEVICE]
-        off = 100 * (estimate / milliseconds - 1)
-        print(f"published {milliseconds:.2f} ms by AI Hub on {DEVICE}, QAIRT {qairt}; the estimate is {off:+.0f} % off")
     said, (low, high) = verdict(figures, precision), bounds_ms(figures["estimated_ms"], precision)
     if said == "not known":
         print(f"verdict   none: {figures['ops_without_cost']} operations have no known cost, the estimate is worthless")
@@ -135,7 +141,7 @@ def summarise(rows, accuracies, picture):
     for row in rows:
         key = (row["network"], row["frames"], row["precision"])
         published = published_latencies(row["network"], row["precision"], row["frames"])
-        row["published_ms"] = published.get(DEVICE, (None,))[0] if row["soc"] == DEVICE_SOC else None
+        row["published_ms"] = published.get(PUBLISHED_DEVICES.get(row["soc"]), (None,))[0]
         row["top1"] = accuracies.get(key)
         row["gate"] = "not known" if "error" in row else verdict(row, row["precision"])
     rows = sorted(rows, key=lambda row: row["estimated_ms"][1] if row.get("estimated_ms") else math.inf)
@@ -220,7 +226,8 @@ def set_latency_axis(axes, rows):
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.axvline(aihub.LATENCY_GATE_MS, color="tab:red", linewidth=1, linestyle="--")
-    axes.set_xlabel(f"estimated latency on {DEVICE}, ms (dashed: the {aihub.LATENCY_GATE_MS} ms gate)", fontsize=8)
+    device = PUBLISHED_DEVICES.get(rows[0]["soc"], rows[0]["chip"])
+    axes.set_xlabel(f"estimated latency on {device}, ms (dashed: {aihub.LATENCY_GATE_MS} ms)", fontsize=8)
 
 
 def draw_accuracies(axes, rows, colours):

@@ -6,6 +6,8 @@ compiled already is not compiled again.
 
 import hashlib
 import json
+import logging
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,6 @@ import common
 import onnx_graph
 
 NETWORKS = ("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "swin3d_t", "swin3d_s", "swin3d_b")  # of torchvision
-HUB_MARK = b"LOCAL HUB: "  # how every binary of the local hub begins
 
 
 @dataclass
@@ -104,19 +105,18 @@ def from_local_hub(path):
     """
     import onnx
 
-    content = path.read_bytes()
-    if not content.startswith(HUB_MARK):
+    found = aihub.read_hub_binary(path)
+    if found is None:
         common.refuse(
             f"{path} was not made by the local hub, it is compiled for a device already: name what it was made of, by "
             f"--checkpoint or as an .onnx file"
         )
-    _, head, graph = content.split(b"\n", 2)
-    head = json.loads(head)
+    head, graph = found
     io = {"input": head["inputs"][0], "output": head["outputs"][0]}
     description = read_description(path)
     network, torch_model = checkpoint_of(description, ncthw(io["input"]["shape"]))
     return Source(
-        name="qevd_r2plus1d", made_from=str(path), sha256=hashlib.sha256(content).hexdigest(),
+        name="qevd_r2plus1d", made_from=str(path), sha256=hashlib.sha256(graph).hexdigest(),
         precision="float" if io["input"]["dtype"].startswith("float") else "w8a8", shape=ncthw(io["input"]["shape"]),
         network=network, classes=description.get("classes"), torch_model=torch_model,
         graph=onnx.load_from_string(graph), io=io,
@@ -177,10 +177,26 @@ def deployed_graph(found, samples=()):
         return found.graph, found.io
     proto = found.graph if found.graph is not None else onnx_graph.torch_to_onnx(found.torch_model, found.shape)
     if found.precision == "w8a8" and not found.is_quantised:
-        (value,) = onnx_graph.graph_inputs(proto.graph)
-        proto = onnx_graph.quantize(proto, ({value.name: sample} for sample in samples))
+        proto = quantised(proto, samples)
     quantizers = onnx_graph.expose_quantized_io(proto.graph)
     (value,) = onnx_graph.graph_inputs(proto.graph)
     if aihub.layout_of(onnx_graph.dims_of(value)) == "NCTHW":
-        onnx_graph.channel_last_input(proto.graph)
-    return proto, onnx_graph.io_of_graph(proto.graph, quantizers)
+        onnx_graph.channel_last_input(proto.graph, value)
+    try:
+        return proto, onnx_graph.io_of_graph(proto.graph, quantizers)
+    except ValueError as e:
+        common.refuse(f"{found.made_from}: {e}")
+
+
+def quantised(proto, samples):
+    """An onnx.ModelProto in 8 bits, calibrated with NCTHW clips, as the local hub quantises it."""
+    import onnx
+
+    (value,) = onnx_graph.graph_inputs(proto.graph)
+    logging.disable(logging.WARNING)  # onnxruntime's quantiser warns on the root logger of what is meant
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            aihub.quantize_onnx(proto, f"{folder}/model.onnx", ({value.name: sample} for sample in samples))
+            return onnx.load(f"{folder}/model.onnx")
+    finally:
+        logging.disable(logging.NOTSET)
