@@ -11,6 +11,8 @@ REPO = Path(__file__).resolve().parent.parent
 # the tests import the project's modules by the names that its scripts use
 sys.path[:0] = [str(REPO), str(REPO / "tools"), str(REPO / "tests")]
 
+from odd_videos import sources, zoo  # noqa: E402, F401  (fixtures of several rooms)
+
 
 @pytest.fixture
 def run_script(tmp_path):

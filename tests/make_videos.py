@@ -26,18 +26,20 @@ def draw_frames(num_frames, height, width, seed=0):
 
 
 def write_video(path, num_frames=60, fps=30, height=96, width=128, seed=0, codec="libx264", pix_fmt="yuv420p",
-                options=None, pts=None, container_options=None):
+                options=None, pts=None, container_options=None, rotation=0):
     """Write `num_frames` drawn frames to `path` and return `path`.
 
     `pts` gives the presentation time of each frame in units of 1/fps s (default 0, 1, 2, …; skip some for a variable
     frame rate). `options` are the encoder's, say {"bf": "3", "g": "30"}; `container_options` the muxer's, say
-    {"movflags": "faststart"}.
+    {"movflags": "faststart"}. `rotation`, degrees counter-clockwise, asks players to turn it (PyAV 18 and later).
     """
     linux = hasattr(os, "sched_getscheduler")
     policy = linux and (os.sched_getscheduler(0), os.sched_getparam(0))
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
+        if rotation:
+            stream.set_display_rotation(rotation)
         for i, array in enumerate(draw_frames(num_frames, height, width, seed)):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
             frame.pts = i if pts is None else pts[i]

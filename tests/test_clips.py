@@ -1,10 +1,14 @@
 """torchvision_patches: which frames make a clip, how they are decoded, resized and indexed."""
 
+import contextlib
 import hashlib
 import inspect
 import os
 import pickle
 import shutil
+import signal
+import socket
+import time
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +22,7 @@ from torchvision.datasets.samplers import RandomClipSampler, UniformClipSampler
 from torchvision.transforms import functional as F
 
 from make_videos import write_video
-from torchvision_patches import video_utils
+from torchvision_patches import decoding, video_index, video_utils
 from torchvision_patches.spatial import PRESET, resize_and_crop
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, frame_times, index_videos, read_frames
 
@@ -121,6 +125,21 @@ def write_cut(path):
     return path
 
 
+def write_without_start(path, dropped=5, **how):
+    """A file cut out of a longer one: its first packets are missing, down to the `dropped`-th or to a keyframe."""
+    plain = write_video(path.with_suffix(".plain.mkv"), 60, **how)
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        if dropped == "to a keyframe":
+            dropped = [i for i, packet in enumerate(packets) if packet.is_keyframe][1]
+        for packet in packets[dropped:]:
+            packet.stream = stream
+            target.mux(packet)
+    plain.unlink()
+    return path
+
+
 def write_bad_comment(path):
     """A metadata comment that is no UTF-8."""
     with av.open(str(path), "w") as container:
@@ -135,6 +154,8 @@ def write_bad_comment(path):
     return path
 
 
+OPEN_GOP = {"x264-params": "open-gop=1:keyint=20:min-keyint=20:scenecut=0:bframes=3"}
+RADL = {"x265-params": "log-level=none:open-gop=0:keyint=20:min-keyint=20:scenecut=0:bframes=3:radl=2"}
 ODD_FILES = {
     "b_frames.mp4": write_h264,
     "faststart.mp4": lambda p: write_h264(p, container_options={"movflags": "faststart"}),
@@ -166,6 +187,11 @@ ODD_FILES = {
     "av1.mp4": lambda p: write_video(p, 40, codec="libsvtav1", options={"preset": "12"}),
     "vp9.webm": lambda p: write_video(p, 40, codec="libvpx-vp9", options={"cpu-used": "8"}),
     "h264_raw.h264": write_h264,
+    "starts_mid_gop.mp4": lambda p: write_without_start(p, options={"bf": "3", "g": "30"}),
+    "starts_mid_gop.mkv": lambda p: write_without_start(p, options={"bf": "3", "g": "30"}),
+    "starts_mid_gop.avi": lambda p: write_without_start(p, codec="mpeg4", options={"g": "30"}),
+    "starts_mid_open_gop.mkv": lambda p: write_without_start(p, "to a keyframe", options=OPEN_GOP),
+    "hevc_leading_frames_decode.mkv": lambda p: write_without_start(p, "to a keyframe", codec="libx265", options=RADL),
     "time_base_of_1_frame.mp4": lambda p: write_h264(p, container_options={"video_track_timescale": "30"}),
 }
 
@@ -178,9 +204,17 @@ def odd_files(tmp_path_factory):
 
 
 def decode_all(path):
-    """Every frame of a video as PyAV gives it, in order: uint8 (n, H, W, 3)."""
+    """Every frame of a video, in order: uint8 (n, H, W, 3), converted by PyAV from planes that carry no tags."""
+    pictures = []
     with av.open(str(path), metadata_errors="ignore") as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        container.streams.video[0].codec_context.thread_count = 1
+        for frame in container.decode(video=0):
+            bare = av.VideoFrame(frame.width, frame.height, frame.format.name)
+            for plane, content in zip(bare.planes, frame.planes):
+                rows = np.frombuffer(content, np.uint8).reshape(plane.height, -1)[:, : plane.line_size]
+                np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : rows.shape[1]] = rows
+            pictures.append(bare.to_ndarray(format="rgb24"))
+    return np.stack(pictures)
 
 
 @pytest.mark.parametrize("name", ODD_FILES)
@@ -209,12 +243,88 @@ def test_the_header_alone_is_read_where_it_suffices(odd_files, monkeypatch):
     def no_packets(*_):
         raise AssertionError("packets were read")
 
-    monkeypatch.setattr(video_utils, "times_from_packets", no_packets)
+    monkeypatch.setattr(decoding, "times_from_packets", no_packets)
     for name in ("b_frames.mp4", "faststart.mp4", "first_pts_not_0.mp4", "29.97.mp4", "variable_no_b_frames.mp4"):
         frame_times(odd_files[name])
     for name in ("variable_frame_rate.mp4", "fragmented.mp4", "cut.mp4", "b_frames.mkv"):
         with pytest.raises(UnreadableVideo, match="packets were read"):
             frame_times(odd_files[name])
+
+
+@pytest.mark.parametrize("name", ["size_change.mkv", "size_change.mp4"])
+def test_a_frame_size_that_changes_is_refused_where_it_changes(tmp_path, name):
+    path = tmp_path / name
+    with av.open(str(path), "w") as target:  # the packets of two files in one track
+        stream = None
+        for k, size in enumerate((48, 96)):
+            part = write_video(tmp_path / f"{size}.h264", 30, height=size, width=size, options={"bf": "0"})
+            with av.open(str(part)) as source:
+                stream = stream or target.add_stream_from_template(source.streams.video[0])
+                for i, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+                    packet.stream, packet.time_base = stream, Fraction(1, 30)
+                    packet.pts = packet.dts = 30 * k + i
+                    packet.duration = 1
+                    target.mux(packet)
+    pts, _ = frame_times(path)
+    assert len(pts) == 60
+    assert read_frames(path, pts[:30:2], range(0, 30, 2)).shape == (15, 48, 48, 3)
+    with pytest.raises(UnreadableVideo, match=f"{name}: its frame size changes from 48 x 48 to 96 x 96"):
+        read_frames(path, pts[::4], range(0, 60, 4))
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_rotation_is_told_and_applied_only_on_demand(tmp_path, degrees):
+    path = write_video(tmp_path / "phone.mp4", 40, height=48, width=64)
+    plain = VideoClips([str(path)], 16, 1, 4).get_clip(0)[0].numpy()
+    # the track's matrix: 16.16 fixed point, the third of each row 2.30 (ISO/IEC 14496-12, 8.3.2)
+    turned = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
+    matrices = [
+        b"".join((n << 16).to_bytes(4, "big", signed=True) for n in (a, b, 0, c, d, 0, 0, 0)) + b"\x40\0\0\0"
+        for a, b, c, d in ((1, 0, 0, 1), turned)
+    ]
+    header = path.read_bytes().partition(b"tkhd")
+    path.write_bytes(header[0] + header[1] + header[2].replace(*matrices, 1))
+
+    clips = VideoClips([str(path)], 16, 1, 4)
+    assert decoding.facts_of(path).rotation == degrees
+    assert np.array_equal(clips.get_clip(0)[0].numpy(), plain), "the official preprocessing does not turn frames"
+    clips.rotate = True
+    upright = clips.subset([0]).get_clip(0)[0].numpy()
+    assert np.array_equal(upright, np.rot90(plain, -degrees // 90, axes=(1, 2))), "not turned clockwise"
+
+
+def test_facts_that_surprise(tmp_path):
+    """A header that says 1000 frames a second, as browsers write it, and a first stream that no one would look at."""
+    times = np.cumsum(np.random.default_rng(0).integers(30, 60, 80)).tolist()
+    facts = decoding.facts_of(write_video(tmp_path / "browser.mkv", 80, fps=1000, pts=times, options={"bf": "0"}))
+    assert facts.fps == 1000 and facts.real_fps == pytest.approx(79_000 / (times[-1] - times[0]), rel=1e-3)
+    path = tmp_path / "two.mp4"
+    with av.open(str(path), "w") as container:
+        for size in 32, 64:
+            stream = container.add_stream("libx264", rate=30)
+            stream.height = stream.width = size
+        for stream in container.streams.video:
+            picture = np.zeros((stream.height, stream.width, 3), np.uint8)
+            for packet in [*stream.encode(av.VideoFrame.from_ndarray(picture)), *stream.encode()]:
+                container.mux(packet)
+    assert decoding.facts_of(path).num_streams == 2 and decoding.facts_of(tmp_path / "browser.mkv").num_streams == 1
+
+
+def test_a_read_that_stalls_is_given_up_and_named(tmp_path, monkeypatch):
+    """As from a network drive that does not answer; a read that takes long, but goes on, is waited for."""
+    path = write_video(tmp_path / "x.mp4", 60)
+    pts, _ = frame_times(path)
+    monkeypatch.setattr(decoding, "STALLED", 0.4)
+    seconds = 0.1
+
+    def slowly(pixels):
+        time.sleep(seconds)
+        return pixels
+
+    assert len(read_frames(path, pts[:16], range(16), slowly)) == 16
+    seconds = 60
+    with pytest.raises(UnreadableVideo, match="x.mp4: for 0.4 s nothing came of reading it"):
+        read_frames(path, pts[:16], range(16), slowly)
 
 
 def test_a_late_clip_starts_at_its_keyframe(tmp_path):
@@ -255,6 +365,83 @@ def test_tchw_and_bounds(odd_files):
         clips.get_clip(len(clips))
 
 
+# --- colours ---------------------------------------------------------------------------------------------------------
+
+
+def patches(size=64, seed=0):
+    """Y, Cb and Cr of 16 patches of 16 x 16 equal pixels, so that no interpolation shows; the upper four are gray."""
+    levels = np.random.default_rng(seed).integers((40, 90, 90), (210, 166, 166), (4, 4, 3), dtype=np.uint8)
+    levels[0, :, 1:] = 128
+    return levels.repeat(size // 4, 0).repeat(size // 4, 1).transpose(2, 0, 1)
+
+
+def by_bt601(yuv, full_range=False):
+    """uint8 (3, H, W) -> RGB as float (H, W, 3), by the formula of ITU-R BT.601."""
+    y, cb, cr = yuv.astype(float)
+    y, scale = (y, 1) if full_range else ((y - 16) * 255 / 219, 255 / 224)
+    cb, cr = (cb - 128) * scale, (cr - 128) * scale
+    return np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], -1).clip(0, 255)
+
+
+def write_planes(path, yuv, codec="libx264", pix_fmt="yuv420p", options=None, **tags):
+    """Eight frames whose planes are exactly `yuv`, uint8 (3, H, W); tags are numbered as in FFmpeg's pixfmt.h."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=8, options={"qp": "0"} | (options or {}))
+        stream.height, stream.width, stream.pix_fmt = *yuv.shape[1:], pix_fmt
+        for name, value in tags.items():
+            setattr(stream.codec_context, name, value)
+        across, down = "444" not in pix_fmt, "420" in pix_fmt
+        planes = [yuv[0], *(chroma[:: 1 + down, :: 1 + across] for chroma in yuv[1:])]
+        for number in range(8):
+            frame = av.VideoFrame(yuv.shape[2], yuv.shape[1], pix_fmt)
+            for plane, content in zip(frame.planes, planes):
+                content = content.astype(np.uint16) * 4 if "10" in pix_fmt else content
+                np.frombuffer(plane, content.dtype).reshape(plane.height, -1)[:, : content.shape[1]] = content
+            frame.pts = number
+            for name in tags.keys() & {"colorspace", "color_range"}:
+                setattr(frame, name, tags[name])
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+INTERLACED = {"flags": "+ildct+ilme", "x264-params": "tff=1"}
+TAGS = {
+    "BT.709": dict(colorspace=1, color_trc=1, color_primaries=1, color_range=1),
+    "BT.601": dict(colorspace=6, color_trc=6, color_primaries=6),
+    "FCC": dict(colorspace=4),
+    "SMPTE 240M": dict(colorspace=7),
+    "BT.2020 HLG": dict(colorspace=9, color_trc=18, color_primaries=9),
+    "a matrix without a converter": dict(colorspace=10),
+    "logarithmic": dict(colorspace=1, color_trc=9, color_primaries=1),
+    "linear, other primaries": dict(color_trc=8, color_primaries=10),
+    "interlaced": dict(options=INTERLACED),
+    "interlaced BT.709": dict(options=INTERLACED, colorspace=1),
+}
+
+
+def rgb_of(path):
+    """Frame 5 of a video, int64 (H, W, 3)."""
+    pts, _ = frame_times(path)
+    return read_frames(path, pts[5:6], [5])[0].astype(int)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le"])
+def test_colours_are_those_of_the_planes_whatever_the_tags(tmp_path, pix_fmt):
+    """By the BT.601 matrix, as the organisers' PyAV 16 converts; a full range is honoured."""
+    yuv = patches()
+    plain = rgb_of(write_planes(tmp_path / "plain.mp4", yuv, pix_fmt=pix_fmt))
+    expected = by_bt601(yuv, full_range="j" in pix_fmt)
+    off = (plain - expected)[8::16, 8::16]  # in the middle of each patch
+    # where chroma is subsampled, libswscale rounds down three products: up to 3 too dark, without colour up to 1
+    assert off.max() <= 1 and off.min() > (-1 if pix_fmt == "yuv444p" else -3), f"{pix_fmt}: not as BT.601 says: {off}"
+    assert off[0].min() > (-2 if "10" in pix_fmt else -1), f"{pix_fmt}: gray is not as BT.601 says: {off[0]}"
+    others = dict(TAGS, YCgCo=dict(colorspace=8)) if pix_fmt == "yuv444p" else TAGS
+    for name, tags in others.items():
+        tagged = rgb_of(write_planes(tmp_path / f"{name}.mp4", yuv, pix_fmt=pix_fmt, **tags))
+        assert np.array_equal(tagged, plain), f"{pix_fmt} tagged {name}: up to {np.abs(tagged - plain).max()} away"
+
+
 # --- spatial ----------------------------------------------------------------------------------------------------------
 
 
@@ -280,7 +467,10 @@ def test_spatial_values_equal_torchvisions_float_pipeline():
 # sha256[:16] of the source of each function that is replaced, in torchvision 0.26.0
 REPLACED = {
     "_compute_frame_pts": "d53ea289ece56806",
+    "compute_clips": "7b4c64022e4a95ea",
     "compute_clips_for_video": "c6b7a8e260d2d4d8",
+    "__getstate__": "dc26bc919cd0d3b8",
+    "__setstate__": "d88bb6c8392feceb",
     "get_clip": "c47784feab61bed4",
 }
 
@@ -371,6 +561,77 @@ def test_broken_files_are_each_named_once_and_stop_nothing(tmp_path, capsys, num
     assert len(clips.unreadable) == 15 and len(pickle.loads(pickle.dumps(clips))) == 1
 
 
+def test_a_path_with_a_colon_is_a_file(tmp_path, monkeypatch):
+    """FFmpeg would take the part before the colon for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("my:set", "http:", "concat:x", "file:y"):
+        os.mkdir(folder)
+        video = f"{folder}/a:1.mp4"
+        write_video(tmp_path / video, 20, height=32, width=32)
+        clips = VideoClips([video], 16, 1, 4)
+        assert len(clips) == 1 and not clips.unreadable and clips.get_clip(0)[0].shape == (16, 32, 32, 3), folder
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "folder"])
+def test_only_regular_files_are_videos(tmp_path, kind):
+    """None of them is opened: reading a FIFO would wait for ever, /dev/zero never ends."""
+    path = tmp_path / "x.mp4"
+    with contextlib.ExitStack() as stack:
+        if kind == "FIFO":
+            os.mkfifo(path)
+        elif kind == "socket":
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(path))
+        else:
+            path.symlink_to("/dev/zero" if kind == "device" else tmp_path)
+        with pytest.raises(UnreadableVideo, match=f"x.mp4: it is a {kind}, not a file"):
+            frame_times(path)
+
+
+def test_a_playlist_reaches_no_network(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/x.ts"
+        playlists = {"hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{url}\n#EXT-X-ENDLIST\n"}
+        playlists["concat"] = f"ffconcat version 1.0\nfile {url}\n"
+        for name, text in playlists.items():
+            path = tmp_path / f"{name}.mp4"
+            path.write_text(text)
+            with pytest.raises(UnreadableVideo, match=f"{name}.mp4: "):
+                frame_times(path)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def facts_or_trouble(path):
+    """`facts_of` where some videos are the end of their reader."""
+    name = Path(path).stem
+    if name == "hangs":
+        time.sleep(600)
+    if name in ("crashes", "out_of_memory"):
+        os.kill(os.getpid(), signal.SIGSEGV if name == "crashes" else signal.SIGKILL)
+    return decoding.facts_of(path)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_is_the_end_of_a_reader_is_named_and_left_out(tmp_path, monkeypatch, capsys, num_workers):
+    monkeypatch.setattr(video_index, "facts_of", facts_or_trouble)
+    monkeypatch.setattr(video_index, "TIME_LIMIT", 1)
+    monkeypatch.setattr(video_index, "CHUNK_LIMIT", 1)
+    names = ["hangs", "crashes", "out_of_memory"] if num_workers else ["hangs"]
+    good = write_video(tmp_path / "good.mp4", 20, height=32, width=32)
+    for name in names + [f"good{i}" for i in range(40)]:
+        os.link(good, tmp_path / f"{name}.mp4")
+    paths = sorted(str(path) for path in tmp_path.glob("*.mp4"))
+    index = index_videos(paths, num_workers, progress=False)
+    reasons = {Path(path).stem: reason for path, reason in index["unreadable"].items()}
+    assert "1 s" in reasons.pop("hangs")
+    if num_workers:
+        assert reasons.pop("crashes") == "its reader crashed with exit code -11"
+        assert "exit code -9 (killed: was the memory too small?)" in reasons.pop("out_of_memory")
+    assert not reasons and [len(pts) for pts in index["video_pts"]].count(20) == 41
+    assert capsys.readouterr().out.count("no clip from") == len(names)
+
+
 @pytest.fixture
 def dataset(tmp_path):
     for k, name in enumerate(("train/a/1.mp4", "train/a/2.mp4", "val/a/1.mp4")):
@@ -390,13 +651,13 @@ def index_of(root, cache_file, split="train"):
 def reads(monkeypatch):
     """The names of the files whose times are read, in order."""
     names = []
-    read = video_utils.frame_times
+    read = video_index.facts_of
 
     def counted(path):
         names.append(Path(path).name)
         return read(path)
 
-    monkeypatch.setattr(video_utils, "frame_times", counted)
+    monkeypatch.setattr(video_index, "facts_of", counted)
     return names
 
 
@@ -433,12 +694,12 @@ def test_one_split_never_serves_another(dataset, tmp_path, reads):
 def test_a_damaged_index_is_built_anew(dataset, tmp_path, capsys, damage, monkeypatch):
     cache = tmp_path / "index.npz"
     if damage == "other version":
-        monkeypatch.setattr(video_utils, "INDEX_VERSION", 0)
+        monkeypatch.setattr(video_index, "INDEX_VERSION", 1)
     index_of(dataset, cache)
-    monkeypatch.setattr(video_utils, "INDEX_VERSION", 1)
+    monkeypatch.setattr(video_index, "INDEX_VERSION", 2)
     content = cache.read_bytes()
     if damage == "pickle":
-        np.savez(cache, version=1, names=np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        np.savez(cache, version=2, names=np.array([{"a": 1}], dtype=object), allow_pickle=True)
     elif damage != "other version":
         cache.write_bytes({"empty": b"", "cut": content[:-90], "noise": b"x" * 500}[damage])
     assert index_of(dataset, cache) == [20, 25]
@@ -462,7 +723,7 @@ def test_unreadable_videos_are_tried_again(dataset, tmp_path, capsys, reads, mon
     """What failed may have been the disk: the file's size and mtime would not tell that it is back."""
     cache = tmp_path / "index.npz"
     with monkeypatch.context() as disk:
-        disk.setattr(video_utils, "frame_times", io_error)
+        disk.setattr(video_index, "facts_of", io_error)
         assert index_of(dataset, cache) == [0, 0] and "1.mp4: " in capsys.readouterr().out
     assert index_of(dataset, cache) == [20, 25] and reads == ["1.mp4", "2.mp4"]
     assert "no clip from" not in capsys.readouterr().out

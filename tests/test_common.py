@@ -226,3 +226,42 @@ def test_cores_are_counted_where_no_system_call_tells(monkeypatch):
     assert common.num_cores() == 6
     monkeypatch.setattr(common, "launcher", lambda: common.Launcher(0, 4, 0, 4))
     assert (common.num_workers(), common.num_workers(5)) == (1, 5)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A folder of two classes, one of them a link, with all that a walk has to leave out."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for folder in root / "squats/deeper", root / ".hidden", root / "__MACOSX/squats", root / "empty", elsewhere:
+        folder.mkdir(parents=True)
+    for name in ("b.MP4", "a.mp4", "._a.mp4", "notes.txt", "README", "deeper/c.mkv"):
+        (root / "squats" / name).touch()
+    for path in root / "top.mov", root / ".hidden/x.mp4", root / "__MACOSX/squats/x.mp4", elsewhere / "1.mp4":
+        path.touch()
+    (root / "jabs").symlink_to(elsewhere)
+    (root / "squats/loop").symlink_to(root)
+    (root / "squats/linked.mp4").symlink_to(elsewhere / "1.mp4")
+    return root
+
+
+def test_one_walk_finds_what_is_a_video(tree):
+    (tree / "squats/gone.mp4").symlink_to("nowhere")
+    os.mkfifo(tree / "squats/pipe.mp4")
+    (tree / "squats/device.mp4").symlink_to("/dev/zero")
+    found = common.find_videos(tree)
+    assert found.videos == ["jabs/1.mp4", "squats/a.mp4", "squats/b.MP4", "squats/linked.mp4"]
+    assert found.misplaced == ["squats/deeper/c.mkv", "top.mov"]
+    assert found.other_endings == {".txt": 1, "": 1}
+    assert {path: why.partition(" or ")[0] for path, why in found.failures.items()} == {
+        "squats/gone.mp4": "it is a link to nothing",
+        "squats/pipe.mp4": "it is a pipe, a socket",
+        "squats/device.mp4": "it is a pipe, a socket",
+    }
+    assert common.class_folders(tree) == ["empty", "jabs", "squats"]
+    assert common.find_videos(tree, {".txt"}).videos == ["squats/notes.txt"]
+    assert "cannot be read" in common.find_videos(tree / "nowhere").failures["."]
+
+
+def test_a_folder_goes_by_its_own_name_and_not_by_that_of_a_link_to_it(tree):
+    (tree / "a_link").symlink_to(tree / "squats")
+    assert [path for path in common.find_videos(tree).videos if path.endswith("a.mp4")] == ["squats/a.mp4"]

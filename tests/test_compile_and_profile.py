@@ -1,14 +1,17 @@
 """compile_and_profile.py against a local hub in this process."""
 
+import zipfile
 from argparse import Namespace
 
+import numpy as np
 import onnx
 import pytest
+import qai_hub
 from onnx import TensorProto, helper
-from small_models import DEVICE, hasty_client, small_onnx
 
 import aihub
-from local_hub import Fault, LocalHub
+from faulty_hub import Fault, FaultyHub
+from small_models import DEVICE, client_of, hasty_client, small_onnx
 
 SCRIPT = "tools/compile_and_profile.py"
 SHAPE = ("--t", 8, "--h", 16, "--w", 16)
@@ -16,7 +19,7 @@ SHAPE = ("--t", 8, "--h", 16, "--w", 16)
 
 @pytest.fixture
 def hub(tmp_path):
-    with LocalHub() as hub:
+    with FaultyHub() as hub:
         hub.write_client_ini(tmp_path / "client.ini")
         yield hub
 
@@ -49,6 +52,39 @@ def test_weights_in_a_second_file_travel_along(tmp_path, hub, run):
     onnx.save(small_onnx(), tmp_path / "model.onnx", **weights)
     run(*SHAPE)
     assert [job.state for job in hub.jobs.values()] == ["done", "done"]
+
+
+def test_options_and_a_chipset(tmp_path, hub, run):
+    """They reach their jobs; a binary of another version than the default's is profiled with its own."""
+    onnx.save(small_onnx(), tmp_path / "model.onnx")
+    hub.faults.append(Fault("compile", status=400, message="use a DLC", options="qnn_context_binary"))
+    flags = ("--chipset", "qualcomm-snapdragon-8-elite-for-galaxy", "--inference-options=--compute_unit npu",
+             "--compile-options=--qairt_version 2.48", "--link-options=--qairt_version=2.48")  # fmt: skip
+    run(*SHAPE, *flags)
+    compiling, linking, profiling = hub.jobs.values()
+    assert compiling.options == "--target_runtime qnn_dlc --qairt_version 2.48"
+    assert linking.options == "--qairt_version=2.48" and profiling.device == "Samsung Galaxy S25"
+    assert profiling.options == "--qairt_version 2.48 --compute_unit npu"
+    assert "no device with the chipset 'abacus'" in run(*SHAPE, "--chipset", "abacus", code=2).stderr
+
+
+def test_a_quantised_onnx_model_is_valid_and_the_way_for_it_is_named(tmp_path, hub, run):
+    """As example_export.py --precision w8a8 --target-runtime onnx makes it, with --quantize_io at both compilations."""
+    client, name = client_of(hub), "video"
+    shape = (1, 3, 8, 16, 16)
+    samples = {name: [np.random.default_rng(i).random(shape, dtype=np.float32) for i in range(4)]}
+    options = "--target_runtime onnx --quantize_io"
+    device, specs = qai_hub.Device(DEVICE), {name: (shape, "float32")}
+    model = client.submit_compile_job(small_onnx(name=name), device, input_specs=specs, options=options)
+    model = client.submit_quantize_job(model.get_target_model(), samples).get_target_model()
+    model = client.submit_compile_job(model, device, input_specs=specs, options=options).get_target_model()
+    with zipfile.ZipFile(model.download(str(tmp_path / "model"))) as archive:
+        (path,) = archive.namelist()
+        (tmp_path / "model.onnx").write_bytes(archive.read(path))
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+    assert [entry.key for entry in onnx.load(tmp_path / "model.onnx").metadata_props].count("quantizers") == 1
+    refused = run(*SHAPE, code=2).stderr
+    assert "a quantised model is compiled by tools/example_export.py --precision w8a8" in refused
 
 
 def test_falls_back_to_a_dlc_that_is_linked(tmp_path, hub, run):
@@ -99,13 +135,14 @@ def test_errors_of_the_services_storage_are_one_sentence(capsys, storage):
     (34_000, "34.00 ms on Dragonwing IQ-9075 EVK: MISSES the 34 ms"),
 ])  # fmt: skip
 def test_the_gate_of_a_real_device(capsys, microseconds, words):
-    layers = [{"compute_unit": "NPU"}] * 3 + [{"compute_unit": "CPU"}]
+    layers = [{"name": "conv", "compute_unit": "NPU"}] * 3 + [{"name": "/fc/Softmax", "compute_unit": "CPU"}]
     summary = {"estimated_inference_time": microseconds, "inference_memory_peak_range": (1 << 20, 3 << 20)}
     profile = {"execution_summary": summary, "execution_detail": layers}
     device = Namespace(name=DEVICE, attributes=["chipset:qualcomm-qcs9075"])
     aihub.print_profile(Namespace(download_profile=lambda: profile), device)
     printed = capsys.readouterr().out
     assert words in printed and "1 to 3 MiB" in printed and "CPU 1, NPU 3" in printed
+    assert "NOT ON THE NPU, which costs time: 1 of 4 layers: /fc/Softmax (CPU)" in printed
 
 
 def write_onnx(path, shape=(1, 3, 8, 16, 16), elem_type=TensorProto.FLOAT, opset=17, inputs=1):
@@ -133,5 +170,6 @@ def test_files_that_do_not_fit_are_refused_before_upload(tmp_path, hub, run, cha
     assert not hub.requests
 
 
-def test_no_file(run):
-    assert "there is no ONNX file" in run("--onnx-dir", "nowhere", code=2).stderr
+def test_no_file(tmp_path, run):
+    refused = run("--onnx-dir", "nowhere", code=2).stderr
+    assert "there is no ONNX file" in refused and f"looked in {tmp_path}/nowhere/model.onnx" in refused

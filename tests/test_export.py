@@ -5,21 +5,27 @@ import collections
 import hashlib
 import json
 import os
-from pathlib import Path
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path, PosixPath
 
-import example_export
 import h5py
 import numpy as np
 import pytest
+import qai_hub
 import torch
-from qevd_r2plus1d import Model
-from qevd_r2plus1d.model import class_balanced, load_checkpoint
-from small_models import DEVICE, SmallNetwork, client_of, compile_binary, hasty_client, read_h5, write_clips
 from torchvision.models import get_model
 
 import aihub
 import common
-from local_hub import Fault, LocalHub
+import example_export
+from conftest import REPO
+from faulty_hub import Fault, FaultyHub
+from qevd_r2plus1d import Model
+from qevd_r2plus1d.model import class_balanced, load_checkpoint
+from small_models import DEVICE, SmallNetwork, client_of, compile_binary, hasty_client, read_h5, small_onnx, write_clips
 
 SCRIPT = "tools/example_export.py"
 CLASSES = ["jab", "squats", "lunges", "cross_+_hook_right", "cross-legged_hamstring_stretch"]
@@ -159,7 +165,7 @@ def test_calibration_clips_are_class_balanced(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path):
-    with LocalHub() as hub:
+    with FaultyHub() as hub:
         hub.write_client_ini(tmp_path / "client.ini")
         yield hub
 
@@ -182,91 +188,134 @@ def audited(folder):
     return {"PYTHONPATH": folder, "AUDIT_FILE": folder / "hosts", "HOME": folder, "OMP_NUM_THREADS": 2}
 
 
-def test_the_real_network_from_checkpoint_to_logits(tmp_path, hub, run_script):
-    """R(2+1)D-18 in float with the seed's flags: jobs, options, files, sharing, and logits equal to torch's."""
-    write_checkpoint(tmp_path / "checkpoint.pth", "r2plus1d_18", frames=4)
-    paths = write_clips(tmp_path / "preprocessed_tensors", 10, frames=4, size=112, labels=CLASSES)
-    environment = audited(tmp_path) | {"QAIHUB_CLIENT_INI": tmp_path / "client.ini"}
-    flags = ("--device", "Samsung Galaxy S25", "--skip-profiling", "false", "--do-inferencing")
-    result = run_script(SCRIPT, *flags, "--share", "jury@example.org", **environment)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """R(2+1)D-18 of 4 frames exported in float with the seed's flags: (folder, hub, what was printed, paths)."""
+    folder = tmp_path_factory.mktemp("exported")
+    write_checkpoint(folder / "model.pth", "r2plus1d_18", frames=4)  # the name that the manual gives it
+    paths = write_clips(folder / "preprocessed_tensors", 10, frames=4, size=112, labels=CLASSES)
+    with FaultyHub() as hub:
+        hub.write_client_ini(folder / "client.ini")
+        environment = os.environ | {key: str(value) for key, value in audited(folder).items()}
+        flags = ["--device", "Samsung Galaxy S25", "--skip-profiling", "false", "--do-inferencing"]
+        result = subprocess.run(
+            [sys.executable, REPO / SCRIPT, *flags, "--share", "jury@example.org"], cwd=folder, text=True,
+            env=environment | {"QAIHUB_CLIENT_INI": str(folder / "client.ini")}, capture_output=True,
+        )  # fmt: skip
+        assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+        yield folder, hub, result.stdout, paths
 
-    compile_job, link_job, profile_job, inference_job = hub.jobs.values()
-    assert [job.kind for job in hub.jobs.values()] == ["compile", "link", "profile", "inference"]
+
+def test_jobs_and_sharing_of_the_real_network(exported):
+    _, hub, printed, _ = exported
+    compile_job, link_job, profile_job, inference_job = list(hub.jobs.values())[:4]
+    assert [job.kind for job in list(hub.jobs.values())[:4]] == ["compile", "link", "profile", "inference"]
     assert all(job.device == "Samsung Galaxy S25" for job in hub.jobs.values())
     for option in ("--target_runtime qnn_dlc", "--force_channel_last_input video", "--output_names class_probs"):
         assert option in compile_job.options
     assert (profile_job.profiling, inference_job.profiling, inference_job.num_samples) == (True, False, 8)
-    assert compile_job.shared_with == ["jury@example.org"] and f"quote compile job {compile_job.id}" in result.stdout
-    for words in ("against torch on a real clip", "PSNR", "the same Top-1 for 8 of 8 clips", "latency", "34 ms gate",
-                  "MiB at the peak", "layers    CPU", "video: float32 (1, 4, 112, 112, 3), NTHWC"):  # fmt: skip
-        assert words in result.stdout, f"{words!r} was not reported:\n{result.stdout}"
-    assert 'DLC_PATH = "export_assets/resnet_2plus1d.bin"' in result.stdout
+    assert "--qairt_version 2.50" in profile_job.options and "--qairt_version 2.50" in inference_job.options
+    assert compile_job.shared_with == ["jury@example.org"] and f"quote compile job {compile_job.id}" in printed
+    for words in ("exporting ./model.pth", "against torch on a real clip", "PSNR", "the same Top-1 for 8 of 8 clips",
+                  "latency", "34 ms gate", "MiB at the peak", "layers    CPU", "NOT AN ENTRY",
+                  "video: float32 (1, 4, 112, 112, 3), NTHWC",
+                  "next: python tools/local_hub.py python tools/run_inference.py\n"):  # fmt: skip
+        assert words in printed, f"{words!r} was not reported:\n{printed}"
+    assert "NOT ON THE NPU" not in printed, "an emulated device has none"
 
-    binary = tmp_path / "export_assets/resnet_2plus1d.bin"
+
+def test_files_of_the_real_network(exported):
+    folder, hub, _, paths = exported
+    binary = folder / "export_assets/resnet_2plus1d.bin"
     description = json.loads(binary.with_suffix(".json").read_text())
     assert description["sha256"] == hashlib.sha256(binary.read_bytes()).hexdigest()
     assert description["input"]["shape"] == [1, 4, 112, 112, 3] and description["classes"] == CLASSES
-    (bundle,) = (tmp_path / "export_assets").glob("qevd_r2plus1d-*/")
+    assert (description["qairt_version"], len(description["probe"]["logits"])) == ("2.50", 5)
+    (bundle,) = (folder / "export_assets").glob("qevd_r2plus1d-*/")
     assert (bundle / "labels.txt").read_text().split("\n")[:-1] == CLASSES
     assert (bundle / "qevd_r2plus1d.bin").read_bytes() == binary.read_bytes()
     outputs = json.loads((bundle / "metadata.json").read_text())["model_files"]["qevd_r2plus1d.bin"]["outputs"]
     assert not outputs["class_probs"].get("softmax_applied")
+    assert not list((folder / "export_assets").glob(".*")), "something temporary is left"
 
-    run_script("tools/run_inference.py", "--max-chunk", 6, **environment)
-    logits, written = read_h5(tmp_path / "dataset-export.h5")
-    model = Model.from_pretrained(str(tmp_path / "checkpoint.pth"))
-    clips = [torch.from_numpy(np.load(tmp_path / "preprocessed_tensors" / path)) for path in paths]
+
+def test_the_real_network_gives_torchs_logits(exported, run_script):
+    """By the printed command, without an upload of the model: the hub's own is used, and checked with one clip."""
+    folder, hub, _, paths = exported
+    uploads = hub.requests.count(("POST", "/api/v1/models/"))
+    environment = audited(folder) | {"QAIHUB_CLIENT_INI": folder / "client.ini"}
+    flags = ("--device-name", "Samsung Galaxy S25", "--max-chunk", 6)
+    result = run_script("tools/run_inference.py", *flags, cwd=folder, **environment)
+    assert "its logits, at most" in result.stdout and "it is not uploaded again" in result.stdout
+    assert hub.requests.count(("POST", "/api/v1/models/")) == uploads
+    logits, written = read_h5(folder / "dataset-export.h5")
+    model = Model.from_pretrained(str(folder / "model.pth"))
+    clips = [torch.from_numpy(np.load(folder / "preprocessed_tensors" / path)) for path in paths]
     expected = np.concatenate([model(clip).numpy() for clip in clips])
     assert written == paths
     np.testing.assert_allclose(logits, expected, atol=1e-4)
-    with h5py.File(tmp_path / "dataset-export.h5") as file:
+    with h5py.File(folder / "dataset-export.h5") as file:
         assert json.loads(file.attrs["classes"]) == CLASSES
-
-    hosts = set((tmp_path / "hosts").read_text().split())
+    hosts = set((folder / "hosts").read_text().split())
     assert hosts == {"127.0.0.1"}, f"the export or the inference talked to {hosts}"
 
 
-def test_w8a8_is_calibrated_with_our_clips(tmp_path, hub, run_script, checkpoint):
-    """The calibration set holds 2 clips of each class; the quantised binary agrees with torch and runs on uint8."""
-    paths = write_clips(tmp_path / "clips", 15, frames=4, size=112, labels=CLASSES)
-    by_content = {np.load(tmp_path / "clips" / path).tobytes(): path.split("/")[0] for path in paths}
-    environment = audited(tmp_path) | {"QAIHUB_CLIENT_INI": tmp_path / "client.ini"}
-    flags = ("--checkpoint", checkpoint, "--data-dir", "clips", "--precision", "w8a8")
-    result = run_script(SCRIPT, *flags, "--num-calibration-samples", 10, "--skip-inferencing", "false", **environment)
+QAIRT_FLAGS = tuple(f"--{job}-options=--qairt_version=default" for job in ("compile", "link", "inference"))
 
-    kinds = [job.kind for job in hub.jobs.values()]
-    assert kinds == ["compile", "quantize", "compile", "link", "inference"]
-    quantize_job = list(hub.jobs.values())[1]
-    with h5py.File(hub.datasets[quantize_job.dataset_id].path) as file:
-        labels = collections.Counter(by_content[clip[()].tobytes()] for clip in file["data/0"].values())
-    assert labels == dict.fromkeys(CLASSES, 2), f"calibration is not class-balanced: {labels}"
-    assert "calibrating with 10 clips of 5 classes" in result.stdout
-    psnr = float(result.stdout.split("PSNR ")[1].split(" dB")[0])
-    assert psnr > 20, f"w8a8 differs too much from torch: {psnr} dB"
 
-    run_script("tools/run_inference.py", "--data-path", "clips", **environment)
-    logits, _ = read_h5(tmp_path / "dataset-export.h5")
-    model = Model.from_pretrained(str(checkpoint))
-    expected = np.concatenate([model(torch.from_numpy(np.load(tmp_path / "clips" / path))).numpy() for path in paths])
-    assert np.abs(logits - expected).max() < 0.15 * np.abs(expected).max()
-    job = list(hub.jobs.values())[-1]
-    with h5py.File(hub.datasets[job.dataset_id].path) as file:
-        assert file["data/0/batch_0"].dtype == np.uint8
+def test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow(tmp_path, run_script, checkpoint):
+    """2 clips of each class of another folder than the scored one. The hub offers no QAIRT that the package knows: one
+    sentence names the flags, and they work. The quantised binary agrees with torch and runs on uint8."""
+    paths = write_clips(tmp_path / "clips", 5, frames=4, size=112, labels=CLASSES)
+    training = write_clips(tmp_path / "calibration_tensors", 15, frames=4, size=112, labels=CLASSES)
+    by_content = {np.load(tmp_path / "calibration_tensors" / path).tobytes(): path.split("/")[0] for path in training}
+    with FaultyHub(qairt_versions=["2.54", "2.52"]) as hub:
+        hub.write_client_ini(tmp_path / "client.ini")
+        environment = audited(tmp_path) | {"QAIHUB_CLIENT_INI": tmp_path / "client.ini"}
+        flags = ("--checkpoint", checkpoint, "--data-dir", "clips", "--precision", "w8a8", "--do-inferencing")
+        flags += ("--num-calibration-samples", 10, "--zip-assets")
+        refused = run_script(SCRIPT, *flags, code=2, **environment).stderr.splitlines()[-1]
+        assert "2.54, 2.52" in refused and refused.endswith(" ".join(QAIRT_FLAGS)) and not hub.jobs
+        result = run_script(SCRIPT, *flags, *QAIRT_FLAGS, **environment)
+        kinds = [job.kind for job in hub.jobs.values()]
+        assert kinds == ["compile", "quantize", "compile", "link", "inference"]
+        quantize_job = list(hub.jobs.values())[1]
+        with h5py.File(hub.datasets[quantize_job.dataset_id].path) as file:
+            labels = collections.Counter(by_content[clip[()].tobytes()] for clip in file["data/0"].values())
+        assert labels == dict.fromkeys(CLASSES, 2), f"calibration is not class-balanced: {labels}"
+        assert "calibrating with 10 clips of 5 classes from ./calibration_tensors\n" in result.stdout
+        psnr = float(result.stdout.split("PSNR ")[1].split(" dB")[0])
+        assert psnr > 20, f"w8a8 differs too much from torch: {psnr} dB"
+        (bundle,) = (tmp_path / "export_assets").glob("qevd_r2plus1d-*")
+        assert bundle.suffix == ".zip" and zipfile.is_zipfile(bundle)
+
+        (command,) = (line for line in result.stdout.splitlines() if line.startswith("next: "))
+        assert command.endswith("tools/run_inference.py --data-path clips")
+        run_script("tools/run_inference.py", "--data-path", "clips", **environment)
+        logits, _ = read_h5(tmp_path / "dataset-export.h5")
+        model = Model.from_pretrained(str(checkpoint))
+        clips = [torch.from_numpy(np.load(tmp_path / "clips" / path)) for path in paths]
+        expected = np.concatenate([model(clip).numpy() for clip in clips])
+        assert np.abs(logits - expected).max() < 0.15 * np.abs(expected).max()
+        job = list(hub.jobs.values())[-1]
+        assert "--qairt_version 2.54" in job.options
+        with h5py.File(hub.datasets[job.dataset_id].path) as file:
+            assert file["data/0/batch_0"].dtype == np.uint8
     assert set((tmp_path / "hosts").read_text().split()) == {"127.0.0.1"}
 
 
 def test_onnx_is_saved_before_a_failing_profile_and_runs_as_printed(tmp_path, hub, run_script, checkpoint):
-    """Exit code 1 for the profile job; the model and the line for run_inference.py are there, and it works."""
+    """Exit code 1 for the profile job; the model and the next command are there, and it works."""
     paths = write_clips(tmp_path / "clips", 2, frames=4, size=112, labels=CLASSES)
     hub.faults.append(Fault("profile", fail=True, message="the device caught fire"))
     environment = {"QAIHUB_CLIENT_INI": tmp_path / "client.ini", "OMP_NUM_THREADS": 2}
     flags = ("--checkpoint", checkpoint, "--data-dir", "", "--target-runtime", "onnx", "--do-profiling")
     result = run_script(SCRIPT, *flags, code=1, **environment)
     assert "caught fire" in result.stderr and "Traceback" not in result.stderr
-    constants = {}
-    exec("\n".join(line.strip() for line in result.stdout.splitlines() if line.startswith("    ")), constants)
-    flags = ("--dlc-path", constants["DLC_PATH"], "--data-path", "clips")
-    run_script("tools/run_inference.py", *flags, **environment)
+    (command,) = (line for line in result.stdout.splitlines() if line.startswith("next: "))
+    flags = command.partition("run_inference.py ")[2].split()
+    assert flags == ["--dlc-path", "export_assets/resnet_2plus1d.onnx"]
+    run_script("tools/run_inference.py", *flags, "--data-path", "clips", **environment)
     logits, written = read_h5(tmp_path / "dataset-export.h5")
     model = Model.from_pretrained(str(checkpoint))
     expected = np.concatenate([model(torch.from_numpy(np.load(tmp_path / "clips" / path))).numpy() for path in paths])
@@ -289,9 +338,48 @@ def test_the_last_export_wins(tmp_path, monkeypatch):
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)
         (bundle / name).write_text(name)
         (bundle / "metadata.json").write_text(json.dumps({"model_files": {name: {}}}))
-        path = example_export.save_beside(argparse.Namespace(download_path=bundle), {})
+        path = example_export.save_beside(bundle, {})
         assert path.name == "resnet_2plus1d.onnx" and path.is_dir() == ("/" in name)
         assert json.loads((tmp_path / "resnet_2plus1d.json").read_text())["sha256"] == common.sha256_of(path)
+
+
+def test_an_earlier_bundle_of_the_name_is_replaced(tmp_path, monkeypatch):
+    """Whether a folder or a .zip; nothing of it stays."""
+    monkeypatch.setattr(example_export, "output_dir", str(tmp_path))
+    for zipped in (False, True, True, False):
+        made = tmp_path / ".export-x/qevd"
+        made.mkdir(parents=True)
+        (made / f"model-{zipped}").write_text("new")
+        bundle = example_export.save_bundle(made)
+        if zipped:
+            bundle = example_export.zip_bundle(bundle)
+        shutil.rmtree(tmp_path / ".export-x")
+        assert list(tmp_path.iterdir()) == [bundle] and bundle.name == ("qevd.zip" if zipped else "qevd")
+        if not zipped:
+            assert [path.name for path in bundle.iterdir()] == ["model-False"]
+
+
+def test_clips_of_other_classes_do_not_calibrate(checkpoint, tmp_path, capsys):
+    write_clips(tmp_path / "others", 5, frames=4, size=8, labels=[*CLASSES[:2], "ballet"])
+    model = Model.from_pretrained(str(checkpoint), calibration_dir=str(tmp_path / "others"))
+    with pytest.raises(SystemExit):
+        model.get_calibration_dataset_cls()
+    assert "of other classes than the model's 5, say 'ballet'" in capsys.readouterr().err
+    write_clips(tmp_path / "few", 3, frames=4, size=8, labels=CLASSES)
+    Model.from_pretrained(str(checkpoint), calibration_dir=str(tmp_path / "few")).get_calibration_dataset_cls()("train")
+    assert "calibrating with 3 clips of 3 classes" in (line := capsys.readouterr().out)
+    assert "100 were asked for, there are no more" in line and len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("value", "name"), [
+    (np.float64(1.5), "numpy._core.multiarray.scalar"), (PosixPath("x"), "pathlib.PosixPath"),
+])  # fmt: skip
+def test_what_makes_a_checkpoint_unsafe_is_named(tmp_path, capsys, value, name):
+    """On one line, with the cure, without torch's colours."""
+    torch.save({"model": {}, "best": value}, tmp_path / "checkpoint.pth")
+    error = refused(capsys, checkpoint=str(tmp_path / "checkpoint.pth"))
+    assert name in error and "save its `model` alone" in error
+    assert len(error.splitlines()) == 1 and "\x1b" not in error
 
 
 def test_the_seeds_constants():
@@ -349,14 +437,13 @@ def test_outputs_of_another_name_are_compared(tmp_path, hub, capsys):
     assert "the same Top-1 for 2 of 2 clips" in capsys.readouterr().out
 
 
-def test_a_failed_compile_job_ends_the_export(tmp_path, hub, run_script, checkpoint):
-    """Message and URL, exit code 1, no job after it and no file; the pipeline alone would go on with its handle."""
+def test_a_failed_job_ends_the_export(hub):
+    """Message and URL, no job after it; the pipeline alone would go on with the failed job's handle."""
     hub.faults.append(Fault("compile", fail=True, message="op Foo is unknown"))
-    flags = ("--checkpoint", checkpoint, "--data-dir", "")
-    result = run_script(SCRIPT, *flags, code=1, QAIHUB_CLIENT_INI=tmp_path / "client.ini")
-    (job,) = hub.jobs.values()
-    assert "op Foo is unknown" in result.stderr and job.id in result.stderr and "Traceback" not in result.stderr
-    assert not (tmp_path / "export_assets").exists()
+    client = client_of(hub)
+    example_export.wait_for_each_job(client)
+    with pytest.raises(aihub.JobFailedError, match="op Foo is unknown.* see http"):
+        client.submit_compile_job(small_onnx(), qai_hub.Device(DEVICE), options="--target_runtime qnn_dlc")
 
 
 def test_wrong_usage(tmp_path, run_script, checkpoint):
@@ -365,18 +452,18 @@ def test_wrong_usage(tmp_path, run_script, checkpoint):
     def refused(*flags):
         return run_script(SCRIPT, *flags, code=2).stderr
 
-    assert "possible are float, w8a8" in refused("--precision", "int4")
+    assert "possible are float, w8a8, w8a16" in refused("--precision", "int4")
     assert "qnn_context_binary, qnn_dlc, tflite" in refused("--target-runtime", "genie")
-    assert "no checkpoint" in refused()
+    assert f"looked in {tmp_path}/checkpoint.pth" in refused()
     assert "'jury' in share is no e-mail" in refused("--checkpoint", checkpoint, "--data-dir", "", "--share", "jury")
     assert "no manifest.jsonl in nowhere" in refused("--checkpoint", checkpoint, "--data-dir", "nowhere")
-    assert "calibrated" in refused("--checkpoint", checkpoint, "--data-dir", "", "--precision", "w8a8")
+    error = refused("--checkpoint", checkpoint, "--data-dir", "", "--precision", "w8a16")
+    assert "w8a16 is calibrated with clips of training videos" in error and "--max-per-class 2" in error
 
 
 def flags_of(script, folder, checkpoint):
     """Flags with which each script gets as far as asking AI Hub, in a folder that it is prepared in."""
     from onnx import save
-    from small_models import small_onnx
 
     write_clips(folder / "clips", 2)
     save(small_onnx(), folder / "model.onnx")
@@ -395,8 +482,8 @@ def test_without_a_token_and_without_a_service(tmp_path, run_script, checkpoint,
     result = run_script(*command, code=2, QAIHUB_CLIENT_INI=tmp_path / "none.ini")
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert "none.ini" in line and f"python tools/local_hub.py python tools/{script}.py" in line
-    closed = LocalHub()
-    closed.server.server_close()
+    closed = FaultyHub()
+    closed.socket.close()
     closed.write_client_ini(tmp_path / "client.ini")
     environment = hasty_client(tmp_path) | {"QAIHUB_CLIENT_INI": tmp_path / "client.ini"}
     result = run_script(*command, code=1, **environment)
@@ -424,7 +511,8 @@ def test_the_three_ways_to_skip(flags, value):
 def test_the_real_service(tmp_path, run_script):
     """A small ONNX network is compiled, profiled and run on two clips on the real device; logits within float16."""
     from onnx import save
-    from small_models import expected_logits, small_onnx
+
+    from small_models import expected_logits
 
     save(small_onnx(), tmp_path / "model.onnx")
     paths = write_clips(tmp_path / "clips", 2)

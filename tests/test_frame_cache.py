@@ -14,10 +14,10 @@ import time
 
 import pytest
 import torch
-from conftest import REPO
-from test_train import CLASSES, FAST, break_off, command, environment, lose_the_right_to_write_anywhere, train
 
+from conftest import REPO
 from make_videos import write_video
+from test_train import CLASSES, FAST, break_off, command, environment, lose_the_right_to_write_anywhere, train
 from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, index_videos
 
@@ -103,6 +103,32 @@ def test_values_are_those_of_decoding_within_half_a_grey_level(frame_cache, tmp_
             crop = clip[:, top : top + 112, left : left + 112].permute(3, 0, 1, 2)
             difference = (crop - 255 * resize_and_crop(video, top=top, left=left)).abs().max().item()
             assert difference < 0.5 + 1e-3, f"clip {i} of {paths[video_idx].name}: {difference} grey levels"
+
+
+def test_a_frame_is_stored_once_however_many_clips_show_it(frame_cache, tmp_path):
+    """The clock of a recording jumps by an hour: 60 frames, 14,000 clips, nearly all of which show one frame."""
+    times = [i + 108_000 * (i >= 30) for i in range(60)]
+    path = write_video(tmp_path / "jump.mp4", 60, height=32, width=48, options={"bf": "0"}, pts=times)
+    cached, decoded = clips_of(frame_cache, [path], tmp_path, tmp_path / "cache", resize_size=(32, 48))
+    count = decoded.num_clips()
+    assert count > 14_000 and cached.missing == 60 * 32 * 48 * 3
+    clips = [0, 1, count // 3, count // 2, count - 1]
+    expected = {i: decoded.get_clip(i)[0] for i in clips}
+    for name in "as it is filled", "from the file":
+        for i in clips:
+            assert torch.equal(cached.get_clip(i)[0], expected[i]), f"clip {i} {name}"
+    (file,) = contents(tmp_path / "cache")
+    assert file.stat().st_size == cached.missing
+    assert clips_of(frame_cache, [path], tmp_path, tmp_path / "cache", resize_size=(32, 48))[0].missing == 0
+
+
+def test_upright_frames_have_a_cache_of_their_own(frame_cache, tmp_path, capsys):
+    path = write_video(tmp_path / "a.mp4", 60, height=32, width=48)
+    cached, _ = clips_of(frame_cache, [path], tmp_path, tmp_path / "cache")
+    cached.rotate = True
+    with pytest.raises(SystemExit):
+        frame_cache.prepare(cached, "test")
+    assert "was filled with other settings (rotate False -> True)" in capsys.readouterr().err
 
 
 def test_training_and_validation_are_the_same_as_without(videos, trained):
@@ -231,7 +257,7 @@ def test_a_run_that_starts_while_another_fills(frame_cache, videos, tmp_path):
     paths = sorted((videos / "val").rglob("*.mp4"))
     cached, _ = clips_of(frame_cache, paths, videos / "val", tmp_path / "cache")
     file, _ = cached.file_of(0)
-    frames, stop = cached.fill(0, 0), threading.Event()
+    frames, stop = cached.fill(0), threading.Event()
 
     def fill():
         while not stop.is_set():

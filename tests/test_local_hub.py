@@ -1,5 +1,5 @@
 """The local hub, spoken to by the real qai_hub client: every call the AI Hub tools make, layouts, quantised inputs and
-outputs, what it refuses, and each fault that can be ordered.
+outputs, what it refuses, and each fault that a test can order (faulty_hub.py).
 
     $ python -m pytest tests/test_local_hub.py
 """
@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,12 +21,14 @@ import pytest
 import qai_hub
 import requests
 import torch
-from conftest import REPO
 from qai_hub import public_api_pb2 as pb
 from qai_hub.client import RateLimitedError, UserError
 from torch import nn
 
-from local_hub import RUNNERS, TAG, Fault, LocalHub
+import aihub
+from conftest import REPO
+from faulty_hub import Fault, FaultyHub
+from hub_server.jobs import RUNNERS
 
 SHAPE = (1, 3, 4, 8, 10)  # NCTHW, every dimension another size, so that a wrong layout cannot pass
 NTHWC = (1, 4, 8, 10, 3)
@@ -95,7 +99,7 @@ def hasty_client(monkeypatch):
 
 @pytest.fixture
 def hub():
-    with LocalHub() as hub:
+    with FaultyHub() as hub:
         yield hub
 
 
@@ -159,12 +163,10 @@ def save_onnx_folder(onnx_model, folder):
 
 
 def test_other_sources(client, net, onnx_model, clips, logits, tmp_path):
-    """TorchScript, an exported program, an .onnx file, and a folder with external weights give torch's logits."""
-    example = (torch.zeros(SHAPE),)
+    """An exported program, an .onnx file, and a folder with external weights give torch's logits."""
     onnx.save(onnx_model, tmp_path / "single.onnx")
     sources = {
-        "TorchScript": torch.jit.trace(net, example),
-        "exported program": torch.export.export(net, example),
+        "exported program": torch.export.export(net, (torch.zeros(SHAPE),)),
         "onnx file": tmp_path / "single.onnx",
         "onnx folder": save_onnx_folder(onnx_model, tmp_path / "folder.onnx"),
     }
@@ -186,31 +188,8 @@ def test_open_dimensions_are_fixed_by_input_specs(client, net, clips, logits):
     np.testing.assert_allclose(inferred(client, compiled(client, model), clips), logits, atol=1e-5)
 
 
-def test_channel_last_output(client):
-    net = nn.Conv3d(3, 2, 1).eval()
-    clip = np.random.default_rng(0).random(SHAPE, dtype=np.float32)
-    options = "--target_runtime qnn_dlc --output_names y --force_channel_last_output y"
-    outputs = inferred(client, compiled(client, to_onnx(net), options), [clip])
-    with torch.no_grad():
-        np.testing.assert_allclose(np.moveaxis(outputs, -1, 1), net(torch.from_numpy(clip)).numpy(), atol=1e-5)
-
-
-def test_64_bit_inputs_and_outputs_are_truncated_on_request(client):
-    net = torch.nn.Module()
-    net.forward = lambda index: index + 1
-    program = torch.export.export(net, (torch.zeros(3, dtype=torch.int64),))
-    specs = {"index": ((3,), "int64")}
-    refused = client.submit_compile_job(program, DEVICE, input_specs=specs, options="--target_runtime qnn_dlc")
-    assert "--truncate_64bit_io" in failure_of(refused)
-    model = compiled(client, program, "--target_runtime qnn_dlc --truncate_64bit_io", specs)
-    assert model.input_spec[None][0].dtype == model.output_spec[None][0].dtype == "int32"
-    job = client.submit_inference_job(model, DEVICE, {"index": [np.array([1, 2, 3], np.int32)]}, profile=False)
-    ((output,),) = job.download_output_data().values()
-    assert output.tolist() == [2, 3, 4]
-
-
 def test_upload_in_parts(client, onnx_model, clips, logits):
-    with LocalHub(max_part_bytes=1000) as hub:
+    with FaultyHub(max_part_bytes=1000) as hub:
         client = client_of(hub)
         uploaded = client.upload_model(onnx_model)
         parts = [path for method, path in hub.requests if method == "PUT"]
@@ -230,8 +209,8 @@ def test_dlc_is_linked_and_the_binary_runs_on_another_hub(client, onnx_model, cl
     assert linked.input_spec[None][0].shape == NTHWC
     path = linked.download(str(tmp_path / "model.bin"))
     with open(path, "rb") as file:
-        assert file.read(len(TAG)) == TAG and b"NOT A QUALCOMM BINARY" in TAG
-    with LocalHub() as other:
+        assert file.readline() == aihub.HUB_TAG and b"NOT A QUALCOMM BINARY" in aihub.HUB_TAG
+    with FaultyHub() as other:
         outputs = inferred(client_of(other), path, channel_last(clips))
     np.testing.assert_allclose(outputs, logits, atol=1e-5)
 
@@ -256,7 +235,7 @@ def test_answers_say_that_they_are_emulated(client, onnx_model):
 @pytest.fixture(scope="module", params=["INT8", "INT16"])
 def quantized(request, onnx_model, clips):
     """(client, quantized ONNX model, job record, dtype of its activations), calibrated with the clips."""
-    with LocalHub() as hub:
+    with FaultyHub() as hub:
         client = client_of(hub)
         types = dict(weights_dtype=qai_hub.QuantizeDtype.INT8, activations_dtype=qai_hub.QuantizeDtype[request.param])
         # the official pipeline compiles to ONNX first, with --quantize_io although nothing is quantised yet
@@ -342,7 +321,7 @@ def test_sharing(client, onnx_model):
 
 
 def test_job_seconds_let_a_job_be_seen_running(onnx_model, clips):
-    with LocalHub(job_seconds=1) as hub:
+    with FaultyHub(job_seconds=1) as hub:
         client = client_of(hub)
         job = client.submit_compile_job(onnx_model, DEVICE, input_specs=SPECS, options=BINARY)
         assert job.get_status().running and hub.jobs[job.job_id].state == "optimizing_model"
@@ -388,7 +367,7 @@ def test_bad_options_are_refused_at_submission(hub, client, onnx_model, options,
 
 
 def test_unreadable_models_are_refused(client, tmp_path):
-    for suffix in (".onnx", ".pt", ".pt2"):
+    for suffix in (".onnx", ".pt2"):
         (tmp_path / f"broken{suffix}").write_bytes(b"this is no model")
         path = str(tmp_path / f"broken{suffix}")
         assert "no readable" in failure_of(client.submit_compile_job(path, DEVICE, input_specs=SPECS, options=BINARY))
@@ -409,7 +388,7 @@ def test_inference_inputs_are_checked(client, onnx_model, clips):
 def test_blob_addresses_reach_only_blobs(hub):
     hub.write_client_ini(hub.folder / "client.ini")
     for path in ("client.ini", f"../{hub.folder.name}/client.ini", f"{hub.folder}/client.ini"):
-        connection = http.client.HTTPConnection(*hub.server.server_address)  # requests would tidy the path up
+        connection = http.client.HTTPConnection(*hub.socket.getsockname())  # requests would tidy the path up
         connection.request("GET", f"/blob/{path}")
         assert connection.getresponse().status == 404, path
     assert requests.put(f"{hub.url}/blob/m12345678", data=b"not announced").status_code == 403
@@ -428,8 +407,59 @@ def test_wrong_token_is_refused(hub):
         client_of(hub, token="wrong").get_devices()
 
 
+def test_the_token_is_of_this_run_and_a_web_page_cannot_ask(hub):
+    with FaultyHub() as other:
+        assert other.token != hub.token and len(hub.token) >= 32
+    for host in ("evil.example", f"evil.example:{hub.port}", "127.0.0.1:80"):
+        headers = {"Host": host, "Authorization": f"token {hub.token}"}
+        assert requests.get(f"{hub.url}/api/v1/users/auth/user/", headers=headers).status_code == 403, host
+    assert requests.get(f"http://localhost:{hub.port}/api/v1/devices/").status_code == 401
+
+
+class Attack:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def rewritten(program, path, change):
+    """Save an exported program to `path` with `change(name, content)` applied to each file in it."""
+    torch.export.save(program, path.with_suffix(".original.pt2"))
+    with zipfile.ZipFile(path.with_suffix(".original.pt2")) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, change(name, source.read(name)))
+    return str(path)
+
+
+def test_an_uploaded_program_cannot_run_code(client, net, tmp_path):
+    """Pickles in any place of the archive, and an expression that sympy would evaluate."""
+    program, pickled = torch.export.export(net, (torch.zeros(SHAPE),)), io.BytesIO()
+    torch.save(Attack(tmp_path / "owned"), pickled)
+
+    def pickled_inputs(name, content):
+        return pickled.getvalue() if "sample_inputs" in name else content
+
+    def pickled_weights(name, content):
+        if name.endswith("weights_config.json"):
+            return content.replace(b'"use_pickle": false', b'"use_pickle": true')
+        return pickled.getvalue() if "/weights/weight_" in name else content
+
+    def expression(name, content):
+        return content.replace(b'"as_int": 4', b'"as_expr": {"expr_str": "touch()"}') if "/models/" in name else content
+
+    for change in (pickled_inputs, pickled_weights, expression):
+        path = rewritten(program, tmp_path / f"{change.__name__}.pt2", change)
+        job = client.submit_compile_job(path, DEVICE, options=BINARY)
+        assert "no readable torch.export program" in failure_of(job), change.__name__
+    assert not (tmp_path / "owned").exists()
+
+
 def test_large_dataset_is_refused(onnx_model, clips):
-    with LocalHub(max_dataset_bytes=1000) as hub, pytest.raises(UserError, match="the limit is 1,000"):
+    with FaultyHub(max_dataset_bytes=1000) as hub, pytest.raises(UserError, match="the limit is 1,000"):
         client_of(hub).upload_dataset({"video": clips})
 
 
@@ -523,6 +553,64 @@ def test_direct_context_binary_can_be_refused(hub, client, onnx_model, status):
     assert client.submit_link_job(dlc, DEVICE).wait().success
 
 
+def test_a_binary_runs_with_the_version_that_made_it(onnx_model, clips):
+    """Of QAIRT: jobs that name another, or none where the default is another, fail; so does a link job."""
+    with FaultyHub(qairt_versions=["2.54", "2.52"]) as hub:
+        client = client_of(hub)
+        assert {f.api_version: list(f.api_tags) for f in client.get_frameworks() if f.name == "QAIRT"} == {
+            "2.54": ["default", "latest"], "2.52": []
+        }
+        with pytest.raises(UserError, match="2.50 is not available; there are 2.54, 2.52"):
+            client.submit_compile_job(onnx_model, DEVICE, input_specs=SPECS, options=f"{BINARY} --qairt_version 2.50")
+        model = compiled(client, onnx_model, f"{BINARY} --qairt_version 2.52")
+        assert model.metadata[qai_hub.ModelMetadataKey.QAIRT_SDK_VERSION].startswith("2.52.")
+        for inputs in ({"video": clips}, None):
+            job = client.submit_inference_job(model, DEVICE, inputs, profile=inputs is None)
+            assert "QNN_VERSION_MISMATCH: the binary was made with QAIRT 2.52, the job runs 2.54" in failure_of(job)
+            options = dict(profile=inputs is None, options="--qairt_version 2.52")
+            assert client.submit_inference_job(model, DEVICE, inputs, **options).wait().success
+        dlc = compiled(client, onnx_model, "--target_runtime qnn_dlc --qairt_version 2.52")
+        assert "QNN_VERSION_MISMATCH" in failure_of(client.submit_link_job(dlc, DEVICE))
+        inferred(client, dlc, clips)
+
+
+def test_limits_of_time_and_requests(onnx_model, clips):
+    with FaultyHub(max_job_seconds=-1) as hub:
+        job = client_of(hub).submit_compile_job(onnx_model, DEVICE, input_specs=SPECS, options=BINARY)
+        assert "the limit is -1" in failure_of(job)
+    with FaultyHub(max_requests=3) as hub:
+        status = [
+            requests.get(f"{hub.url}/api/v1/devices/", headers={"Authorization": f"token {hub.token}"}).status_code
+            for _ in range(4)
+        ]
+        assert status == [200, 200, 429, 429]
+    with FaultyHub(dataset_days=0) as hub:
+        assert client_of(hub).upload_dataset({"video": clips}).is_expired()
+
+
+def test_data_of_finished_jobs_is_deleted(onnx_model, clips):
+    """When the next dataset comes: what is in flight is there, what was used has expired, results stay."""
+    with FaultyHub(keep_data=False) as hub:
+        client = client_of(hub)
+        model, jobs = compiled(client, onnx_model), []
+        for _ in range(3):
+            jobs.append(client.submit_inference_job(model, DEVICE, {"video": clips}, profile=False))
+        inputs = [hub.datasets[job.inputs.dataset_id] for job in jobs]
+        assert [record.path is not None for record in inputs] == [False, False, True]
+        assert len(list(hub.folder.glob("d*.h5"))) == 1 + 3
+        assert client.get_dataset(jobs[0].inputs.dataset_id).is_expired() and len(jobs[0].download_output_data()) == 1
+
+
+def test_samples_by_size_and_silent_failures(onnx_model, clips):
+    """Ways of a device: bytes of the right number run in the wrong order; what is refused may say nothing."""
+    with FaultyHub(quirks=("by size", "silent")) as hub:
+        client = client_of(hub)
+        model = compiled(client, onnx_model)
+        assert inferred(client, model, channel_last(clips)).shape == (len(clips), CLASSES)
+        job = client.submit_inference_job(model, DEVICE, {"video": [clip[:, :, :2] for clip in clips]}, profile=False)
+        assert not failure_of(job)
+
+
 def test_failure_reaches_the_jobs_that_need_the_model(hub, client, onnx_model, clips):
     hub.faults.append(Fault("compile", fail=True, delay=0.5))
     job = client.submit_compile_job(onnx_model, DEVICE, input_specs=SPECS, options=BINARY)
@@ -562,8 +650,8 @@ def test_expired_datasets(hub, client, onnx_model, clips):
 
 
 def test_loopback_only_and_nothing_left_behind():
-    with LocalHub() as hub:
-        assert hub.server.server_address[0] == "127.0.0.1"
+    with FaultyHub() as hub:
+        assert hub.socket.getsockname()[0] == "127.0.0.1"
         assert hub.folder.is_dir()
     assert not hub.folder.exists()
 
@@ -576,7 +664,7 @@ def test_errors_of_the_hub_itself_are_one_line_each(hub, client, onnx_model, cap
     monkeypatch.setitem(RUNNERS, "compile", (lambda hub, job: 1 / 0, pb.JOB_STATE_OPTIMIZING_MODEL))
     assert "cannot run this job" in failure_of(client.submit_compile_job(model, DEVICE, options=BINARY))
     of_request, of_job = capfd.readouterr().err.splitlines()
-    assert "KeyError" in of_request and "local_hub.py:" in of_request
+    assert "KeyError" in of_request and "routes.py:" in of_request
     assert "ZeroDivisionError" in of_job and "compile job" in of_job
 
 
@@ -597,6 +685,30 @@ def test_command_runs_against_the_hub(run_script, tmp_path):
     assert (arguments, devices) == ("arguments ['--help', '-x']", "2 devices")
     assert not os.path.exists(client_ini)
     assert "emulated on the CPU" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+PROFILE = """
+import io, qai_hub, torch
+file = io.BytesIO()
+torch.onnx.export(torch.nn.Conv3d(3, 8, 3), (torch.zeros(1, 3, 4, 8, 10),), file, dynamo=False)
+open("model.onnx", "wb").write(file.getvalue())
+device = qai_hub.Device("Samsung Galaxy S25")
+print([f.api_version for f in qai_hub.get_frameworks() if f.name == "QAIRT"])
+job = qai_hub.submit_compile_job("model.onnx", device, options="--target_runtime qnn_dlc")
+job = qai_hub.submit_inference_job(job.get_target_model(), device)
+assert job.wait().success, job.get_status()
+"""
+
+
+def test_behind_a_proxy_without_the_module_resource_and_with_other_versions(run_script, tmp_path):
+    """A proxy that is not there, as in many companies; no `resource`, as on Windows; flags before the command."""
+    (tmp_path / "script.py").write_text(PROFILE)
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['resource'] = None\n")
+    dead = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    flags = ("--qairt-versions", "2.54 2.52", "--max-job-seconds=60")
+    result = run_script("tools/local_hub.py", *flags, "python", "script.py", PYTHONPATH=tmp_path, **dead, NO_PROXY="",
+                        no_proxy="")  # fmt: skip
+    assert "['2.54', '2.52']" in result.stdout
 
 
 TWO_EXPORTED_PROGRAMS = """
@@ -623,7 +735,9 @@ def test_usage(run_script):
 def test_serves_until_stopped(stop):
     command = [sys.executable, str(REPO / "tools/local_hub.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        client_ini = process.stdout.readline().strip().partition("QAIHUB_CLIENT_INI=")[2]
+        printed = process.stdout.readline().strip()
+        assert "export NO_PROXY=127.0.0.1,localhost" in printed
+        client_ini = printed.partition("QAIHUB_CLIENT_INI=")[2]
         code = "import qai_hub; print(qai_hub.get_devices()[0].name)"
         environment = os.environ | {"QAIHUB_CLIENT_INI": client_ini}
         output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout

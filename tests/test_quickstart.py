@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import quickstart
-from conftest import REPO
 
 import common
+import quickstart
+from conftest import REPO
 
 # Found by every Python that starts with it on PYTHONPATH: writes down each address that a socket connects or sends to,
 # and each host name that is looked up.

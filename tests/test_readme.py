@@ -1,4 +1,6 @@
-"""README.md: its commands run here, in quickstart.py, or in the test that ELSEWHERE names; what it refers to exists.
+"""README.md and its two further pages: their commands run here, in quickstart.py, or in the test that ELSEWHERE names.
+
+What they refer to exists.
 
 $ python -m pytest tests/test_readme.py
 """
@@ -10,14 +12,17 @@ import sys
 from pathlib import Path
 
 import pytest
-import quickstart
 import torch
 import torchvision
-from conftest import REPO
 
+import quickstart
+from conftest import REPO
 from make_videos import write_video
 
-README = (REPO / "README.md").read_text(encoding="utf-8")
+PAGES = {page: (REPO / page).read_text(encoding="utf-8")
+         for page in ("README.md", "tools/README.md", "tests/benchmarks/README.md")}  # fmt: skip
+README = PAGES["README.md"]
+ALL = "\n".join(PAGES.values())
 
 # Commands that run neither here nor in quickstart.py as they stand: the test that runs them with other paths, or why
 # none can.
@@ -37,15 +42,15 @@ ELSEWHERE = {
     "python references/video_classification/train.py --data-path /path/to/dataset/root --resume "
     "/path/to/checkpoint.pth --test-only": "test_train.py::test_validation_is_the_same_at_any_world_size",
     "python tools/preprocess_and_save.py": "test_preprocess.py::test_values_manifest_and_counts",
-    "python tools/example_export.py": "test_export.py::test_the_real_network_from_checkpoint_to_logits",
-    'python tools/example_export.py --device "Samsung Galaxy S25"': "test_export.py::test_the_real_network_from_"
-    "checkpoint_to_logits",
-    "python tools/example_export.py --skip-profiling false --skip-inferencing false": "test_export.py::test_the_real_"
-    "network_from_checkpoint_to_logits",
+    "python tools/example_export.py": "test_export.py::test_the_real_network_gives_torchs_logits",
+    'python tools/example_export.py --device "Samsung Galaxy S25"': "test_export.py::test_jobs_and_sharing_of_the_"
+    "real_network",
+    "python tools/example_export.py --skip-profiling false --skip-inferencing false": "test_export.py::test_jobs_"
+    "and_sharing_of_the_real_network",
     "python tools/example_export.py --precision w8a8 --num-calibration-samples 100": "test_export.py::test_w8a8_is_"
-    "calibrated_with_our_clips",
-    "python tools/example_export.py --skip-profiling false --share ADDRESS": "test_export.py::test_the_real_"
-    "network_from_checkpoint_to_logits",
+    "calibrated_with_training_clips_on_a_hub_of_tomorrow",
+    "python tools/example_export.py --skip-profiling false --share ADDRESS": "test_export.py::test_jobs_"
+    "and_sharing_of_the_real_network",
     "python tools/compile_and_profile.py --onnx-dir /path/to/onnx_directory": "test_compile_and_profile.py::"
     "test_compiles_as_the_seed_says_and_profiles",
     "python tools/run_inference.py": "test_run_inference.py::test_chunks_order_and_form_of_the_output",
@@ -78,38 +83,52 @@ def commands(text):
 
 
 def section(title):
-    return re.search(rf"^## {title}\n(.*?)^---", README, re.DOTALL | re.MULTILINE)[1]
+    return re.search(rf"^## {title}\n(.*?)^(?:---|## )", ALL, re.DOTALL | re.MULTILINE)[1]
 
 
 RUN_HERE = [*commands(section("Use your own videos")), *commands(section("On a cluster"))[1:3]]
 
 
 def test_every_command_is_run_somewhere():
-    missing = set(commands(README)) - {command for _, command in quickstart.steps()} - set(RUN_HERE) - set(ELSEWHERE)
+    missing = set(commands(ALL)) - {command for _, command in quickstart.steps()} - set(RUN_HERE) - set(ELSEWHERE)
     assert not missing, "no test is known to run:\n" + "\n".join(sorted(missing))
-    assert not set(ELSEWHERE) - set(commands(README)), "the README no longer has these commands"
+    assert not set(ELSEWHERE) - set(commands(ALL)), "the pages no longer have these commands"
     for file, name in set(re.findall(r"(test_\w+\.py)::(test_\w+)", "\n".join(ELSEWHERE.values()))):
         assert f"def {name}(" in (REPO / "tests" / file).read_text(), f"there is no {name} in {file}"
 
 
 def test_what_it_refers_to_exists():
-    evidence = re.findall(r"`(test_\w+\.py)(?: -k (\w+))?`(?:, `-k (\w+)`)?", README)
+    evidence = re.findall(r"`(test_\w+\.py)(?: -k (\w+))?`(?:, `-k (\w+)`)?", ALL)
     assert len(evidence) > 10
     for file, *words in evidence:
         text = (REPO / "tests" / file).read_text()
         for word in words:
             assert re.search(rf"^def test_\w*{word}", text, re.MULTILINE), f"no test of {file} has {word} in its name"
     paths = re.findall(r"\]\((\.pictures/[^)]+)\)", README)
-    paths += re.findall(r"(?:tools|tests|references/video_classification|torchvision_patches)/[\w/]+\.py", README)
+    paths += re.findall(r"(?:tools|tests|references/video_classification|torchvision_patches)/[\w/]+\.py", ALL)
     assert len(paths) > 30
     for path in paths:
-        assert (REPO / path).exists(), f"README.md names {path}, which is not there"
+        assert (REPO / path).exists(), f"a page names {path}, which is not there"
     tree = section("Files")
     for path in (*(REPO / "tools").glob("*.py"), *(REPO / "references/video_classification").glob("*.py")):
         assert f"    {path.name} " in tree, f"the file tree lacks {path.name}"
-    titles = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
-    assert {anchor for anchor in re.findall(r"\]\(#([^)]+)\)", README)} <= anchors
+
+
+def test_links_resolve():
+    anchors = {}
+    for page, text in PAGES.items():
+        titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        anchors[page] = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    for page, text in PAGES.items():
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            path, _, anchor = link.partition("#")
+            if "://" in path:
+                continue
+            target = (REPO / page).parent / path if path else REPO / page
+            assert target.exists(), f"{page} links to {link}, which is not there"
+            if anchor:
+                known = anchors[target.resolve().relative_to(REPO).as_posix()]
+                assert anchor in known, f"{page} links to {link}, and there is no such heading"
 
 
 @pytest.fixture

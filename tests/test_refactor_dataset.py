@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 import refactor_dataset
 
 SCRIPT = "tools/refactor_dataset.py"
@@ -300,6 +301,9 @@ def test_dry_run_touches_nothing(qevd, run_script, mode):
     (["--labels-json", "broken.json"], "are not JSON"),
     (["--labels-json", "object.json"], "must be a list"),
     (["--labels-json", "empty.json"], "must be a list"),
+    (["--labels-json", "raw.json"], "QEVD's own raw form, with labels and labels_descriptive; labels_json wants fine_"),
+    (["--labels-json", "lines.jsonl"], "are JSON lines, one object a line; labels_json wants fine_grained_labels_rel"),
+    (["--labels-json", "other.json"], "have no record with a label; labels_json wants fine_grained_labels_release.js"),
     (["--class-map", "nowhere.json"], "there is no class map nowhere.json"),
     (["--dest", "object.json"], "is a file"),
     (["--srcs", "nowhere", "nothing"], "none of the source folders exists"),
@@ -308,7 +312,10 @@ def test_dry_run_touches_nothing(qevd, run_script, mode):
     (["--colour", "red"], "unrecognized arguments"),
 ])  # fmt: skip
 def test_unusable_settings(qevd, run_script, arguments, sentence):
-    for name, text in {"broken.json": "[{", "object.json": "{}", "empty.json": "[]"}.items():
+    raw = {"video_path": "./00000001.mp4", "labels": ["squats"], "labels_descriptive": ["squats"], "split": "test"}
+    texts = {"broken.json": "[{", "object.json": "{}", "empty.json": "[]", "raw.json": json.dumps([raw, raw])}
+    texts |= {"lines.jsonl": 2 * (json.dumps(record(7, "squats")) + "\n"), "other.json": '[{"video": "1.mp4"}, 3]'}
+    for name, text in texts.items():
         (qevd / name).write_text(text)
     before = state(qevd)
     result = run_script(SCRIPT, *arguments, code=2)

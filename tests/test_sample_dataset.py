@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import av
-import make_sample_dataset
 import numpy as np
 import pytest
-from conftest import REPO
 from PIL import Image
+
+import make_sample_dataset
+from conftest import REPO
 
 FEW = ["--classes", "squats", "arm_circles", "--train-videos-per-class", 2, "--val-videos-per-class", 1]
 

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-import warm_python
-from conftest import REPO
-from test_train import CLASSES, FAST, TRAIN, before, command, environment, load, metrics_of, slurm, train
 from torchvision.transforms.v2 import functional as F
 
+import warm_python
+from conftest import REPO
 from make_videos import write_video
+from test_train import CLASSES, FAST, TRAIN, before, command, environment, load, metrics_of, slurm, train
 from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import VideoClips
 

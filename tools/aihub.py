@@ -4,17 +4,23 @@ Definitions only, no constant that a user edits. numpy, onnx and qai_hub are imp
 them, so that `--help` stays fast.
 """
 
+import collections
 import configparser
 import contextlib
+import hashlib
 import json
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import common
 
+# First line of every binary that the local hub makes: no program can take it for one of Qualcomm's.
+HUB_TAG = b"LOCAL HUB: EMULATED ON THE CPU, NOT A QUALCOMM BINARY\n"
 LATENCY_GATE_MS = 34  # LPCVC 2026, track 2: a valid entry is faster than this on the Dragonwing IQ-9075 EVK
 
 
@@ -37,6 +43,15 @@ def hub_errors():
     from s3transfer.exceptions import RetriesExceededError
 
     return (Error, APIException, BotoCoreError, ClientError, RetriesExceededError)
+
+
+def is_passing(error):
+    """Whether one of `hub_errors` comes of a service that is away or asks to slow down; False for what it refuses."""
+    from qai_hub.client import APIException, UserError
+
+    if isinstance(error, APIException):
+        return error.status_code == 429 or (error.status_code or 0) >= 500
+    return not isinstance(error, UserError)
 
 
 @contextlib.contextmanager
@@ -91,11 +106,12 @@ def connect_to_hub():
     return hub
 
 
-def find_device(hub, name):
-    """The hub's newest device of this name, with its attributes. Exits with code 2 if there is none."""
-    devices = hub.get_devices(name=name)
+def find_device(hub, name, chipset=""):
+    """The hub's newest device of this name or with this chipset, with its attributes. Exits with code 2 without one."""
+    devices = hub.get_devices(attributes=f"chipset:{chipset}") if chipset else hub.get_devices(name=name)
     if not devices:
-        common.refuse(f"AI Hub has no device {name!r}; `qai-hub list-devices` shows their names")
+        what = f"with the chipset {chipset!r}" if chipset else repr(name)
+        common.refuse(f"AI Hub has no device {what}; `qai-hub list-devices` shows names and chipsets")
     return devices[-1]
 
 
@@ -162,6 +178,32 @@ def io_of_bundle(bundle, name):
     return io if layout_of(io["input"]["shape"]) else None
 
 
+def qairt_version_of(model):
+    """The version of QAIRT that a hub model was compiled with, say "2.50"; "" where the hub does not say it."""
+    from qai_hub import ModelMetadataKey
+
+    version = re.match(r"\d+\.\d+", model.metadata.get(ModelMetadataKey.QAIRT_SDK_VERSION, ""))
+    return version[0] if version else ""
+
+
+def job_options(qairt_version, options=""):
+    """Options of a job on a model that was compiled with this version of QAIRT; the user's own ones win."""
+    if not qairt_version or "--qairt_version" in options:
+        return options
+    return f"--qairt_version {qairt_version} {options}".strip()
+
+
+def target_model_of(hub, described):
+    """The hub's own model that the jobs named in a description made, or None: no job, unknown here, or failed."""
+    from qai_hub.client import UserError
+
+    try:
+        job_id = described.get("link_job") or described.get("compile_job")
+        return hub.get_job(job_id).get_target_model() if job_id else None
+    except UserError:
+        return None
+
+
 def describe(tensor):
     """A tensor of `io_of` in words: name, type, shape, layout, quantisation."""
     words = [f"{tensor['name']}: {tensor['dtype']} {tuple(tensor['shape'] or ())}", layout_of(tensor["shape"])]
@@ -171,29 +213,42 @@ def describe(tensor):
 
 
 def check_scale(tensor):
-    """Exit with code 2 and one sentence if a tensor of `io_of` holds integers without a scale: [0, 1] would be lost."""
+    """Exit with code 2 and one sentence if an output of `io_of` holds integers without a scale: no logits are in it."""
     if not tensor["dtype"].startswith("float") and tensor["scale"] is None:
         common.refuse(
-            f"the model has {describe(tensor)} and does not say its scale; export it again with "
-            f"tools/example_export.py, which writes it beside the model"
+            f"the model gives {describe(tensor)} and does not say its scale, so its logits cannot be read; export it "
+            f"for another runtime, or with --precision float"
         )
+
+
+def sent_dtype(tensor):
+    """The type in which clips are sent to an input of `io_of`: float32 for an integer without a scale.
+
+    So does qai_hub_models; the service quantises what it is sent.
+    """
+    return "float32" if tensor["scale"] is None and not tensor["dtype"].startswith("float") else tensor["dtype"]
 
 
 def as_model_input(clip, tensor):
     """Float32 (1, 3, T, H, W) in [0, 1] as the layout and type of a model's input (`io_of(model)["input"]`).
 
-    An integer input is quantised: round(value / scale) + zero point, clipped to the type's range. Exits with code 2 and
-    one sentence for an integer input without a scale.
+    An integer input is quantised: round(value / scale) + zero point, clipped to the type's range.
     """
     import numpy as np
 
-    check_scale(tensor)
     if layout_of(tensor["shape"]) == "NTHWC":
         clip = clip.transpose(0, 2, 3, 4, 1)
     if tensor["scale"] is not None:
         limits = np.iinfo(tensor["dtype"])
         clip = (np.rint(clip / tensor["scale"]) + tensor["zero_point"]).clip(limits.min, limits.max)
-    return np.ascontiguousarray(clip, dtype=tensor["dtype"])
+    return np.ascontiguousarray(clip, dtype=sent_dtype(tensor))
+
+
+def clip_digest(clip):
+    """A hash of a clip's values, as float32 in C order; 32 hex digits."""
+    import numpy as np
+
+    return hashlib.blake2b(np.ascontiguousarray(clip, dtype=np.float32), digest_size=16).hexdigest()
 
 
 def as_logits(output, tensor):
@@ -220,7 +275,10 @@ def load_onnx(path, shape):
     import onnx
 
     if not Path(path).is_file():
-        common.refuse(f"there is no ONNX file {path}; set ONNX_DIR to its folder and VIDEO_ONNX_NAME to its name")
+        common.refuse(
+            f"there is no ONNX file {path} (looked in {Path(path).absolute()}); set ONNX_DIR to its folder and "
+            f"VIDEO_ONNX_NAME to its name"
+        )
     try:
         onnx.checker.check_model(str(path))  # by path, so that weights in a second file are checked, too
         model = onnx.load(path)
@@ -236,7 +294,10 @@ def load_onnx(path, shape):
         common.refuse(f"{path} has the inputs and outputs {', '.join(names)}; one clip in and one tensor out is needed")
     (value,) = inputs
     if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        common.refuse(f"the input {value.name} of {path} is not float32")
+        common.refuse(
+            f"the input {value.name} of {path} is not float32; a quantised model is compiled by "
+            f"tools/example_export.py --precision w8a8, from the checkpoint"
+        )
     own = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]  # None: open
     batch, c, t, h, w = shape
     for wanted in ((batch, c, t, h, w), (batch, t, h, w, c)):
@@ -248,7 +309,47 @@ def load_onnx(path, shape):
     )
 
 
-def compile_onnx(hub, model, input_specs, device):
+def read_hub_binary(path):
+    """(head, ONNX model as bytes) of a binary that the local hub made; None if `path` is any other file.
+
+    `path` is what example_export.py saves: a .bin, .dlc or .tflite file, or a folder <name>.onnx with a binary in it.
+    head: {"runtime", "qairt_version", "inputs", "outputs"}.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = next(path.glob("*.bin"), None)
+    if path is None:
+        return None
+    with open(path, "rb") as file:
+        if file.read(len(HUB_TAG)) != HUB_TAG:
+            return None
+        return json.loads(file.readline()), file.read()
+
+
+def quantize_onnx(model, path, samples, weight_bits=8, activation_bits=8):
+    """Quantise a float ONNX model (onnx.ModelProto) statically and write it to `path`, with QDQ nodes.
+
+    `samples` yields calibration samples {input name: float32 array}; ranges are the smallest and largest values seen.
+    Weights become signed integers of `weight_bits`, a scale a channel; activations unsigned ones of `activation_bits`.
+    Both are 8 or 16. Every operation is quantised, as by AI Hub, so that inputs and outputs are, too.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    samples = iter(samples)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = f"{folder}/prepared.onnx"
+        quant_pre_process(model, prepared, skip_symbolic_shape=True)
+        operations = {node.op_type for node in onnx.load(prepared).graph.node} - {"Constant", "Shape"}
+        quantize_static(
+            prepared, str(path), SimpleNamespace(get_next=lambda: next(samples, None)), quant_format=QuantFormat.QDQ,
+            per_channel=True, op_types_to_quantize=sorted(operations),
+            activation_type=QuantType[f"QUInt{activation_bits}"], weight_type=QuantType[f"QInt{weight_bits}"],
+        )
+
+
+def compile_onnx(hub, model, input_specs, device, compile_options="", link_options=""):
     """Compile an ONNX model to a QNN context binary: directly or, where that is refused, to a DLC that is then linked.
 
     Returns (hub model, its description as `io_of` gives it). Raises JobFailedError.
@@ -256,16 +357,17 @@ def compile_onnx(hub, model, input_specs, device):
     from qai_hub.client import UserError
 
     source = hub.upload_model(model, name="model.onnx")
-    direct = "--target_runtime qnn_context_binary"
+    direct, dlc = (f"--target_runtime {runtime} {compile_options}".strip() for runtime in
+                   ("qnn_context_binary", "qnn_dlc"))  # fmt: skip
     try:
         job = hub.submit_compile_job(source, device, input_specs=input_specs, options=direct)
         wait_for(job)
         return job.get_target_model(), io_of(job.get_target_model())
     except (UserError, JobFailedError) as e:
         print(f"not compiled directly ({sentence_of(e)}); compiling to a DLC and linking it instead")
-    job = hub.submit_compile_job(source, device, input_specs=input_specs, options="--target_runtime qnn_dlc")
+    job = hub.submit_compile_job(source, device, input_specs=input_specs, options=dlc)
     wait_for(job)
-    link = hub.submit_link_job([job.get_target_model()], device)
+    link = hub.submit_link_job([job.get_target_model()], device, options=link_options)
     wait_for(link)
     # the hub does not describe every linked binary; the DLC that it was made of takes and gives the same
     return link.get_target_model(), io_of(link.get_target_model()) or io_of(job.get_target_model())
@@ -276,9 +378,8 @@ def print_profile(job, device):
     profile = job.download_profile()
     if not profile:
         raise JobFailedError(f"the {job.job_type} job brought no profile; see {job.url}")
-    summary, units = profile["execution_summary"], {}
-    for layer in profile["execution_detail"]:
-        units[layer["compute_unit"]] = units.get(layer["compute_unit"], 0) + 1
+    summary, layers = profile["execution_summary"], profile["execution_detail"]
+    units = collections.Counter(layer["compute_unit"] for layer in layers)
     milliseconds = summary["estimated_inference_time"] / 1000
     if is_emulated(device):
         print(f"latency   {milliseconds:.2f} ms on this CPU, which says nothing about the {LATENCY_GATE_MS} ms gate")
@@ -289,3 +390,7 @@ def print_profile(job, device):
     if isinstance(peak, tuple):
         print(f"memory    {peak[0] / 2**20:.0f} to {peak[1] / 2**20:.0f} MiB at the peak of inference")
     print(f"layers    {', '.join(f'{unit} {count}' for unit, count in sorted(units.items())) or 'not reported'}")
+    elsewhere = [f"{layer['name']} ({layer['compute_unit']})" for layer in layers if layer["compute_unit"] != "NPU"]
+    if elsewhere and not is_emulated(device):
+        print(f"NOT ON THE NPU, which costs time: {len(elsewhere)} of {len(layers)} layers: {', '.join(elsewhere[:20])}"
+              + (" …" if len(elsewhere) > 20 else ""))  # fmt: skip

@@ -15,6 +15,7 @@ import re
 import secrets
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,12 @@ def refuse(message):
     """Print one sentence that says what is wrong, where and what to do; exit with code 2 (usage or configuration)."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(2)
+
+
+def shortened(names, most=20):
+    """The first names of many, as text: "a, b, … and 1,234 more"."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f", … and {len(names) - most:,} more" if len(names) > most else "")
 
 
 # --- constants and flags -----------------------------------------------------------------------------------------
@@ -55,17 +62,18 @@ def boolean(text):
     return text.lower() == "true"
 
 
-def set_constants_from_flags(script, argv=None):
+def set_constants_from_flags(script, argv=None, words=None):
     """Let flags replace the constants of a script for one run.
 
     `script` is the script's `globals()`. The constant `CLIP_LEN` becomes the flag `--clip-len` (`--clip_len` works
     too); a list takes several values; a boolean takes `true` or `false`, and the bare flag means true; `skip_x` can
-    also be turned off with `--do-x`. `--help` shows each constant's value and the comment on its line. An unknown flag
-    or a bad value exits with code 2.
+    also be turned off with `--do-x`. `words` names the list whose values may stand without a flag, as file names do.
+    `--help` shows each constant's value and the comment on its line. An unknown flag or a bad value exits with code 2.
     """
     source = Path(script["__file__"]).read_text(encoding="utf-8")
     summary = script["__doc__"].strip().splitlines()[0]
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+    argv, booleans = list(sys.argv[1:] if argv is None else argv), set()
     for name, comment in constants_of(source).items():
         value = script[name]
         options = dict(dest=name, default=value, metavar=name.upper())
@@ -77,10 +85,18 @@ def set_constants_from_flags(script, argv=None):
         else:
             options["type"] = type(value)
         flag = "--" + name.lower()
-        parser.add_argument(*dict.fromkeys([flag.replace("_", "-"), flag]), **options)
+        if name == words:
+            parser.add_argument(name, **{key: options[key] for key in ("nargs", "default", "metavar", "help")})
+            continue
+        flags = dict.fromkeys([flag.replace("_", "-"), flag])
+        booleans |= flags.keys() if isinstance(value, bool) else set()
+        parser.add_argument(*flags, **options)
         if flag.startswith("--skip_"):
             parser.add_argument(flag.replace("--skip_", "--do-"), dest=name, action="store_false", default=value)
-    script.update(vars(parser.parse_args(argv)))
+    if words:  # in `--timeline squats.mp4` the word is no value of the flag
+        bare = [not re.fullmatch("true|false|-.*", after.lower()) for after in [*argv[1:], "-"]]
+        argv = [w for part, alone in zip(argv, bare) for w in (part, "true")[: 1 + (alone and part in booleans)]]
+    script.update(vars(parser.parse_intermixed_args(argv)))
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -171,7 +187,7 @@ def load_checkpoint(path, where_else="name one that train.py wrote"):
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        refuse(f"there is no checkpoint {path}; {where_else}")
+        refuse(f"there is no checkpoint {path} (looked in {Path(path).absolute()}); {where_else}")
     except pickle.UnpicklingError as e:
         foreign = re.search(r"GLOBAL (\S+)", str(e))
         if not foreign:
@@ -189,6 +205,64 @@ def load_checkpoint(path, where_else="name one that train.py wrote"):
         refuse(f'{path} is no checkpoint of train.py: it has no weights under "model"')
     args = checkpoint.get("args") or {}
     return checkpoint | {"args": args if isinstance(args, dict) else vars(args)}
+
+
+# --- folders of videos -------------------------------------------------------------------------------------------
+
+
+VIDEO_ENDINGS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"}  # what every step takes for a video, in any case
+# folders of an unpacked archive, a network drive or a file manager, none of them a class; hidden ones count, too
+JUNK = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+
+
+class Found(NamedTuple):
+    """What `find_videos` found: paths relative to the folder, with "/", sorted."""
+
+    videos: list  # of paths <class>/<video>, of regular files
+    misplaced: list  # of paths of videos at another depth: they have no class
+    failures: dict  # {path: why it cannot be read} of links to nothing, pipes, sockets, devices, locked folders
+    other_endings: Counter  # {ending in lower case, "" for none: number of files}
+
+
+def class_folders(root):
+    """The sorted names of the folders in `root` that stand for classes: not hidden, no junk, links to folders too."""
+    return sorted(e.name for e in os.scandir(root) if e.is_dir() and not (e.name.startswith(".") or e.name in JUNK))
+
+
+def find_videos(root, endings=VIDEO_ENDINGS):
+    """Walk the folder `root`, links to folders included, each folder once; hidden files and folders and junk are left.
+
+    check_videos.py, training and preprocessing all find their videos by this walk. No file is opened, so that a pipe
+    or a stalled drive under a video's name stops nothing. Returns Found; a `root` that cannot be read is a failure ".".
+    """
+    found, folders, links, visited = Found([], [], {}, Counter()), [""], [], set()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)  # links last: a folder goes by its own name if it has one
+        place = os.path.realpath(os.path.join(root, folder))
+        if place in visited:
+            continue
+        visited.add(place)
+        try:
+            entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
+        except OSError as e:
+            found.failures[folder or "."] = f"this folder cannot be read: {e.strerror}"
+            continue
+        for entry in entries:
+            path, linked = f"{folder}/{entry.name}".lstrip("/"), entry.is_symlink()
+            if entry.name.startswith(".") or entry.name in JUNK:
+                continue
+            if os.path.isdir(entry.path) if linked else entry.is_dir():
+                (links if linked else folders).append(path)
+            elif (ending := os.path.splitext(entry.name)[1].lower()) not in endings:
+                found.other_endings[ending] += 1
+            elif os.path.isfile(entry.path) if linked else entry.is_file():
+                (found.videos if path.count("/") == 1 else found.misplaced).append(path)
+            else:
+                to_nothing = linked and not os.path.exists(entry.path)
+                found.failures[path] = "it is a link to nothing" if to_nothing else "it is a pipe, a socket or a device"
+    found.videos.sort()
+    found.misplaced.sort()
+    return found
 
 
 # --- several processes -------------------------------------------------------------------------------------------

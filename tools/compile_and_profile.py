@@ -16,7 +16,11 @@ import common
 ONNX_DIR = "."                          # folder of the ONNX file
 VIDEO_ONNX_NAME = "model.onnx"          # its name
 DEVICE_NAME = "Dragonwing IQ-9075 EVK"  # name of a device of AI Hub (qai-hub list-devices)
+CHIPSET = ""                            # any device with this chipset instead, say qualcomm-qcs9075
 BATCH, C, T, H, W = 1, 3, 16, 112, 112  # clip that the model takes; the file may have it as NCTHW or as NTHWC
+COMPILE_OPTIONS = ""                    # more options of AI Hub's jobs, say --compile-options=--qairt_version=2.50
+LINK_OPTIONS = ""
+INFERENCE_OPTIONS = ""
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -28,9 +32,10 @@ def main():
     print(f"{path}: valid, input {name}: {dtype} {shape}, {aihub.layout_of(shape)}")
     hub = aihub.connect_to_hub()
     with aihub.hub_errors_in_one_sentence():
-        device = aihub.find_device(hub, DEVICE_NAME)
-        target_model, io = aihub.compile_onnx(hub, model, input_specs, device)
-        job = hub.submit_inference_job(target_model, device, profile=True, name=path.stem)
+        device = aihub.find_device(hub, DEVICE_NAME, CHIPSET)
+        target_model, io = aihub.compile_onnx(hub, model, input_specs, device, COMPILE_OPTIONS, LINK_OPTIONS)
+        options = aihub.job_options(aihub.qairt_version_of(target_model), INFERENCE_OPTIONS)
+        job = hub.submit_inference_job(target_model, device, profile=True, name=path.stem, options=options)
         aihub.wait_for(job)
         aihub.print_profile(job, device)
     if io:

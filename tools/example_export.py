@@ -1,10 +1,12 @@
 """Checkpoint -> model compiled for a device by AI Hub, downloaded into ./export_assets (the recommended path).
 
-Reads a checkpoint of train.py and, for checks and calibration, the clips of preprocess_and_save.py. Goes through the
-export pipeline of qai_hub_models with the recipe tools/qevd_r2plus1d. Writes, into `output_dir`:
+Reads a checkpoint of train.py and clips of preprocess_and_save.py: some that are scored, to check the model with, and
+some of training videos, to calibrate a quantised one with. Goes through the export pipeline of qai_hub_models with the
+recipe tools/qevd_r2plus1d. Writes, into `output_dir`:
   qevd_r2plus1d-<runtime>-<precision>-<chipset>/   the package's bundle: model, metadata.json, labels.txt
   resnet_2plus1d.bin                               the model again (.tflite, .dlc, .onnx for other runtimes)
-  resnet_2plus1d.json                              its input and output as run_inference.py needs them, its jobs
+  resnet_2plus1d.json                              what run_inference.py needs to know of it: input, output, jobs,
+                                                   QAIRT version, torch's logits of one clip
 
 $ python tools/example_export.py
 $ python tools/example_export.py --precision w8a8 --skip-profiling false --skip-inferencing false
@@ -12,25 +14,34 @@ $ python tools/local_hub.py python tools/example_export.py      # without an acc
 """
 
 import json
+import shlex
 import shutil
+import tempfile
 from pathlib import Path
 
 import aihub
 import common
 
 # ----------------------------------------------------------------------------------------------------------------------
-checkpoint = "./checkpoint.pth"         # weights to export, as train.py wrote them
+checkpoint = "./checkpoint.pth"         # weights to export, as train.py wrote them; without it, ./model.pth
 num_classes = 0                         # 0 = as the checkpoint says; any other number must agree with it
 num_frames = 0                          # frames a clip; 0 = as the checkpoint says
-data_dir = "./preprocessed_tensors"     # clips of preprocess_and_save.py to check and calibrate with; "" = one random
+data_dir = "./preprocessed_tensors"     # clips of preprocess_and_save.py to check with; "" = one random clip
 device = "Dragonwing IQ-9075 EVK"       # name of a device of AI Hub (qai-hub list-devices)
+chipset = ""                            # any device with this chipset instead, say qualcomm-qcs9075
 target_runtime = "qnn_context_binary"   # qnn_context_binary, qnn_dlc, tflite, onnx or precompiled_qnn_onnx
-precision = "float"                     # float or w8a8 (8-bit weights and activations, some 5 times faster)
-num_calibration_samples = 100           # clips that w8a8 is calibrated with, as many of each class
+precision = "float"                     # float, w8a8 (8-bit weights and activations, some 5 times faster) or w8a16
+CALIBRATION_DIR = "./calibration_tensors"  # clips of training videos, which w8a8 and w8a16 are calibrated with
+num_calibration_samples = 100           # how many of them, as many of each class
 skip_profiling = True                   # do not measure latency and memory on the device
 skip_inferencing = True                 # do not compare the device's logits with torch's on real clips
 skip_downloading = False                # leave the compiled model on AI Hub
 output_dir = "./export_assets"          # where the model is saved
+zip_assets = False                      # the bundle as one .zip
+compile_options = ""                    # more options of AI Hub's jobs, say --compile-options=--qairt_version=default
+quantize_options = ""
+link_options = ""
+inference_options = ""
 share = []                              # e-mail addresses that shall see the jobs: this is how an entry is submitted
 random_weights = False                  # export an untrained network on purpose
 # ----------------------------------------------------------------------------------------------------------------------
@@ -38,7 +49,7 @@ random_weights = False                  # export an untrained network on purpose
 RECIPE = common.REPO / "tools" / "qevd_r2plus1d"
 # the package knows more, for language models
 RUNTIMES = ("qnn_context_binary", "qnn_dlc", "tflite", "onnx", "precompiled_qnn_onnx")
-PRECISIONS = ("float", "w8a8")
+PRECISIONS = ("float", "w8a8", "w8a16")
 
 
 def check_constants():
@@ -49,19 +60,50 @@ def check_constants():
         common.refuse(f"precision is {precision!r}, possible are {', '.join(PRECISIONS)}")
     if not random_weights and not Path(checkpoint).is_file():
         common.refuse(
-            f"there is no checkpoint {checkpoint}; train.py writes one, --checkpoint names another, and "
-            f"--random-weights exports an untrained network on purpose"
+            f"there is no checkpoint {checkpoint} (looked in {Path(checkpoint).absolute()}); train.py writes one, "
+            f"--checkpoint names another, say model.pth, and --random-weights exports an untrained network on purpose"
         )
     if data_dir and not Path(data_dir, "manifest.jsonl").is_file():
         common.refuse(
-            f"there is no manifest.jsonl in {data_dir}; run tools/preprocess_and_save.py, or check with a random clip "
-            f"by --data-dir ''"
+            f"there is no manifest.jsonl in {data_dir} (looked in {Path(data_dir).absolute()}); run "
+            f"tools/preprocess_and_save.py, or check with a random clip by --data-dir ''"
         )
     for email in share:
         if "@" not in email:
             common.refuse(f"{email!r} in share is no e-mail address")
-    if precision != "float" and not data_dir:
-        common.refuse("w8a8 is calibrated with clips: data_dir must name the folder with their manifest.jsonl")
+    if precision != "float" and not Path(CALIBRATION_DIR, "manifest.jsonl").is_file():
+        common.refuse(
+            f"{precision} is calibrated with clips of training videos, but there is no manifest.jsonl in "
+            f"{CALIBRATION_DIR} (looked in {Path(CALIBRATION_DIR).absolute()}): make them with "
+            f"tools/preprocess_and_save.py --data-root TRAIN_FOLDER --out-root {CALIBRATION_DIR} --max-per-class 2, or "
+            f"name another folder with --calibration-dir, as a last resort that of the clips that are scored"
+        )
+
+
+def use_model_pth():
+    """Take the manual's other name for the checkpoint, where only that is there."""
+    if checkpoint == "./checkpoint.pth" and not Path(checkpoint).exists() and Path("model.pth").is_file():
+        globals()["checkpoint"] = "./model.pth"
+        print("there is no ./checkpoint.pth: exporting ./model.pth")
+
+
+def check_qairt_version(hub):
+    """Refuse if AI Hub no longer offers the version of QAIRT that qai_hub_models asks for and no option names one."""
+    from qai_hub_models import TargetRuntime
+
+    runtime = TargetRuntime(target_runtime)
+    needed = {"compile": runtime.qairt_version_changes_compilation, "link": runtime.uses_hub_link, "inference": True}
+    given = {"compile": compile_options, "link": link_options, "inference": inference_options}
+    missing = [job for job, asked in needed.items() if asked and "--qairt_version" not in given[job]]
+    try:
+        if missing:
+            runtime.default_qairt_version  # noqa: B018
+    except ValueError:
+        offered = ", ".join(f.api_version for f in hub.get_frameworks() if f.name == "QAIRT")
+        common.refuse(
+            f"AI Hub no longer offers the version of QAIRT that this qai_hub_models asks for, but {offered}; add "
+            f"{' '.join(f'--{job}-options=--qairt_version=default' for job in missing)}"
+        )
 
 
 def wait_for_each_job(hub):
@@ -86,13 +128,14 @@ def model_arguments():
         "num_classes": num_classes,
         "num_frames": num_frames,
         "data_dir": data_dir,
+        "calibration_dir": CALIBRATION_DIR,
         "num_calibration_clips": num_calibration_samples,
         "random_weights": random_weights,
     }
 
 
-def run_pipeline(hub_device):
-    """The package's own export, without its checks on the device: they come when the model is saved.
+def run_pipeline(hub_device, folder):
+    """The package's own export into a folder, without its checks on the device: they come when the model is saved.
 
     Returns its ExportResult.
     """
@@ -108,7 +151,11 @@ def run_pipeline(hub_device):
         skip_inferencing=True,  # it would also send float clips to a quantised model
         skip_downloading=skip_downloading,
         skip_summary=True,
-        output_dir=output_dir,
+        output_dir=folder,
+        compile_options=compile_options,
+        quantize_options=quantize_options,
+        link_options=link_options,
+        inference_options=inference_options,
         **model_arguments(),
     )
 
@@ -128,18 +175,35 @@ def model_in_bundle(bundle):
     return name
 
 
-def save_beside(result, description):
+def save_bundle(made):
+    """Move a finished bundle into output_dir in place of an earlier one of its name; returns its path."""
+    bundle = Path(output_dir, made.name)
+    for earlier in (bundle, bundle.with_name(f"{bundle.name}.zip")):
+        if earlier.exists():
+            earlier.rename(made.parent / f"earlier-{earlier.name}")  # deleted with the temporary folder
+    made.rename(bundle)
+    return bundle
+
+
+def zip_bundle(bundle):
+    """The bundle as one .zip instead of a folder; returns its path."""
+    path = shutil.make_archive(str(bundle), "zip", root_dir=bundle.parent, base_dir=bundle.name)
+    shutil.rmtree(bundle)
+    return Path(path)
+
+
+def save_beside(bundle, description):
     """Copy the bundle's model to output_dir/resnet_2plus1d.* and write its description beside it; returns its path.
 
     An ONNX model with a second file (weights, or the binary around which it is) becomes a folder of the two, the form
     in which AI Hub takes it. The description goes last and names the content's hash, so that the two belong together
     whenever this is interrupted.
     """
-    source = Path(result.download_path, model_in_bundle(result.download_path))
+    source = Path(bundle, model_in_bundle(bundle))
     path = Path(output_dir, "resnet_2plus1d").with_suffix(source.suffix)
     if path.is_dir():
         shutil.rmtree(path)
-    if source.parent != Path(result.download_path):
+    if source.parent != Path(bundle):
         path.unlink(missing_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
@@ -154,7 +218,23 @@ def save_beside(result, description):
     return path
 
 
-def compare_on_device(hub, hub_device, model, target_model, io):
+def logits_of_one_clip(model):
+    """{digest of a clip of data_dir, torch's logits of it}, which run_inference.py compares its first clip with."""
+    import torch
+
+    clip = model.sample_inputs(use_channel_last_format=False)["video"][0]
+    return {"digest": aihub.clip_digest(clip), "logits": model(torch.from_numpy(clip))[0].tolist()}
+
+
+def options_of_jobs(model, qairt_version):
+    """Options of inference and profile jobs: those of the recipe, the version that made the binary, the user's."""
+    from qai_hub_models import TargetRuntime
+
+    options = aihub.job_options(qairt_version, inference_options)
+    return model.get_hub_inference_options(TargetRuntime(target_runtime), options)
+
+
+def compare_on_device(hub, hub_device, model, target_model, io, options=""):
     """Print how the device's logits agree with torch's on the model's sample clips: 8 of the manifest, by class."""
     import numpy as np
     import torch
@@ -164,7 +244,9 @@ def compare_on_device(hub, hub_device, model, target_model, io):
     clips = model.sample_inputs(use_channel_last_format=False)["video"]
     expected = np.concatenate([model(torch.from_numpy(clip)).numpy() for clip in clips])
     inputs = {io["input"]["name"]: [aihub.as_model_input(clip, io["input"]) for clip in clips]}
-    job = hub.submit_inference_job(target_model, hub_device, inputs, profile=False, name=target_model.name)
+    job = hub.submit_inference_job(
+        target_model, hub_device, inputs, profile=False, name=target_model.name, options=options
+    )
     aihub.wait_for(job)
     outputs = job.download_output_data() or {}
     arrays = outputs.get(io["output"]["name"]) or next(iter(outputs.values()), [])
@@ -178,20 +260,17 @@ def compare_on_device(hub, hub_device, model, target_model, io):
           f"the same Top-1 for {agree} of {len(clips)} clips")  # fmt: skip
 
 
-def profile_on_device(hub, hub_device, model, target_model):
+def profile_on_device(hub, hub_device, target_model, options):
     """Print latency, memory and the placement of the layers on the device."""
-    from qai_hub_models import TargetRuntime
-
-    options = model.get_hub_inference_options(TargetRuntime(target_runtime))
     job = hub.submit_inference_job(target_model, hub_device, profile=True, name=target_model.name, options=options)
     aihub.wait_for(job)
     aihub.print_profile(job, hub_device)
 
 
-def print_result(result, path, io):
+def print_result(result, path, bundle, io):
     """What was made, what it takes and gives, and its jobs."""
     if path:
-        print(f"model     {path}, bundle {result.download_path}")
+        print(f"model     {path}, bundle {bundle}")
     if io:
         print(f"input     {aihub.describe(io['input'])}, RGB in [0, 1]")
         print(f"output    {aihub.describe(io['output'])}, logits")
@@ -199,46 +278,81 @@ def print_result(result, path, io):
         print(f"{job.job_type + ' job':<11} {job.job_id}  {job.url}")
 
 
-def share_jobs(jobs):
+def print_next(path, emulated):
+    """The command of the next step, with the flags that are not its defaults."""
+    command = ["python", "tools/run_inference.py"]
+    if emulated:
+        command[:0] = ["python", "tools/local_hub.py"]
+    if path != Path("export_assets/resnet_2plus1d.bin"):
+        command += ["--dlc-path", str(path)]
+    if data_dir and Path(data_dir) != Path("preprocessed_tensors"):
+        command += ["--data-path", data_dir]
+    print(f"next: {shlex.join(command)}")
+
+
+def share_jobs(jobs, emulated):
     """Let the addresses in `share` see the jobs; prints the id of the first, the compile job."""
     for job in jobs:
         job.modify_sharing(add_emails=share)
     print(f"shared with {', '.join(share)}: quote compile job {jobs[0].job_id}")
+    if emulated:
+        print("NOT AN ENTRY: these jobs are of a local hub, nobody else sees them; export with an AI Hub account")
 
 
-def main():
-    common.set_constants_from_flags(globals())
-    check_constants()
-    hub = aihub.connect_to_hub()
+def export(hub, hub_device):
+    """Compile and save the model. Returns (network, hub's compiled model, what it takes and gives or None, version of
+    QAIRT, compile and link job)."""
     from qevd_r2plus1d import Model
 
-    with aihub.hub_errors_in_one_sentence():
-        hub_device = aihub.find_device(hub, device)
-        wait_for_each_job(hub)
-        result = run_pipeline(hub_device)
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=output_dir) as folder:
+        result = run_pipeline(hub_device, folder)
         target_model = (result.link_job or result.compile_job).get_target_model()
         io = find_io(target_model, result)
-        model = Model.from_pretrained(**model_arguments())
+        if io:
+            aihub.check_scale(io["output"])
+        model, qairt_version = Model.from_pretrained(**model_arguments()), aihub.qairt_version_of(target_model)
+        jobs = [job for job in (result.compile_job, result.link_job) if job]
         description = (io or {}) | {
             "output_kind": "logits",
             "classes": model.classes,
             "target_runtime": target_runtime,
             "precision": precision,
-            "device": device,
+            "device": hub_device.name,
             "checkpoint": "" if random_weights else checkpoint,
             "compile_job": result.compile_job.job_id,
             "link_job": result.link_job.job_id if result.link_job else "",
+            "qairt_version": qairt_version,
+            "probe": logits_of_one_clip(model) if data_dir else None,
         }
-        path = None if skip_downloading else save_beside(result, description)
-        print_result(result, path, io)
-        if path:
-            print(f'next: in tools/run_inference.py set\n    DLC_PATH = "{path}"')
+        path = bundle = None
+        if not skip_downloading:
+            bundle = save_bundle(Path(result.download_path))
+            path = save_beside(bundle, description)
+            bundle = zip_bundle(bundle) if zip_assets else bundle
+    print_result(result, path, bundle, io)
+    if path:
+        print_next(path, aihub.is_emulated(hub_device))
+    return model, target_model, io, qairt_version, jobs
+
+
+def main():
+    common.set_constants_from_flags(globals())
+    use_model_pth()
+    check_constants()
+    hub = aihub.connect_to_hub()
+    with aihub.hub_errors_in_one_sentence():
+        hub_device = aihub.find_device(hub, device, chipset)
+        check_qairt_version(hub)
+        wait_for_each_job(hub)
+        model, target_model, io, qairt_version, jobs = export(hub, hub_device)
         if share:
-            share_jobs([job for job in (result.compile_job, result.link_job) if job])
+            share_jobs(jobs, aihub.is_emulated(hub_device))
+        options = options_of_jobs(model, qairt_version)
         if not skip_profiling:
-            profile_on_device(hub, hub_device, model, target_model)
+            profile_on_device(hub, hub_device, target_model, options)
         if not skip_inferencing:
-            compare_on_device(hub, hub_device, model, target_model, io)
+            compare_on_device(hub, hub_device, model, target_model, io, options)
 
 
 if __name__ == "__main__":

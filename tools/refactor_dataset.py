@@ -49,6 +49,11 @@ MISSING_CSV = "missing.csv"  # rows: record, video, label, split, outcome, reaso
 MODES = ("copy", "hardlink", "symlink", "move")
 SPLITS = ("train", "val")
 KEYS = ("video_path", "label", "split")  # of a record
+RAW_KEYS = {"labels", "labels_descriptive"}  # of a record in the label file that comes with QEVD's videos
+WANTED = (
+    "labels_json wants fine_grained_labels_release.json of the organisers' repository, or a file like it: one JSON list"
+    ' of {"video_path": "./00000000.mp4", "label": "elbow plank", "split": "train"}, split train or val'
+)
 OUTCOMES = ("placed", "already there", "missing", "refused")
 LISTED = 20  # names shown of a long list
 # the next video would meet them, too; EPERM: the file system knows no hard links, or the files are another user's
@@ -103,9 +108,15 @@ def read_labels(path, class_map):
     except OSError as e:
         common.refuse(f"cannot read the labels {path} ({e.strerror}); set labels_json to QEVD's label file")
     except ValueError as e:
+        if is_json_lines(path):
+            common.refuse(f"the labels {path} are JSON lines, one object a line; {WANTED}")
         common.refuse(f"the labels {path} are not JSON ({e}); get the file again")
     if not isinstance(records, list) or not records:
         common.refuse(f"the labels {path} must be a list of {{video_path, label, split}}, with at least one record")
+    if not any(isinstance(record, dict) and "label" in record for record in records):
+        raw = isinstance(records[0], dict) and records[0].keys() & RAW_KEYS
+        which = f"are QEVD's own raw form, with {' and '.join(sorted(raw))}" if raw else "have no record with a label"
+        common.refuse(f"the labels {path} {which}; {WANTED}")
 
     videos, refused, overlap = {}, [], {}
     for number, record in enumerate(records):
@@ -126,6 +137,15 @@ def read_labels(path, class_map):
         common.refuse(f"train and val must have no video in common, {path} has {len(overlap):,}; nothing was done:"
                       f" {shortened(overlap.values())}")
     return videos, refused
+
+
+def is_json_lines(path):
+    """Whether the first line of a file is a JSON object by itself."""
+    try:
+        with open(path, "rb") as lines:
+            return isinstance(json.loads(lines.readline()), dict)
+    except ValueError:
+        return False
 
 
 # --- folders -------------------------------------------------------------------------------------------------------

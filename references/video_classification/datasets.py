@@ -18,7 +18,7 @@ from torchvision.datasets import VisionDataset
 import common
 import frame_cache
 import utils
-from torchvision_patches.video_utils import VIDEO_EXTENSIONS, UnreadableVideo, VideoClips, index_videos, stamp
+from torchvision_patches.video_utils import UnreadableVideo, VideoClips, index_videos, stamp
 
 MAX_REPLACEMENTS = 10  # clips that are tried in place of one that does not decode
 MAX_WORKERS = 1024  # of one loader
@@ -40,30 +40,23 @@ def list_videos(data_path, split, class_map, class_map_path):
     folder = Path(data_path) / split
     if not folder.is_dir():
         common.refuse(f"there is no folder {folder}; --data-path is the folder that holds train/ and val/")
-    folders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-    unknown = [f.name for f in folders if f.name not in class_map]
+    folders = common.class_folders(folder)
+    unknown = [name for name in folders if name not in class_map]
     if unknown:
         common.refuse(
             f"{folder} has {len(unknown)} class folders that are not in {class_map_path}, the first is {unknown[0]}. "
             f"Move them away, or, if these are your own classes, make a map of them and name it with --class-map:\n"
             f"  {MAP_FROM_FOLDERS} {shlex.quote(str(data_path))} > my_class_map.json"
         )
-    samples, nested, strange, empty = [], 0, [], []
-    for class_folder in folders:
-        with os.scandir(class_folder) as entries:
-            entries = sorted(entries, key=lambda entry: entry.name)
-        videos = [entry for entry in entries if is_video(entry.name) and not entry.is_dir()]
-        # opening a pipe would wait for ever; a broken link is a video that cannot be read
-        pipes = [entry for entry in videos if not entry.is_file() and os.path.exists(entry.path)]
-        samples += [(entry.path, class_map[class_folder.name]) for entry in videos if entry not in pipes]
-        strange += [entry.path for entry in pipes]
-        empty += [class_folder.name] * (len(videos) == len(pipes))
-        below = [files for entry in entries if entry.is_dir() for _, _, files in os.walk(entry.path)]
-        nested += sum(map(is_video, chain(*below)))
-    if nested:
-        print(f"{split}: {nested:,} videos in folders below the class folders are left out")
-    if strange:
-        print(f"{split}: {len(strange):,} names stand for no file and are left out, the first is {strange[0]}")
+    found = common.find_videos(folder)
+    paths = sorted(tuple(path.split("/")) for path in found.videos)  # by class: "-" comes before "/"
+    samples = [(str(folder / name / video), class_map[name]) for name, video in paths]
+    if found.misplaced:
+        print(f"{split}: {len(found.misplaced):,} videos are not in a class folder itself and left out")
+    if found.failures:
+        first, reason = min(found.failures.items())
+        print(f"{split}: {len(found.failures):,} names are left out, the first is {folder / first}: {reason}")
+    empty = sorted(set(folders) - {name for name, _ in paths})
     if empty:
         print(f"{split}: no video in {len(empty):,} class folders: {', '.join(empty)}")
     if not samples:
@@ -151,10 +144,6 @@ def duplicates(samples, others):
                 found.append((path, other))
                 break
     return found
-
-
-def is_video(name):
-    return Path(name).suffix.lower() in VIDEO_EXTENSIONS and not name.startswith(".")
 
 
 def refuse_other_videos(samples, own_samples, split):
@@ -347,6 +336,7 @@ def load_dataset(split, class_map, preset, sizes, bad_videos, args, promised=0):
         clips = frame_cache.CachedVideoClips(metadata, args.clip_len, args.frame_rate, *roots, sizes["resize_size"])
     else:
         clips = VideoClips(metadata["video_paths"], args.clip_len, 1, args.frame_rate, metadata)
+    clips.rotate = args.rotate
     transform = preset(**sizes, resized=bool(args.cache_frames))
     dataset = KineticsWithVideoId(args.data_path, samples, clips, transform, replace_bad=split == "train")
     print_data_card(split, dataset, class_map, args)

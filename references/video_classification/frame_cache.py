@@ -1,10 +1,10 @@
 """Every video decoded once: the frames that any clip of it can use, resized, as raw uint8 files that are read in µs.
 
-One file a video, FOLDER/<class>/<video>.<size>-<mtime>.rgb: uint8 (frames, height, width, 3), RGB, in the order of the
-resampled grid, of which every clip is a run of T. The name holds the size and mtime of the video, so that the frames of
-a video that has changed are never taken for its own. FOLDER/settings.json holds what else the pixels depend on. A frame
-of 128 x 171 takes 65,664 bytes. As JPEG of quality 95 it would take a sixth of that or less, but be read at a twentieth
-of the speed and lose one to two grey levels: python tests/benchmarks/bench_frame_cache.py.
+One file a video, FOLDER/<class>/<video>.<size>-<mtime>.rgb: uint8 (frames, height, width, 3), RGB, the frames of the
+resampled grid, each once, in order; every clip is made of a run of them. The name holds the size and mtime of the
+video, so that the frames of a video that has changed are never taken for its own. FOLDER/settings.json holds what else
+the pixels depend on. A frame of 128 x 171 takes 65,664 bytes. As JPEG of quality 95 it would take a sixth of that or
+less, but be read at a twentieth of the speed and lose one to two grey levels: tests/benchmarks/bench_frame_cache.py.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import common
 from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, read_frames, stamp
 
-VERSION = 1  # of the form of the files
+VERSION = 2  # of the form of the files and of how pixels are made
 OURS = re.compile(r"(.+)\.\d+-\d+\.rgb", re.DOTALL)  # the path of a video's frames; the group is the video's
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}  # errors that the next file would meet, too
 
@@ -46,46 +46,67 @@ class CachedVideoClips(VideoClips):
         self.can_write, self.given_up = True, set()  # in this process
 
     def file_of(self, video_idx):
-        """The path of a video's frames, and how many bytes they are."""
+        """The path of a video's frames, and how many bytes they are.
+
+        The grid rises by whole steps of 1 or more, or visits every frame up to its last: a file whose clock jumps by an
+        hour has a grid of 14,000 entries for its 60 frames.
+        """
         size, mtime = self.stamps[video_idx]
         name = os.path.relpath(self.video_paths[video_idx], self.root)
-        clips, clip_len = self.clips[video_idx].shape
+        indices = self.resampling_idxs[video_idx]
+        num_frames = min(len(indices) + self.num_frames - 1, int(indices[-1, -1]) + 1)
         height, width = self.resize_size
-        return os.path.join(self.folder, f"{name}.{size}-{mtime}.rgb"), (clips + clip_len - 1) * height * width * 3
+        return os.path.join(self.folder, f"{name}.{size}-{mtime}.rgb"), num_frames * height * width * 3
 
     def get_clip(self, idx):
         """`VideoClips.get_clip`, but for the size of the frames: video is uint8 (T, height, width, 3)."""
         video_idx, clip_idx = self.get_clip_location(idx)
-        frames = self.read(self.file_of(video_idx)[0], clip_idx)
+        positions = self.positions(video_idx)[clip_idx : clip_idx + self.num_frames]
+        frames = self.read(self.file_of(video_idx)[0], positions)
         if frames is None and self.can_write and video_idx not in self.given_up:
-            frames = self.fill(video_idx, clip_idx)
+            frames = self.fill(video_idx)
+            frames = None if frames is None else frames[positions]
         if frames is None:
-            pts, frame_indices = self.clips[video_idx][clip_idx], self.resampling_idxs[video_idx][clip_idx]
-            frames = read_frames(self.video_paths[video_idx], pts.numpy(), frame_indices.numpy(), self.resize)
+            pts, frame_indices = (table[video_idx][clip_idx].numpy() for table in (self.clips, self.resampling_idxs))
+            frames = read_frames(self.video_paths[video_idx], pts, frame_indices, self.resize, self.rotate)
         info = {"video_fps": self.frame_rate or self.video_fps[video_idx]}
         return torch.from_numpy(frames), torch.empty(1, 0), info, video_idx
 
-    def read(self, file, first):
-        """A clip from frame `first` of a file on, uint8 (T, height, width, 3); None if it cannot be had from there.
+    def grid(self, table, video_idx):
+        """The frames of a video's whole grid, by their times or indices: (clips + T - 1,).
+
+        Clips are all windows of it: it is their first frames, then the rest of the last window.
+        """
+        windows = table[video_idx].numpy()
+        return np.concatenate([windows[:, 0], windows[-1, 1:]])
+
+    def positions(self, video_idx):
+        """Where in a video's file each frame of its grid lies: (clips + T - 1,), from 0."""
+        return np.unique(self.grid(self.resampling_idxs, video_idx), return_inverse=True)[1]
+
+    def read(self, file, positions):
+        """The frames at `positions` (T,) of a file, uint8 (T, height, width, 3); None if they cannot be had from there.
 
         One read of 1 MB: as fast as mapping the file where it is in memory, and not in pieces of 4 kB where it is not.
         """
-        clip = np.empty((self.num_frames, *self.resize_size, 3), np.uint8)
+        run = np.empty((positions[-1] - positions[0] + 1, *self.resize_size, 3), np.uint8)
         try:
             with open(file, "rb") as f:
-                f.seek(first * clip[0].nbytes)
-                return clip if f.readinto(clip) == clip.nbytes else None
+                f.seek(int(positions[0]) * run[0].nbytes)
+                complete = f.readinto(run) == run.nbytes
         except OSError:
             return None
+        if not complete:
+            return None
+        return run if len(run) == len(positions) else run[positions - positions[0]]
 
-    def fill(self, video_idx, clip_idx):
-        """Decode and store all frames of a video; returns one of its clips, None if not all of it decodes."""
+    def fill(self, video_idx):
+        """Decode and store all frames of a video's grid; returns them as stored, None if one does not decode."""
         path, (file, _) = self.video_paths[video_idx], self.file_of(video_idx)
-        tables = self.clips[video_idx], self.resampling_idxs[video_idx]
-        # clips are all windows of one grid: it is their first frames, then the rest of the last window
-        pts, frame_indices = (torch.cat([table[:, 0], table[-1, 1:]]).numpy() for table in tables)
+        frame_indices, first = np.unique(self.grid(self.resampling_idxs, video_idx), return_index=True)
+        pts = self.grid(self.clips, video_idx)[first]
         try:
-            frames = read_frames(path, pts, frame_indices, self.resize)
+            frames = read_frames(path, pts, frame_indices, self.resize, self.rotate)
         except UnreadableVideo:
             self.given_up.add(video_idx)
             return None
@@ -94,7 +115,7 @@ class CachedVideoClips(VideoClips):
         else:
             self.given_up.add(video_idx)
             print(f"{path} is not the file that was indexed: it is decoded each time in this run", flush=True)
-        return frames[clip_idx : clip_idx + self.num_frames]
+        return frames
 
     def store(self, video_idx, file, frames):
         """Write a video's frames; what prevents it is said, and not tried again."""
@@ -120,7 +141,7 @@ def prepare(clips, split, promised=0):
     settings or cannot be used, or the disk has too little space. Other runs may be at work on the same folder.
     """
     settings = {"version": VERSION, "clip_len": clips.num_frames, "frame_rate": clips.frame_rate}
-    settings["resize_size"] = list(clips.resize_size)
+    settings |= {"resize_size": list(clips.resize_size), "rotate": clips.rotate}
     wanted = dict(clips.file_of(i) for i in range(len(clips.video_paths)) if len(clips.clips[i]))
     try:
         check_settings(Path(clips.folder, "settings.json"), settings)

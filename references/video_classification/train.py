@@ -39,7 +39,7 @@ RECIPE = """
     lr_gamma lr_warmup_epochs lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema
     clip_grad_norm accumulate sync_bn class_balanced color_jitter hflip_prob mixup_alpha videomix_prob stackmix_prob
     hold_out teacher_logits distill_alpha distill_temperature
-    bn_clips fold_frozen train_resize_size train_crop_size cache_frames seed world_size
+    bn_clips fold_frozen train_resize_size train_crop_size cache_frames rotate seed world_size
 """.split()  # noqa: SIM905
 
 
@@ -458,6 +458,7 @@ def get_args_parser(add_help=True):
     add("--val-crop-size", **crop, help="height and width; None: the checkpoint's or the network's own")
     add("--train-resize-size", **sizes, help="None: as in validation")
     add("--train-crop-size", **crop, help="None: as in validation")
+    add("--rotate", action="store_true", help="turn frames upright as players do; the official preprocessing does not")
     add("--max-bad-share", default=0.1, type=float, help="share of clips that may fail to decode before the run stops")
 
     group = parser.add_argument_group("recipe")

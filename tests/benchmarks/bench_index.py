@@ -23,7 +23,9 @@ import numpy as np
 import torch
 
 from make_videos import write_video
-from torchvision_patches.video_utils import Record, VideoClips, frame_times, index_videos, load_index, save_index, stamp
+from torchvision_patches.decoding import frame_times, times_from_header
+from torchvision_patches.video_index import Record, index_videos, load_index, save_index, stamp
+from torchvision_patches.video_utils import VideoClips
 
 # ----------------------------------------------------------------------------------------------------------------------
 NUM_VIDEOS = 40  # different files; the parallel part links each COPIES times
@@ -70,8 +72,6 @@ class CountedFile:
 
 def share_of_bytes_read(path):
     """The share of a file that is read to learn its frame times from its header."""
-    from torchvision_patches.video_utils import times_from_header
-
     file = CountedFile(path)
     with av.open(file) as container:
         assert times_from_header(container, container.streams.video[0]) is not None

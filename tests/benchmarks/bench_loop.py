@@ -22,9 +22,9 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "references/video_classification"), str(REPO / "tools"), str(REPO)]
 
 import torch
-import train
 
 import datasets
+import train
 import utils
 from torchvision_patches.video_utils import VideoClips
 

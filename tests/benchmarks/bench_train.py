@@ -25,11 +25,11 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "references/video_classification"), str(REPO / "tests")]
 
 import torch
-import train
 
 import common
 import datasets
 import presets
+import train
 import utils
 from make_videos import write_video
 

@@ -20,10 +20,10 @@ sys.path[:0] = [str(REPO / "tools"), str(REPO / "tests")]
 
 import numpy as np
 import torch
-from small_models import read_h5
 from torchvision.models import get_model
 
 import common
+from small_models import read_h5
 
 MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 TOLERANCE = 1e-4  # largest difference of a float logit
@@ -46,7 +46,8 @@ def run_w8a8(folder):
     tensors, made = folder / "preprocessed_tensors", folder / "w8a8"
     hub = [sys.executable, str(REPO / "tools/local_hub.py"), sys.executable]
     export = ["tools/example_export.py", "--precision", "w8a8", "--checkpoint", folder / "training/checkpoint.pth",
-              "--data-dir", tensors, "--output-dir", made, "--skip-inferencing", "false"]  # fmt: skip
+              "--data-dir", tensors, "--calibration-dir", tensors, "--output-dir", made,
+              "--skip-inferencing", "false"]  # fmt: skip
     infer = ["tools/run_inference.py", "--dlc-path", made / "resnet_2plus1d.bin", "--data-path", tensors,
              "--output-h5", made / "dataset-export.h5"]  # fmt: skip
     for script, *flags in (export, infer):

@@ -115,14 +115,15 @@ class MeanOverTimeAndSpace(torch.nn.Module):
 class QevdR2Plus1D(BaseModel):
     """What is exported. Input `video`: float32 (1, 3, T, 112, 112), RGB in [0, 1]; output: logits (1, num_classes)."""
 
-    def __init__(self, network, num_frames, classes=None, data_dir="", num_calibration_clips=100):
+    def __init__(self, network, num_frames, classes=None, data_dir="", calibration_dir="", num_calibration_clips=100):
         super().__init__(network)
         preset = R2Plus1D_18_Weights.KINETICS400_V1.transforms()
         # not named mean and std: torch.export 2.11 mistakes those for the methods (pytorch issue 168211)
         self.input_mean = torch.tensor(preset.mean).view(1, 3, 1, 1, 1)
         self.input_std = torch.tensor(preset.std).view(1, 3, 1, 1, 1)
         self.num_frames, self.classes = num_frames, classes
-        self.data_dir, self.num_calibration_clips = data_dir, num_calibration_clips
+        self.data_dir = data_dir
+        self.calibration_dir, self.num_calibration_clips = calibration_dir, num_calibration_clips
 
     @classmethod
     def from_pretrained(
@@ -131,14 +132,15 @@ class QevdR2Plus1D(BaseModel):
         num_classes: int = 0,
         num_frames: int = 0,
         data_dir: str = "./preprocessed_tensors",
+        calibration_dir: str = "./calibration_tensors",
         num_calibration_clips: int = 100,
         random_weights: bool = False,
     ):
         """Build the model from a checkpoint file, or untrained with `random_weights`.
 
         `num_classes` and `num_frames` 0 mean: what the checkpoint says. `data_dir` holds the manifest of the clips
-        that serve as sample inputs and for calibration; "" means one random clip. Exits with code 2 and one sentence
-        if the checkpoint cannot be used or contradicts an argument.
+        that serve as sample inputs, "" means one random clip; `calibration_dir` those of training videos. Exits with
+        code 2 and one sentence if the checkpoint cannot be used or contradicts an argument.
         """
         class_map = common.load_class_map(common.REPO / "class_map.json")
         official = sorted(class_map, key=class_map.get)
@@ -160,7 +162,7 @@ class QevdR2Plus1D(BaseModel):
             classes = official
         network.avgpool = MeanOverTimeAndSpace()
         frames = num_frames or clip_len or OFFICIAL_NUM_FRAMES
-        return cls(network, frames, classes, data_dir, num_calibration_clips)
+        return cls(network, frames, classes, data_dir, calibration_dir, num_calibration_clips)
 
     def forward(self, video):
         """Float (B, 3, T, 112, 112), RGB in [0, 1] -> logits (B, num_classes)."""
@@ -211,10 +213,14 @@ class QevdR2Plus1D(BaseModel):
 
     def get_calibration_dataset_cls(self):
         """A dataset class of this model's own clips; the pipeline instantiates it without arguments of ours."""
-        data_dir, number, shape = self.data_dir, self.num_calibration_clips, self.get_input_spec()["video"].shape
-        if not data_dir:
-            common.refuse("quantisation needs calibration clips: set data_dir to the folder with the manifest.jsonl")
-        rows = common.read_manifest(Path(data_dir, "manifest.jsonl"))
+        folder, number, shape = self.calibration_dir, self.num_calibration_clips, self.get_input_spec()["video"].shape
+        rows = common.read_manifest(Path(folder, "manifest.jsonl"))
+        unknown = {row["label"] for row in rows} - set(self.classes or [row["label"] for row in rows])
+        if unknown:
+            common.refuse(
+                f"the clips in {folder} are of other classes than the model's {len(self.classes)}, say "
+                f"{min(unknown)!r}: calibrate with clips of the videos that it was trained on"
+            )
 
         class CalibrationClips(torch.utils.data.Dataset):
             """Exactly `number` clips: the pipeline would draw at random from more and lose the balance."""
@@ -222,14 +228,14 @@ class QevdR2Plus1D(BaseModel):
             def __init__(self, split):
                 self.rows = class_balanced(rows, number)
                 labels = {row["label"] for row in self.rows}
-                fewer = f", there are no more of the {number} asked for" if len(self.rows) < number else ""
-                print(f"calibrating with {len(self.rows)} clips of {len(labels)} classes{fewer}")
+                fewer = f"; {number} were asked for, there are no more" if len(self.rows) < number else ""
+                print(f"calibrating with {len(self.rows)} clips of {len(labels)} classes from {folder}{fewer}")
 
             def __len__(self):
                 return len(self.rows)
 
             def __getitem__(self, i):
-                return read_clip(data_dir, self.rows[i], shape)[0], self.rows[i]["label"]
+                return read_clip(folder, self.rows[i], shape)[0], self.rows[i]["label"]
 
             @staticmethod
             def default_num_calibration_samples():

@@ -1,0 +1,364 @@
+"""compile_offline.py with Qualcomm's real compiler and emulator; skipped where there is no wheel for this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+import common
+import compile_offline
+import onnx_graph
+from faulty_hub import FaultyHub
+from qualcomm import compiler, emulator, latency
+from small_models import client_of, compile_binary, expected_logits, read_h5, small_onnx, write_clips
+
+SCRIPT = "tools/compile_offline.py"
+
+
+@pytest.fixture(scope="session")
+def wheels():
+    """The folder of Qualcomm's wheels, installed by the script's own function where it is not there yet."""
+    if reason := compiler.missing_wheel():
+        pytest.skip(f"Qualcomm has no wheel of its compiler for {reason}")
+    folder = compile_offline.qnn_dir
+    try:
+        compiler.install(folder)
+    except SystemExit:
+        pytest.skip("Qualcomm's wheels could not be installed: no network?")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_folder(tmp_path_factory):
+    """A folder with a small network and its clips, float32 (1, 3, 8, 16, 16)."""
+    folder = tmp_path_factory.mktemp("offline")
+    onnx.save(small_onnx(), folder / "small.onnx")
+    write_clips(folder / "clips", 12)
+    return folder
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch, capsys):
+    """run_here(flags …) -> CompletedProcess: the script's `main` in this process, which has torch imported already."""
+    monkeypatch.chdir(tmp_path)
+    constants = common.constants_of(Path(compile_offline.__file__).read_text(encoding="utf-8"))
+    for name in constants:  # to be restored afterwards
+        monkeypatch.setattr(compile_offline, name, getattr(compile_offline, name))
+    before = {name: getattr(compile_offline, name) for name in constants}
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*flags, code=0):
+        for name, value in before.items():
+            setattr(compile_offline, name, value)
+        monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, flags)])
+        with pytest.raises(SystemExit) as stop:
+            compile_offline.main()
+        said = capsys.readouterr()
+        assert stop.value.code == code, f"exit code {stop.value.code} instead of {code}\n{said.out}\n{said.err}"
+        return subprocess.CompletedProcess(flags, code, said.out, said.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def last_line(result):
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+# --- the real compiler ------------------------------------------------------------------------------------------------
+
+
+def test_r2plus1d_float_and_w8a8_two_at_a_time(wheels, tmp_path):
+    """Estimates inside bands around those of QAIRT 2.50.40 (19.35 and 4.49 ms), both under the gate; NTHWC."""
+    processes = {
+        precision: subprocess.Popen(
+            [sys.executable, str(common.REPO / SCRIPT), "--model", "r2plus1d_18", "--precision", precision],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for precision in ("float", "w8a8")
+    }  # fmt: skip
+    outputs = {precision: process.communicate(timeout=600) for precision, process in processes.items()}
+    for precision, (lowest, highest), dtype in (("float", (17, 22), "float32"), ("w8a8", (4, 5), "uint8")):
+        assert processes[precision].returncode == 0, outputs[precision][1]
+        lines = outputs[precision][0].splitlines()
+        figures = json.loads(lines[-1])
+        low, estimate, high = figures["estimated_ms"]
+        assert lowest < low < estimate < high < highest + 1, figures
+        assert figures["gate"] == "meets" and figures["qairt"].startswith(compiler.QAIRT)
+        assert any(line.startswith("published") and latency.DEVICE in line for line in lines), "AI Hub's figure"
+        binary = tmp_path / figures["binary"]
+        description = json.loads(binary.with_suffix(".json").read_text())
+        assert description["input"]["shape"] == [1, 16, 112, 112, 3] and description["layout"] == "NTHWC"
+        assert description["input"]["dtype"] == description["output"]["dtype"] == dtype
+        assert description["sha256"] == common.sha256_of(binary) and figures["bytes"] == binary.stat().st_size
+        assert (description["chip"], description["hexagon"]) == ("QCS9100", "v73")
+
+
+def test_the_emulators_float_logits_are_torchs(wheels, own_folder, tmp_path, run_here, run_script):
+    """Within 60 dB of torch, in a file that evaluate.py reads; a run of more clips runs the missing ones only."""
+    flags = ("--source", own_folder / "small.onnx", "--data-dir", own_folder / "clips", "--num-clips")
+    figures = last_line(run_here(*flags, 3))
+    assert figures["num_clips"] == 3 and figures["against_onnxruntime"]["same_top1"] == 3
+    logits, paths = read_h5(tmp_path / "dataset-export-htp.h5")
+    agreed = emulator.agreement(logits, expected_logits(own_folder / "clips", paths))
+    assert agreed["psnr_db"] > 60 and agreed["same_top1"] == 3, agreed
+
+    (journal,) = (tmp_path / "dataset-export-htp.h5.state").glob("*.jsonl")
+    journal.write_bytes(journal.read_bytes()[:-20])  # the third line as a kill leaves it
+    result = run_here(*flags, 4)
+    assert "is compiled already" in result.stdout and last_line(result)["num_clips"] == 4
+    assert "2/4" in result.stderr, "the two clips that were whole are not emulated again"
+    np.testing.assert_array_equal(read_h5(tmp_path / "dataset-export-htp.h5")[0][:3], logits)
+
+    (tmp_path / "class_map.json").write_text(json.dumps({label: i for i, label in enumerate("abcd")}))
+    flags = ("--h5", "dataset-export-htp.h5", "--manifest", own_folder / "clips/manifest.jsonl", "--allow-partial")
+    report = last_line(run_script("tools/evaluate.py", *flags, "--class_map", "class_map.json", code=1))
+    assert (report["n"], report["num_videos"]) == (4, 12)
+
+
+def test_w8a8_in_the_emulator_is_within_one_step_of_onnxruntime(wheels, own_folder, tmp_path, run_here):
+    flags = ("--source", own_folder / "small.onnx", "--data-dir", own_folder / "clips", "--precision", "w8a8")
+    figures = last_line(run_here(*flags, "--num-clips", 4))
+    description = json.loads((tmp_path / figures["binary"]).with_suffix(".json").read_text())
+    assert description["input"]["dtype"] == "uint8" and description["input"]["scale"] == pytest.approx(1 / 255, 0.01)
+    assert figures["against_onnxruntime"]["largest_difference"] <= 1.01 * description["output"]["scale"]
+    logits, paths = read_h5(tmp_path / "dataset-export-htp.h5")
+    assert emulator.agreement(logits, expected_logits(own_folder / "clips", paths))["psnr_db"] > 25
+
+
+def test_what_the_local_hub_made_is_compiled_as_it_is_deployed(wheels, own_folder, tmp_path, run_here):
+    """Layout and quantised ends are the hub's. The real binary is refused by the hub, and by the script as a source."""
+    clips = [np.load(path) for path in sorted((own_folder / "clips").rglob("*.npy"))[:3]]
+    with FaultyHub() as hub:
+        compile_binary(hub, tmp_path / "resnet_2plus1d.bin", channel_last=True, w8a8=True, calibration=clips)
+        flags = ("--source", "resnet_2plus1d.bin", "--data-dir", own_folder / "clips", "--num-clips", 2)
+        figures = last_line(run_here(*flags))
+        assert figures["binary"] == "export_assets/qevd_r2plus1d-w8a8-v73.bin" and figures["precision"] == "w8a8"
+        description = json.loads((tmp_path / figures["binary"]).with_suffix(".json").read_text())
+        theirs = json.loads((tmp_path / "resnet_2plus1d.json").read_text())
+        for tensor in ("input", "output"):
+            assert {**description[tensor], "shape": tuple(description[tensor]["shape"])} == {
+                **theirs[tensor], "shape": tuple(theirs[tensor]["shape"])}  # fmt: skip
+        assert figures["against_onnxruntime"]["largest_difference"] <= 1.01 * description["output"]["scale"]
+
+        client = client_of(hub)
+        device = client.get_devices("Dragonwing IQ-9075 EVK")[0]
+        model = client.upload_model(str(tmp_path / figures["binary"]))
+        job = client.submit_inference_job(model, device, profile=True)
+        assert "was not made by the local hub: it runs on a Qualcomm device" in job.wait().message
+    result = run_here("--source", figures["binary"], code=2)
+    assert "was not made by the local hub, it is compiled for a device already" in result.stderr
+
+
+def unsupported_onnx():
+    """A convolution, then a 3-D max pool, which the provider does not take; named as torch's exporter names them."""
+    pool = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 3), torch.nn.MaxPool3d((1, 2, 2)), torch.nn.Conv3d(4, 2, 3))
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = pool
+
+        def forward(self, clip):
+            return self.features(clip).mean((2, 3, 4))
+
+    return onnx_graph.torch_to_onnx(Network(), (1, 3, 8, 16, 16))
+
+
+def test_an_operation_that_is_not_taken_is_named_with_its_layer(wheels, tmp_path, run_here):
+    """Exit code 1, no traceback, no file."""
+    onnx.save(unsupported_onnx(), tmp_path / "pool.onnx")
+    result = run_here("--source", "pool.onnx", code=1)
+    assert "it does not take MaxPool" in result.stderr and "MaxPool of features.1" in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "export_assets").exists()
+
+
+def children_of(pid):
+    """The process numbers of a process's children and theirs (Linux)."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children] + [grand for child in children for grand in children_of(child)]
+
+
+@pytest.fixture(scope="module")
+def larger_onnx(tmp_path_factory):
+    """A network whose compilation takes seconds."""
+    path = tmp_path_factory.mktemp("larger") / "larger.onnx"
+    network = torch.nn.Sequential(*(torch.nn.Conv3d(3 if i == 0 else 64, 64, 3, padding=1) for i in range(6)))
+    onnx.save(onnx_graph.torch_to_onnx(network, (1, 3, 8, 56, 56)), path)
+    return path
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks into /proc")
+@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_compile_leaves_nothing(wheels, larger_onnx, tmp_path, with_signal):
+    """No temporary folder, no process, no binary, whichever way it is ended."""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, str(common.REPO / SCRIPT), "--source", str(larger_onnx)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(children := children_of(process.pid)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, "the compiler never started"
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(with_signal)
+    errors = process.communicate(timeout=60)[1].decode()
+    assert "Traceback" not in errors
+    while any(tmp_path.iterdir()) or any(Path(f"/proc/{child}/fd").exists() and is_alive(child) for child in children):
+        assert time.monotonic() < deadline, f"left: {[path.name for path in tmp_path.iterdir()]}, {children}"
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    """Whether a process works: the number may belong to one that ended and was not waited for."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+
+
+def test_other_chips_compile_and_have_no_estimate(wheels, own_folder, tmp_path, run_here):
+    """SoC 69: no figure of another chip is shown."""
+    result = run_here("--source", own_folder / "small.onnx", "--soc", 69)
+    figures = last_line(result)
+    assert (figures["chip"], figures["estimated_ms"], figures["gate"]) == ("SM8750", None, "not known")
+    assert figures["binary"] == "export_assets/small-v79-soc69.bin" and (tmp_path / figures["binary"]).exists()
+    assert "no model of time for this chip" in result.stdout
+
+
+def test_a_comparison_goes_on_where_it_was_killed(wheels, tmp_path, run_here, monkeypatch):
+    """Sorted by latency, with what is known of accuracy; what was compiled is not compiled again."""
+    flags = ("--compare", "mc3_18", "--compare-frames", 2, "--compare-precisions", "float", "w8a8")
+    first = run_here(*flags, "--results", "mc3_18/2/w8a8=88.5")
+    rows = last_line(first)["networks"]
+    assert [(row["precision"], row["top1"], row["gate"]) for row in rows] == [
+        ("w8a8", 88.5, "meets"), ("float", None, "meets")]  # fmt: skip
+    assert rows[0]["estimated_ms"][1] < rows[1]["estimated_ms"][1]
+    assert (tmp_path / "export_assets/latency.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(compiler, "Process", None)  # nothing is compiled again
+    again = last_line(run_here(*flags))["networks"]
+    assert [row["estimated_ms"] for row in again] == [row["estimated_ms"] for row in rows]
+
+
+# --- without the compiler ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("system", "machine", "python", "libc", "said"), [
+    ("Darwin", "arm64", (3, 12), ("", ""), "Darwin on arm64"),
+    ("Linux", "x86_64", (3, 10), ("glibc", "2.39"), "Python 3.10"),
+    ("Linux", "x86_64", (3, 12), ("glibc", "2.31"), "glibc 2.31"),
+    ("Linux", "x86_64", (3, 12), ("", ""), "other than glibc"),
+    ("Linux", "aarch64", (3, 11), ("glibc", "2.39"), "3.12 to 3.14"),
+    ("Linux", "x86_64", (3, 11), ("glibc", "2.35"), ""),
+])  # fmt: skip
+def test_where_there_is_no_wheel(monkeypatch, tmp_path, capsys, system, machine, python, libc, said):
+    """One sentence with the way out, before anything is fetched."""
+    monkeypatch.setattr(compiler.platform, "system", lambda: system)
+    monkeypatch.setattr(compiler.platform, "machine", lambda: machine)
+    monkeypatch.setattr(compiler.platform, "libc_ver", lambda: libc)
+    monkeypatch.setattr(compiler.sys, "version_info", (*python, 0))
+    assert said in compiler.missing_wheel() and bool(said) == bool(compiler.missing_wheel())
+    if said:
+        with pytest.raises(SystemExit) as stop:
+            compiler.install(tmp_path / ".qnn")
+        assert stop.value.code == 2 and "example_export.py" in capsys.readouterr().err
+        assert not any(tmp_path.iterdir())
+
+
+def test_the_install_says_what_and_is_whole_or_absent(monkeypatch, tmp_path, capsys):
+    """Exactly the pinned wheels, without dependencies, into a folder that appears at once; a failure leaves nothing."""
+    monkeypatch.setattr(compiler, "missing_wheel", lambda: "")
+    commands = []
+
+    def pip(code):
+        def run(command, **_):
+            commands.append(command)
+            folder = Path(command[command.index("--target") + 1])
+            for name, version in list(compiler.WHEELS.items())[: None if code == 0 else 1]:
+                (folder / f"{name.replace('-', '_')}-{version}.dist-info").mkdir()
+            return subprocess.CompletedProcess(command, code)
+
+        return run
+
+    monkeypatch.setattr(compiler.subprocess, "run", pip(1))
+    with pytest.raises(SystemExit):
+        compiler.install(tmp_path / ".qnn")
+    assert not any(tmp_path.iterdir()), "a half installation is left"
+    monkeypatch.setattr(compiler.subprocess, "run", pip(0))
+    compiler.install(tmp_path / ".qnn")
+    compiler.install(tmp_path / ".qnn")
+    assert len(commands) == 2 and [path.name for path in tmp_path.iterdir()] == [".qnn"]
+    assert {"--no-deps", *(f"{name}=={version}" for name, version in compiler.WHEELS.items())} <= set(commands[1])
+    said = capsys.readouterr().out
+    assert "Qualcomm Technologies" in said and "Qualcomm_LICENSE.pdf" in said and "MIT" in said
+
+
+def test_wrong_usage(tmp_path, own_folder, run_here):
+    """One sentence each, with exit code 2, before the compiler is asked or installed."""
+
+    def refused(*flags):
+        result = run_here("--qnn-dir", "wheels", *flags, code=2)
+        assert "Traceback" not in result.stderr and not (tmp_path / "wheels").exists()
+        return result.stderr
+
+    assert "example_export.py" in refused()
+    assert "'int4' is no precision" in refused("--model", "r3d_18", "--precision", "int4")
+    assert "r2plus1d_18, r3d_18, mc3_18" in refused("--model", "x3d_m")
+    assert "69 (SM8750)" in refused("--model", "r3d_18", "--soc", 1)
+    assert "exclude one another" in refused("--model", "r3d_18", "--checkpoint", "checkpoint.pth")
+    assert "s3d takes 14 frames a clip or more" in refused("--model", "s3d", "--num-frames", 8)
+    assert "no checkpoint none.pth" in refused("--checkpoint", "none.pth")
+    assert "there is none in nowhere" in refused("--model", "r3d_18", "--num-clips", 1, "--data-dir", "nowhere")
+    small = ("--source", own_folder / "small.onnx")
+    assert "takes 8 frames" in refused(*small, "--num-frames", 16)
+    assert "calibrated with clips" in refused(*small, "--precision", "w8a8", "--data-dir", "nowhere")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    assert "is no readable ONNX model" in refused("--source", "broken.onnx")
+    (tmp_path / "two.onnx").write_bytes(two_inputs().SerializeToString())
+    assert "one clip in and one tensor out" in refused("--source", "two.onnx")
+    assert "as r2plus1d_18/16/float=" in refused("--compare", "r3d_18", "--results", "r3d_18=90")
+
+
+def two_inputs():
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in "abc"]
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["c"])], "two", values[:2], values[2:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(("estimated_ms", "ops", "precision", "said"), [
+    ([17.2, 19.3, 21.9], 1, "float", "meets"),
+    ([34.7, 39.0, 44.0], 1, "float", "misses"),
+    ([27.0, 30.5, 34.5], 1, "float", "too close to call"),
+    ([37.0, 41.0, 46.0], 0, "w8a8", "too close to call"),  # w8a8 estimates were up to a quarter too high
+    ([290.0, 330.0, 360.0], 80, "float", "not known"),
+    (None, None, "float", "not known"),
+])  # fmt: skip
+def test_the_verdict_allows_for_the_errors_of_estimates(estimated_ms, ops, precision, said):
+    figures = {"estimated_ms": estimated_ms, "ops_without_cost": ops, "soc": 77}
+    assert latency.verdict(figures, precision) == said
+    assert latency.verdict(figures | {"soc": 52}, precision) == "not known"  # the gate is another chip's
+
+
+def test_published_figures_are_the_packages():
+    """Read from qai_hub_models as it is installed: float and w8a8, many devices, 16 frames only."""
+    for network in latency.PUBLISHED_AS:
+        published = latency.published_latencies(network, "w8a8", 16)
+        milliseconds, qairt = published[latency.DEVICE]
+        assert 0 < milliseconds < 34 and qairt.startswith("2.") and len(published) > 10
+    assert latency.published_latencies("r3d_18", "float", 8) == latency.published_latencies("s3d", "float", 16) == {}
+
+
+def test_layers_are_named_as_modules():
+    names = {
+        "/model/features/features.5/branch3/branch3.0/MaxPool": "features.5.branch3.0",
+        "/layer1/layer1.0/conv1/conv1.0/Conv": "layer1.0.conv1.0",
+        "node_conv3d_7": "node_conv3d_7",
+        "": "(no name)",
+    }
+    assert {name: compile_offline.layer_of(name) for name in names} == names
+

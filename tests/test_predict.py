@@ -1,0 +1,368 @@
+"""predict.py: right labels, the logits of run_inference.py, every kind of file, and timelines of recordings."""
+
+import csv
+import faulthandler
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+import annotated_copy
+import classifier
+import common
+import pictures
+import predict
+import timeline
+from conftest import REPO
+from drawn_exercises import CLASSES, write_exercises, write_onnx
+from qevd_r2plus1d import Model
+from small_models import small_onnx
+
+SCRIPT = "tools/predict.py"
+SQUATS = str(CLASSES.index("squats"))
+
+
+@pytest.fixture(scope="module")
+def exercises(tmp_path_factory):
+    """tiny.onnx, and a folder in/ with a drawn video a class, the first of them turned by players, and odd files."""
+    folder = tmp_path_factory.mktemp("exercises")
+    write_onnx(folder / "tiny.onnx")
+    (folder / "in/deeper").mkdir(parents=True)
+    for k, name in enumerate(CLASSES):
+        place = folder / "in/deeper" if k else folder / "in"
+        write_exercises(place / f"{name}.mp4", [name], seconds=4 if k else 3, seed=20 + k, rotation=0 if k else 90)
+    (folder / "in/broken.mp4").write_bytes(b"no video")
+    (folder / "in/empty.avi").write_bytes(b"")
+    (folder / "in/notes.txt").write_text("no video either")
+    (folder / "in/gone.mov").symlink_to("nowhere")
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """run("a.mp4", …, code=0, CONSTANT=value) runs the script in this process and in `tmp_path`; returns its output."""
+
+    def run(*arguments, code=0, **constants):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.chdir(tmp_path)
+            patch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+            for name in ("VIDEOS", "CHECKPOINT", "OUT", "PICTURES", "CSV", "JSONL", "TIMELINE", "STRIDE"):
+                patch.setattr(predict, name, constants.get(name, getattr(predict, name)))  # flags change them
+            predict.main()
+        printed = capsys.readouterr()
+        assert stop.value.code == code, printed.out + printed.err
+        return printed.out + printed.err
+
+    return run
+
+
+def jsonl(path):
+    return {Path(row["video"]).name: row for row in map(json.loads, Path(path).read_text().splitlines())}
+
+
+# --- one prediction a video -------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_all_kinds_of_files(exercises, run_script, tmp_path):
+    """As a user runs it: right labels, pictures, tables; bad files are a line each, and the counts add up."""
+    flags = ("--csv", "all.csv", "--jsonl", "all.jsonl", "--checkpoint", exercises / "tiny.onnx")
+    printed = run_script(SCRIPT, exercises / "in", "absent*.mp4", *flags, code=1).stdout
+    assert "7 videos = 3 classified + 4 failed" in printed, printed
+    for why in ("broken.mp4: ", "empty.avi: ", "gone.mov: it is a link to nothing"):
+        assert f"failed: {exercises / 'in'}/{why}" in printed, printed
+    assert "failed: absent*.mp4: there is no such file" in printed
+    rows = jsonl(tmp_path / "all.jsonl")
+    with open(tmp_path / "all.csv", newline="") as file:
+        table = {Path(row["video"]).name: row for row in csv.DictReader(file)}
+    assert rows.keys() == table.keys() and len(rows) == 7
+    for name in CLASSES:
+        video = f"{name}.mp4"
+        assert rows[video]["classes"][0][0] == table[video]["class_1"] == name, f"{video} is taken for another class"
+        assert f"\n  {name} " in printed and (tmp_path / f"predictions/{name}.png").exists()
+    turned = rows[f"{CLASSES[0]}.mp4"]
+    assert turned["rotation"] == 90 and "players turn it by 90° clockwise" in printed
+    assert turned["frame_indices"] == [int(i * 10 / 6) for i in range(16)], "3 s: sampled at ceil(16 / 3) = 6 fps"
+    run_script(SCRIPT, exercises / f"in/{CLASSES[0]}.mp4", *flags, "--rotate")
+    upright = jsonl(tmp_path / "all.jsonl")[f"{CLASSES[0]}.mp4"]
+    assert upright["rotation"] == 0 and upright["logits"] != turned["logits"]
+    assert turned["times"][-1] == 2.5 and rows["broken.mp4"]["error"] and not table[f"{CLASSES[0]}.mp4"]["error"]
+
+
+def test_the_picture_shows_what_the_model_saw(exercises, run, tmp_path):
+    video = exercises / "in/deeper" / f"{CLASSES[1]}.mp4"
+    run(video, CHECKPOINT=str(exercises / "tiny.onnx"))
+    clip = predict.read_clip(str(video), 16, 4)
+    image = Image.open(tmp_path / f"predictions/{CLASSES[1]}.png")
+    shown = np.asarray(image).astype(float)
+    for i, frame in enumerate(pictures.images_of(clip.pixels, 160)):
+        x, y = 32 + i % 8 * 168, 76 + i // 8 * 194
+        assert np.array_equal(shown[y : y + 160, x : x + 160], np.asarray(frame)), f"frame {i} is not at ({x}, {y})"
+    assert image.width == 1400 and (shown[:, :31] == 255).all() and (shown[:, -31:] == 255).all(), "something overflows"
+
+
+def test_logits_are_those_of_run_inference(exercises, run_script, run, tmp_path):
+    """Through the local hub's binary, w8a8 and channel last: its input is quantised, its classes are beside it."""
+    (tmp_path / "val").mkdir()
+    shutil.copytree(exercises / "in/deeper", tmp_path / "val/any")
+    run_script("tools/preprocess_and_save.py", "--data-root", "val", "--out-root", "tensors", "--num-workers", 1)
+    for name in ("tiny.onnx", "tiny.json"):
+        shutil.copy(exercises / name, tmp_path)
+    (tmp_path / "compile.py").write_text("""
+import glob, json, sys
+import numpy as np, onnx, qai_hub as hub
+import aihub, common
+clips = [np.load(path) for path in glob.glob("tensors/*/*.npy")]
+device, shape = hub.Device("Dragonwing IQ-9075 EVK"), (1, 3, 16, 112, 112)
+quantize = hub.submit_quantize_job(onnx.load("tiny.onnx"), {"video": clips}, hub.QuantizeDtype.INT8,
+                                   hub.QuantizeDtype.INT8)
+job = hub.submit_compile_job(quantize.get_target_model(), device, input_specs={"video": (shape, "float32")},
+    options="--target_runtime qnn_context_binary --force_channel_last_input video --quantize_io")
+job.get_target_model().download("w8a8.bin")
+description = aihub.io_of(job.get_target_model()) | {"sha256": common.sha256_of("w8a8.bin")}
+json.dump(description | {"classes": json.load(open("tiny.json"))["classes"]}, open("w8a8.json", "w"))
+""")
+    infer = f"{REPO}/tools/run_inference.py --data-path tensors"
+    commands = [f"{sys.executable} compile.py", f"{sys.executable} {infer} --dlc-path w8a8.bin --output-h5 w8a8.h5",
+                f"{sys.executable} {infer} --dlc-path '' --onnx-dir . --video-onnx-name tiny.onnx"]  # fmt: skip
+    run_script("tools/local_hub.py", "bash", "-c", " && ".join(commands), PYTHONPATH=REPO / "tools")
+    for model, h5 in (("tiny.onnx", "dataset-export.h5"), ("w8a8.bin", "w8a8.h5")):
+        run("val", CHECKPOINT=model, JSONL="rows.jsonl", PICTURES=False)
+        rows, expected = jsonl(tmp_path / "rows.jsonl"), logits_of(tmp_path / h5)
+        assert len(expected) == 2
+        for tensor, logits in expected.items():
+            name = Path(tensor).stem
+            assert rows[f"{name}.mp4"]["classes"][0][0] == name
+            np.testing.assert_allclose(rows[f"{name}.mp4"]["logits"], logits, atol=1e-4, err_msg=f"{model}, {name}")
+
+
+def logits_of(path):
+    import h5py
+
+    with h5py.File(path) as file:
+        return {name.decode(): file[f"data/0/batch_{i}"][0] for i, name in enumerate(file["tensor_paths"])}
+
+
+def test_a_checkpoint_gives_the_deployed_networks_logits(exercises, run, tmp_path):
+    torch.manual_seed(0)
+    network = torchvision.models.get_model("mc3_18", num_classes=3)
+    checkpoint = {"model": network.state_dict(), "model_name": "mc3_18", "clip_len": 8, "classes": ["a", "b", "c d"]}
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    video = exercises / f"in/{CLASSES[0]}.mp4"
+    printed = run(video, video, JSONL="rows.jsonl")
+    assert "3 classes, 8 frames at 4 fps" in printed and "1 videos = 1 classified" in printed
+    with torch.inference_mode():
+        clip = torch.from_numpy(predict.read_clip(str(video), 8, 4).pixels)[None]
+        expected = Model.from_pretrained(str(tmp_path / "checkpoint.pth"))(clip)[0]
+    row = jsonl(tmp_path / "rows.jsonl")[video.name]
+    np.testing.assert_allclose(row["logits"], expected, atol=1e-4)
+    assert {name for name, _ in row["classes"]} == {"a", "b", "c d"}
+
+
+def test_models_that_cannot_run_here_are_refused(exercises, run, tmp_path):
+    video = exercises / f"in/{CLASSES[0]}.mp4"
+    (tmp_path / "text.bin").write_text("a binary of another maker")
+    (tmp_path / "text.onnx").write_text("no model")
+    (tmp_path / "small.onnx").write_bytes(small_onnx(name="clip").SerializeToString())
+    shutil.copy(exercises / "tiny.onnx", tmp_path / "other.onnx")
+    (tmp_path / "other.json").write_text(json.dumps({"sha256": "0", "classes": CLASSES}))
+    for model, sentence in {
+        "absent.pth": "there is no absent.pth",
+        "text.bin": "text.bin is no checkpoint (.pth), ONNX model or binary of the local hub",
+        "text.onnx": "onnxruntime cannot run text.onnx",
+        "small.onnx": "takes frames of 16 x 16 pixels",
+        "other.onnx": "other.json describes another file",
+    }.items():
+        refused = run(video, CHECKPOINT=model, code=2)
+        assert sentence in refused and "Traceback" not in refused, refused
+    assert "name videos, folders or patterns" in run(code=2)
+    assert "no video found: nowhere.mp4: there is no such file" in run("nowhere.mp4", code=2)
+    (tmp_path / "bare").mkdir()
+    assert "no video in this folder" in run("bare", code=2)
+    (tmp_path / "predictions").write_text("in the way")
+    assert "cannot be written" in run(video, CHECKPOINT=str(exercises / "tiny.onnx"), code=2)
+
+
+def test_classes_without_names_are_numbered(exercises, run, tmp_path):
+    shutil.copy(exercises / "tiny.onnx", tmp_path)
+    printed = run(exercises / f"in/deeper/{CLASSES[2]}.mp4", CHECKPOINT="tiny.onnx")
+    assert "does not name its 3 classes" in printed and f"  class {SQUATS}" in printed
+
+
+READ_CLIP = predict.read_clip
+
+
+def hang_if_broken(video, *rest):
+    if "broken" in str(video):
+        time.sleep(60)
+    return READ_CLIP(video, *rest)
+
+
+def crash_if_broken(video, *rest):
+    if "broken" in str(video):
+        faulthandler.disable()  # pytest's would print a page about what is meant to happen
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return READ_CLIP(video, *rest)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [(hang_if_broken, "did not finish"), (crash_if_broken, "decoder crashed")]
+)
+def test_a_decoder_that_hangs_or_crashes_fails_one_video_only(exercises, run, monkeypatch, fault, reason):
+    monkeypatch.setattr(predict, "TIMEOUT", 5)
+    monkeypatch.setattr(predict, "read_clip", fault)
+    videos = [exercises / "in/broken.mp4", exercises / f"in/{CLASSES[0]}.mp4"]
+    printed = run(*videos, code=1, CHECKPOINT=str(exercises / "tiny.onnx"), PICTURES=False)
+    assert reason in printed and "2 videos = 1 classified + 1 failed" in printed, printed
+
+
+def test_names_of_pictures_are_different():
+    names = predict.names_of(["a/x.mp4", "b/x.mp4", "b/X.mov", "b/y.mp4", "/c/b/x.mp4"])
+    assert names["b/y.mp4"] == "y" and names["a/x.mp4"] == "a__x.mp4"
+    assert len({name.lower() for name in names.values()}) == 5, names
+
+
+# --- timelines --------------------------------------------------------------------------------------------------------
+
+
+def test_a_recording_of_three_exercises(exercises, run, tmp_path):
+    """Segments, strip and annotated copy; turned upright, with its sound, packet for packet."""
+    order = [CLASSES[2], CLASSES[1], CLASSES[2]]
+    video = write_exercises(tmp_path / "session.mp4", order, seconds=6, seed=40, sound="aac", rotation=90)
+    printed = run("--timeline", video, CHECKPOINT=str(exercises / "tiny.onnx"))
+    assert "0:18.0, 15 clips, one every 1 s; players turn it by 90° clockwise" in printed
+    with open(tmp_path / "predictions/session-segments.csv", newline="") as file:
+        segments = [(row["label"], float(row["start_s"]), float(row["end_s"])) for row in csv.DictReader(file)]
+    assert [label for label, *_ in segments] == order, segments
+    assert segments[0][1] == 0 and segments[-1][2] == 18
+    for number, (before, after) in enumerate(zip(segments, segments[1:]), 1):
+        assert before[2] == after[1] and abs(before[2] - 6 * number) <= 1, segments
+    assert Image.open(tmp_path / "predictions/session-timeline.png").width == 1400
+    frames, sound = content_of(video)
+    copied, copied_sound = content_of(tmp_path / "predictions/session-annotated.mp4")
+    assert copied_sound == sound and len(sound) > 100
+    assert [seconds for seconds, *_ in copied] == pytest.approx([seconds for seconds, *_ in frames])
+    assert copied[0][1].shape == (340 + 28, 256, 3), "players show it upright: 256 wide, 340 high, and the strip"
+    for (_, before), (_, after) in zip(frames[::20], copied[::20]):
+        assert np.abs(np.rot90(before, -1).astype(int) - after[:340]).mean() < 6
+    assert not np.array_equal(copied[0][1][340:], copied[90][1][340:]), "the strip says the same for two exercises"
+
+
+def content_of(path):
+    """([(seconds, RGB)], [sound packets as bytes]) of a file."""
+    with av.open(str(path)) as container:
+        frames = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    with av.open(str(path)) as container:
+        return frames, [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+
+def test_an_avi_without_times_and_with_uncompressed_sound(exercises, run, tmp_path):
+    video = write_exercises(tmp_path / "old.avi", ["squats"], seconds=5, sound="pcm_s16le", codec="mpeg4")
+    run("--timeline", video, CHECKPOINT=str(exercises / "tiny.onnx"))
+    with av.open(str(tmp_path / "predictions/old-annotated.mp4")) as copy:
+        assert copy.streams.audio[0].codec_context.name == "aac" and copy.streams.video[0].frames == 50
+        assert sum(frame.samples for frame in copy.decode(audio=0)) == pytest.approx(40000, rel=0.1)
+    (segment,) = (tmp_path / "predictions/old-segments.csv").read_text().splitlines()[1:]
+    assert segment.startswith("0.00,5.00,squats,")
+
+
+def test_a_damaged_part_is_named_and_the_rest_is_labelled(exercises, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(timeline, "CHUNK", 8)
+    video = write_exercises(tmp_path / "damaged.mp4", ["squats"], seconds=14)
+    content = bytearray(video.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 3000] = bytes(3000)
+    video.write_bytes(content)
+    printed = run("--timeline", video, CHECKPOINT=str(exercises / "tiny.onnx"), code=1)
+    assert "failed: " in printed and "from 0:0" in printed, printed
+    lines = (tmp_path / "predictions/damaged-segments.csv").read_text().splitlines()
+    labels = [line.split(",")[2] for line in lines[1:]]
+    assert "squats" in labels and "" in labels and "cannot be read" in printed
+    assert (tmp_path / "predictions/damaged-annotated.mp4").exists()
+
+
+def write_noise(path, num_frames):
+    """A small recording at 5 fps of one picture that moves."""
+    noise = np.random.default_rng(0).integers(0, 255, (48 * 3 // 2, 64), np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=5, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(num_frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(noise, i, axis=1), format="yuv420p")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_ten_minutes_in_bounded_memory(exercises, tmp_path):
+    """Peak memory of the script's own process and of its largest child, for 1 and for 10 minutes."""
+    code = """
+import resource, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        print(resource.getrusage(who).ru_maxrss / 1024)
+"""
+    peaks = {}
+    for minutes in (1, 10):
+        video = write_noise(tmp_path / f"{minutes}.mp4", minutes * 60 * 5)
+        command = [sys.executable, "-c", code, str(REPO / SCRIPT), str(video), "--timeline", "--stride", "2"]
+        command += ["--checkpoint", str(exercises / "tiny.onnx"), "--num-workers", "2"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        peaks[minutes] = [float(line) for line in result.stdout.splitlines()[-2:]]
+        assert f"{minutes}:00.0, {minutes * 30 - 1} clips" in result.stdout, result.stdout
+    assert all(long < short + 60 for short, long in zip(peaks[1], peaks[10])), f"MiB for 1 and 10 minutes: {peaks}"
+
+
+def test_moments_and_segments():
+    """A clip lasts until its next frame would come; a moment takes the mean of the clips that show it."""
+    plan = timeline.Plan(np.arange(24), np.arange(24), np.arange(24) / 4, 6.0, 0)
+    starts = timeline.starts_of(24, 16, 4)
+    assert starts == [0, 4, 8] and timeline.starts_of(16, 16, 4) == [0] and timeline.starts_of(19, 16, 2) == [0, 2, 3]
+    rows = np.array([[1, 0], [0.4, 0.6], [0, 1]], np.float32)
+    edges, moments = timeline.moments_of(rows, np.array(starts), plan, 16, 1.0)
+    assert edges.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert moments[:, 0] == pytest.approx([1, 0.7, 1.4 / 3, 1.4 / 3, 0.2, 0])
+    segments = timeline.segments_of(edges, moments, ["a", "b"])
+    assert [(s.start, s.end, s.label) for s in segments] == [(0, 2, "a"), (2, 6, "b")]
+    rows[1:] = np.nan
+    segments = timeline.segments_of(*timeline.moments_of(rows, np.array(starts), plan, 16, 1.0), ["a", "b"])
+    assert [(s.start, s.end, s.label) for s in segments] == [(0, 4, "a"), (4, 6, "")]
+
+
+def test_planes_are_joined_without_a_change_of_colour(tmp_path):
+    """A full-range file tagged BT.709 keeps its planes and tags, within the encoder's loss."""
+    with av.open(str(tmp_path / "in.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 98, 66, "yuvj420p"
+        stream.codec_context.colorspace = 1
+        for _ in range(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((99, 98), 77, np.uint8), format="yuvj420p")))
+        container.mux(stream.encode())
+    segments = [timeline.Segment(0, 0.5, "a_very_long_name_of_a_class_that_cannot_fit", 0.9)]
+    segments.append(timeline.Segment(0.5, 1, "", 0))
+    assert not annotated_copy.annotate(tmp_path / "in.mp4", tmp_path / "out.mp4", segments)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 10 and frames[0].colorspace == 1 and frames[0].color_range == 2
+    y, cb, _ = annotated_copy.planes_of(frames[0].reformat(format="yuvj420p"))
+    assert y.shape == (66 + 28, 98) and np.abs(y[:66].astype(int) - 77).max() <= 3 and abs(int(cb[5, 5]) - 77) <= 3
+
+
+def test_names_that_no_picture_can_hold_are_shortened():
+    for name in ("x" * 500, "日本" * 200, "line\nbreak", ""):
+        assert pictures.font(20).getlength(pictures.shortened(name, 20, 300)) <= 300
+    assert classifier.best(np.array([0.2, 0.5, 0.2, 0.1]), list("abcd"), 3) == [("b", 0.5), ("a", 0.2), ("c", 0.2)]
+    assert common.shortened(map(str, range(30)), 3) == "0, 1, 2, … and 27 more"

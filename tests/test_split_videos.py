@@ -1,0 +1,364 @@
+"""split_videos.py on folders of small files: content decides, so most tests need no real video."""
+
+import csv
+import json
+import os
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import check_videos
+import split_videos
+from make_videos import write_video
+
+SCRIPT = "tools/split_videos.py"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """run(code=0, **constants) runs the script in this process on in/ -> out/; returns what it printed."""
+
+    def run(code=0, **constants):
+        values = {"SOURCE": tmp_path / "in", "DEST": tmp_path / "out", "CLASS_MAP": tmp_path / "map.json"}
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.setattr(sys, "argv", ["split_videos.py"])
+            for name, value in (values | constants).items():
+                patch.setattr(split_videos, name, str(value) if isinstance(value, Path) else value)
+            split_videos.main()
+        printed = capsys.readouterr()
+        assert stop.value.code == code, printed.out + printed.err
+        return printed.out + printed.err
+
+    return run
+
+
+def add(root, name, content=None):
+    """A file in/<name> that passes for a video."""
+    path = root / "in" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(name.encode() if content is None else content)
+    return path
+
+
+def placed(root, folder="out"):
+    """{side: {class/file name: content}} of out/."""
+    found = {side: {} for side in ("train", "val")}
+    for path in (root / folder).glob("*/*/*"):
+        assert not path.name.startswith("."), f"{path} was left behind"
+        found[path.parts[-3]][f"{path.parent.name}/{path.name}"] = path.read_bytes()
+    return found
+
+
+def side_of(root):
+    """{class/file name: side} of out/; fails if one is on both sides."""
+    paths = list((root / "out").glob("*/*/*"))
+    sides = {f"{path.parent.name}/{path.name}": path.parts[-3] for path in paths}
+    assert len(sides) == len(paths), "a name is on both sides"
+    return sides
+
+
+# --- what one run does ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_classes_becomes_a_dataset(tmp_path, run_script):
+    for k in range(10):
+        add(tmp_path, f"push ups/{k}.MP4")
+        add(tmp_path, f"squats/monday/{k}.mov")
+        add(tmp_path, f"squats/tuesday/{k}.mov", f"other {k}".encode())
+    for junk in (".git/objects/x.mp4", "__MACOSX/._a.mp4", "squats/._0.mov", "squats/.hidden/x.mp4", "notes/read.txt",
+                 "squats/readme.txt", "@eaDir/x.mp4", "loose.mp4"):  # fmt: skip
+        add(tmp_path, junk)
+    (tmp_path / "in/empty").mkdir()
+    (tmp_path / "in/squats/loop").symlink_to(tmp_path / "in/squats")
+    add(tmp_path, "squats/nothing.mp4", b"")
+    (tmp_path / "in/squats/dangling.mp4").symlink_to("nowhere")
+    flags = ("--source", "in", "--dest", "out", "--class-map", "map.json")
+    printed = run_script(SCRIPT, *flags, code=1).stdout
+    assert json.loads((tmp_path / "map.json").read_text()) == {"push_ups": 0, "squats": 1}
+    sides = side_of(tmp_path)
+    assert Counter(name.split("/")[0] for name in sides) == {"push_ups": 10, "squats": 20}
+    assert Counter(name.split("/")[0] for name, side in sides.items() if side == "val") == {"push_ups": 2, "squats": 4}
+    assert {"squats/monday__3.mov", "squats/tuesday__3.mov", "push_ups/3.MP4"} <= sides.keys()
+    assert all((tmp_path / "out" / side / name).is_symlink() for name, side in sides.items())
+    for name in (".git", "__MACOSX", "@eaDir", "empty", "notes"):
+        assert f"left out: {name}/" in printed, printed
+    assert "left out: 2 x .txt, loose.mp4, which lies in no class" in printed
+    assert "nothing.mp4: it is empty" in printed and "dangling.mp4: it is a link to nothing" in printed
+    assert "found 32 = placed 30 + failed 2" in printed
+    again = run_script(SCRIPT, *flags, code=1).stdout
+    assert "found 32 = placed 0 + already there 30 + failed 2" in again and side_of(tmp_path) == sides
+
+
+@pytest.mark.parametrize("mode", ["symlink", "hardlink", "copy"])
+def test_add_delete_rename_relabel_and_replace(tmp_path, run, mode):
+    for k in range(30):
+        add(tmp_path, f"jabs/{k:02d}.mp4", os.urandom(200))
+    assert "placed 30 + failed 0" in run(MODE=mode)
+    before = side_of(tmp_path)
+    assert Counter(before.values())["val"] == 6
+    source = tmp_path / "in/jabs"
+    (source / "00.mp4").unlink()
+    (source / "01.mp4").rename(source / "renamed.mp4")
+    (tmp_path / "in/hooks").mkdir()
+    (source / "02.mp4").rename(tmp_path / "in/hooks/02.mp4")
+    (source / "03.mp4").unlink()
+    add(tmp_path, "jabs/03.mp4", b"another cut of the same recording")
+    (source / "04.mp4").rename(source / "05.mp4")  # over another
+    add(tmp_path, "jabs/new.mp4", os.urandom(200))
+    run(MODE=mode)
+    after, both = side_of(tmp_path), placed(tmp_path)
+    assert after["jabs/renamed.mp4"] == before["jabs/01.mp4"] and "jabs/01.mp4" not in after
+    assert after["hooks/02.mp4"] == before["jabs/02.mp4"] and "jabs/02.mp4" not in after
+    assert both[before["jabs/03.mp4"]]["jabs/03.mp4"] == b"another cut of the same recording"
+    assert both[before["jabs/04.mp4"]]["jabs/05.mp4"] == (source / "05.mp4").read_bytes()
+    assert ("jabs/00.mp4" in after) == (mode != "symlink"), "a copy may be the last one, a link leads nowhere"
+    assert "jabs/new.mp4" in after
+    assert json.loads((tmp_path / "map.json").read_text()) == {"jabs": 0, "hooks": 1}, "indices must never change"
+    rest = {name: side for name, side in before.items() if name[5:7] not in ("00", "01", "02", "04", "05")}
+    assert rest.items() <= after.items()
+    assert "placed 0 + already there" in run(MODE=mode)
+    assert side_of(tmp_path) == after
+
+
+def test_no_video_and_no_group_is_on_both_sides_or_changes_side_whatever_is_done(tmp_path, run):
+    """Random edits of the source, a run after each few: the sides of contents and of groups, ever, are one each."""
+    for seed in range(6):
+        rng, root = random.Random(seed), tmp_path / str(seed)
+        history, number = {}, 0
+        groups = r"p(\d+)_" if seed % 2 else ""
+        constants = {"SOURCE": root / "in", "DEST": root / "out", "CLASS_MAP": root / "map.json", "GROUPS": groups}
+        constants["MODE"] = ("symlink", "copy", "hardlink")[seed % 3]
+        for step in range(12):
+            files = sorted(path for path in (root / "in").rglob("*.mp4"))
+            for _ in range(rng.randint(1, 25 if step == 0 else 6)):
+                number += 1
+                name = f"class{rng.randrange(4)}/p{rng.randrange(12)}_{number}.mp4"
+                copied = files and rng.random() < 0.2
+                same_group = copied and rng.choice(files)
+                if copied:  # a copy under another name: of the same group, or else the groups would have to be joined
+                    name = f"class{rng.randrange(4)}/{same_group.name.split('_')[0]}_{number}.mp4"
+                add(root, name, same_group.read_bytes() if copied else rng.randbytes(50))
+            for path in rng.sample(files, min(len(files), rng.randint(0, 3))):
+                action = rng.choice(["delete", "rename", "relabel", "change"])
+                prefix, number = path.name.split("_")[0], number + 1
+                if action == "delete":
+                    path.unlink()
+                elif action == "change":
+                    path.unlink()
+                    path.write_bytes(rng.randbytes(50))
+                else:
+                    label = path.parent.name if action == "rename" else f"class{rng.randrange(4)}"
+                    (root / "in" / label).mkdir(exist_ok=True)
+                    path.rename(root / "in" / label / f"{prefix}_{number}.mp4")
+            run(VAL_SHARE=rng.choice([0.1, 0.2, 0.4]), **constants)
+            both = placed(root)
+            for side, videos in both.items():
+                for name, content in videos.items():
+                    keys = [content] + [name.split("/")[1].split("_")[0]] * bool(groups)
+                    for key in keys:
+                        assert history.setdefault(key, side) == side, f"seed {seed}, step {step}: {name} is on {side}"
+            wanted = {path.relative_to(root / "in").as_posix() for path in (root / "in").rglob("*.mp4")}
+            there = {name for videos in both.values() for name in videos}
+            assert wanted <= there if constants["MODE"] != "symlink" else wanted == there, f"seed {seed}, step {step}"
+
+
+def test_groups_stay_together_by_pattern_and_by_table(tmp_path, run):
+    for person in range(12):
+        for k in range(5):
+            add(tmp_path, f"{'jabs' if k % 2 else 'hooks'}/person{person}_{k}.mp4")
+    table = tmp_path / "groups.csv"
+    for groups in (r"person(\d+)_", str(table)):
+        with open(table, "w", newline="") as file:
+            csv.writer(file).writerows([["video", "group"]] + [[f"person{p}_{k}.mp4", f"p {p}"]
+                                                                  for p in range(12) for k in range(5)])  # fmt: skip
+        run(GROUPS=groups, DEST=tmp_path / Path(groups).name[:5])
+        sides = {}
+        for path in (tmp_path / Path(groups).name[:5]).glob("*/*/*.mp4"):
+            sides.setdefault(path.name.split("_")[0], set()).add(path.parts[-3])
+        assert len(sides) == 12 and all(len(found) == 1 for found in sides.values())
+        assert {"train", "val"} == set().union(*sides.values())
+
+
+def test_groups_that_cannot_be_used_are_refused(tmp_path, run):
+    for k in range(20):
+        add(tmp_path, f"jabs/{k}.mp4")
+    assert "no regular expression" in run(GROUPS="(", code=2)
+    assert "finds a group for none of 20 videos" in run(GROUPS="person", code=2)
+    assert "cannot read GROUPS" in run(GROUPS="nowhere.csv", code=2)
+    (tmp_path / "g.csv").write_text("file,person\n1.mp4,a\n")
+    assert "no table with the columns video and group" in run(GROUPS=tmp_path / "g.csv", code=2)
+    (tmp_path / "g.csv").write_text("video,group\n1.mp4,a\n1.mp4,b\n")
+    assert "puts 1.mp4 into 'a' and 'b'" in run(GROUPS=tmp_path / "g.csv", code=2)
+    assert not (tmp_path / "out").exists()
+    run()
+    assert "different sides" in run(GROUPS="(jabs)", code=2), "all in one group now, on both sides before"
+
+
+def test_a_class_has_both_sides_as_soon_as_it_can(tmp_path, run):
+    for k in range(40):
+        add(tmp_path, f"class{k:02d}/a.mp4")
+    printed = run()
+    assert set(side_of(tmp_path).values()) == {"train"}, "a single video is to be learned from"
+    assert "no val video, so it is not judged: class00, " in printed
+    for k in range(40):
+        add(tmp_path, f"class{k:02d}/b.mp4")
+    assert "no val video" not in run()
+    sides = side_of(tmp_path)
+    assert all((sides[f"class{k:02d}/a.mp4"], sides[f"class{k:02d}/b.mp4"]) == ("train", "val") for k in range(40))
+
+
+def test_copies_share_a_side_and_two_labels_of_one_video_are_said(tmp_path, run):
+    for k in range(20):
+        add(tmp_path, f"jabs/{k}.mp4", b"%d" % k)
+        add(tmp_path, f"jabs/{k} (1).mp4", b"%d" % k)
+    add(tmp_path, "hooks/3.mp4", b"3")
+    printed, sides = run(), side_of(tmp_path)
+    assert all(sides[f"jabs/{k}.mp4"] == sides[f"jabs/{k} (1).mp4"] for k in range(20))
+    assert sides["hooks/3.mp4"] == sides["jabs/3.mp4"]
+    assert "21 videos are copies of others" in printed and "1 videos lie in two classes" in printed
+    assert "hooks and jabs" in printed
+
+
+# --- repaired and quarantined videos ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["symlink", "hardlink", "copy"])
+def test_what_check_videos_repaired_or_took_away_is_not_undone(tmp_path, run, run_script, mode):
+    for name in ("good", "cut", "hopeless"):
+        path = tmp_path / f"in/jabs/{name}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, 30, height=32, width=32, seed=len(name), container_options={"movflags": "faststart"})
+    whole = (tmp_path / "in/jabs/cut.mp4").read_bytes()
+    (tmp_path / "in/jabs/cut.mp4").write_bytes(whole[: len(whole) * 4 // 5])
+    (tmp_path / "in/jabs/hopeless.mp4").write_bytes(b"no video at all")
+    run(MODE=mode)
+    sides = side_of(tmp_path)
+    arguments = ("--root", "out", "--quarantine", "bad", "--report", "bad.csv", "--remux", "--replace", "--jobs", 1)
+    run_script("tools/check_videos.py", *arguments, code=1)
+    repaired = tmp_path / "out" / sides["jabs/cut.mp4"] / "jabs/cut.mp4"
+    assert check_videos.examine(repaired)["reason"] == "healthy"
+    content = repaired.read_bytes()
+    for _ in range(2):
+        printed = run(MODE=mode)
+        assert "already there 1 + kept as repaired 1 + taken out before 1" in printed, printed
+    assert repaired.read_bytes() == content and side_of(tmp_path).keys() == {"jabs/good.mp4", "jabs/cut.mp4"}
+    (tmp_path / "in/jabs/cut.mp4").rename(tmp_path / "in/jabs/name.mp4")
+    assert "kept as repaired 1 + taken out before 1" in run(MODE=mode)
+    assert repaired.with_name("name.mp4").read_bytes() == content and not repaired.exists()
+    assert placed(tmp_path)[sides["jabs/good.mp4"]]["jabs/good.mp4"] == (tmp_path / "in/jabs/good.mp4").read_bytes()
+
+
+def test_a_changed_source_replaces_its_copy(tmp_path, run):
+    for k in range(5):
+        add(tmp_path, f"jabs/{k}.mp4")
+    run(MODE="copy")
+    add(tmp_path, "jabs/1.mp4", b"better")
+    assert "placed 1 + already there 4" in run(MODE="copy")
+    assert b"better" in [*placed(tmp_path)["train"].values(), *placed(tmp_path)["val"].values()]
+    assert "placed 5 + failed 0" in run(MODE="symlink"), "links take the place of copies that no one has changed"
+
+
+# --- trouble ----------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_usage_is_refused_and_nothing_is_touched(tmp_path, run):
+    assert "there is no folder SOURCE" in run(code=2)
+    (tmp_path / "in").mkdir()
+    assert "no video lies at" in run(code=2)
+    for k in range(5):
+        add(tmp_path, f"jabs/{k}.mp4")
+    assert "MODE is 'move'" in run(MODE="move", code=2)
+    assert "VAL_SHARE is 20" in run(VAL_SHARE=20.0, code=2)
+    assert "lie within one another" in run(DEST=tmp_path / "in/out", code=2)
+    assert "is split into train, val already" in run(SOURCE=split_source(tmp_path), code=2)
+    (tmp_path / "map.json").write_text('{"hooks": 0}')
+    assert "lacks jabs" in run(code=2)
+    (tmp_path / "map.json").unlink()
+    add(tmp_path, "push ups/1.mp4")
+    add(tmp_path, "push_ups/1.mp4")
+    assert "'push ups' and 'push_ups'" in run(code=2)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "map.json").exists()
+    (tmp_path / "out/train/jabs").mkdir(parents=True)
+    assert "holds train but no split.csv" in run(code=2)
+
+
+def split_source(root):
+    for name in ("train/a.mp4", "val/b.mp4"):
+        add(root / "split", name)
+    return root / "split/in"
+
+
+def test_a_damaged_split_is_refused(tmp_path, run):
+    add(tmp_path, "jabs/1.mp4")
+    run()
+    table = tmp_path / "out/split.csv"
+    whole = table.read_text()
+    for damaged in (whole.replace("train", "tr"), whole + "x,y\n", whole.replace("side", "s")):
+        table.write_text(damaged)
+        assert "split.csv is damaged" in run(code=2)
+
+
+def test_names_that_would_share_a_place_are_named(tmp_path, run):
+    for name in ("jabs/a/b.mp4", "jabs/a__b.mp4", "jabs/C.mp4", "jabs/c.MP4", "jabs/\udcff.mp4", "jabs/a,\n\"b.mp4"):
+        add(tmp_path, name, name.encode("utf-8", "surrogateescape"))
+    printed = run(code=1)
+    assert printed.count("it would lie where") == 2 and "found 6 = placed 4 + failed 2" in printed
+    assert "already there 4" in run(code=1)
+
+
+def die_at_rename(number):
+    rename, left = os.replace, iter(range(number - 1))
+    os.replace = lambda *paths: os.kill(os.getpid(), 9) if next(left, None) is None else rename(*paths)
+
+
+@pytest.mark.parametrize("mode", ["symlink", "copy"])
+def test_killed_again_and_again_it_ends_as_if_never(tmp_path, run, mode):
+    """A process that is killed before one of its renames: of the class map, of a video, of split.csv."""
+    for k in range(60):
+        add(tmp_path, f"class{k % 7}/{k}.mp4", b"%d" % k * 3000)
+    run(MODE=mode, DEST=tmp_path / "whole", CLASS_MAP=tmp_path / "whole.json")
+    for renames in (1, 2, 3, 20, 10, 32):
+        child = os.fork()
+        if not child:
+            die_at_rename(renames)
+            run(MODE=mode)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 9, f"it ended before rename {renames}"
+    assert "failed 0" in run(MODE=mode)
+    assert placed(tmp_path) == placed(tmp_path, "whole")
+    assert (tmp_path / "map.json").read_text() == (tmp_path / "whole.json").read_text()
+    assert (tmp_path / "out/split.csv").read_text() == (tmp_path / "whole/split.csv").read_text()
+
+
+def test_a_full_disk_ends_in_one_sentence(tmp_path, run, monkeypatch):
+    for k in range(3):
+        add(tmp_path, f"jabs/{k}.mp4", os.urandom(2000))
+    with monkeypatch.context() as patch:
+        patch.setattr(split_videos.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+        assert "and the disk of" in run(MODE="copy", code=2)
+    copy2, left = split_videos.shutil.copy2, iter("x")
+
+    def full(source, target):
+        if next(left, None):
+            return copy2(source, target)
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(split_videos.shutil, "copy2", full)
+        assert "stopped: [Errno 28] No space left" in run(MODE="copy", code=2)
+    assert len(side_of(tmp_path)) == 1
+    assert "placed 2 + already there 1 + failed 0" in run(MODE="copy")
+
+
+def test_ten_thousand_files(tmp_path, run):
+    for k in range(10_000):
+        add(tmp_path, f"class{k % 50:02d}/{k}.mp4")
+    printed, sides = run(GROUPS=r"(\d\d)\.mp4"), side_of(tmp_path)
+    assert "found 10,000 = placed 10,000 + failed 0" in printed and len(sides) == 10_000
+    assert len({(name[-6:-4], side) for name, side in sides.items() if len(name) > 14}) == 100
+    assert "already there 10,000" in run(GROUPS=r"(\d\d)\.mp4") and side_of(tmp_path) == sides

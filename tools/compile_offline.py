@@ -1,0 +1,330 @@
+"""Is it under 34 ms? Qualcomm's own compiler and emulator on this machine: no account, no device, half a minute.
+
+Reads one of: what example_export.py made on the local hub, an ONNX file, a checkpoint of train.py, or nothing but a
+network's name (random weights: the latency does not depend on them). Writes, into `output_dir`:
+  qevd_r2plus1d-v73.bin    a real QNN context binary for the chip (qevd_r2plus1d-w8a8-v73.bin for 8 bits)
+  qevd_r2plus1d-v73.json   what it takes and gives, what it was made of, its estimated latency
+  latency.png, .jsonl      of --compare
+Latencies are the compiler's estimates, logits (--num-clips) those of Qualcomm's HTP emulator, with the device's
+arithmetic. On first use the wheels are installed into `qnn_dir`, never into the project's environment. The last line
+of output is one JSON object.
+
+$ python tools/compile_offline.py
+$ python tools/compile_offline.py --checkpoint checkpoint.pth --precision w8a8 --num-clips 4
+$ python tools/compile_offline.py --model r3d_18 --num-frames 32 --precision w8a8 --num-classes 92
+$ python tools/compile_offline.py --compare r2plus1d_18 r3d_18 mc3_18
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import aihub
+import common
+from qualcomm import compiler, emulator, latency, sources
+
+# ----------------------------------------------------------------------------------------------------------------------
+source = "./export_assets/resnet_2plus1d.bin"  # what example_export.py made on the local hub, or an .onnx file
+checkpoint = ""                       # instead: weights as train.py wrote them
+model = ""                            # instead: an untrained network: r2plus1d_18, r3d_18, mc3_18, s3d, swin3d_t
+num_frames = 0                        # frames a clip; 0 = as the source says, 16 for an untrained network
+num_classes = 0                       # 0 = as the source says, as many as class_map.json for an untrained network
+precision = ""                        # float or w8a8; "" = as the source is, float for a checkpoint or a network
+soc = 77                              # Qualcomm's number of the chip; 77 is that of the Dragonwing IQ-9075
+data_dir = "./preprocessed_tensors"   # clips of preprocess_and_save.py, to calibrate with and for the emulator
+num_calibration_samples = 100         # clips that w8a8 is calibrated with, as many of each class
+output_dir = "./export_assets"        # where everything but the logits is saved
+qnn_dir = str(common.REPO / ".qnn")   # folder of Qualcomm's wheels, 287 MB, installed on first use
+num_processes = 0                     # compilers or emulators at a time; 0 = one a core
+# --- Emulator ---
+num_clips = 0                         # clips to run in it, as many of each class; some 30 s of a core each
+OUTPUT_H5 = "dataset-export-htp.h5"   # their logits, for evaluate.py
+# --- Comparison ---
+compare = []                          # untrained networks to compare instead, in one table and one picture
+compare_frames = [8, 16, 32]          # frames a clip that each is compared with
+compare_precisions = ["float", "w8a8"]  # precisions that each is compared in
+results = []                          # accuracies to show beside: r2plus1d_18/16/float=report/report.json, or =89.6
+# ----------------------------------------------------------------------------------------------------------------------
+
+PRECISIONS = ("float", "w8a8")
+
+
+def check_constants():
+    """Refuse what could only fail later."""
+    for name in [precision] * bool(precision) + compare_precisions:
+        if name not in PRECISIONS:
+            common.refuse(f"{name!r} is no precision; possible are {', '.join(PRECISIONS)}")
+    if soc not in compiler.SOCS:
+        known = ", ".join(f"{number} ({chip})" for number, chip in compiler.SOCS.items())
+        common.refuse(f"soc is {soc}, which this compiler has no chip for; it has {known}")
+    if sum(map(bool, (checkpoint, model, compare))) > 1:
+        common.refuse("checkpoint, model and compare exclude one another: set one of them")
+    for name in [model] * bool(model) + compare:
+        sources.check_network(name)
+    if min(num_frames, num_classes, num_clips, *compare_frames, 0) < 0 or num_calibration_samples < 1:
+        common.refuse("frames, classes and clips cannot be negative, and num_calibration_samples must be 1 or more")
+    if compare and num_clips:
+        common.refuse("the networks of --compare are untrained: the emulator would run them for nothing")
+    if num_clips and not Path(data_dir, "manifest.jsonl").is_file():
+        common.refuse(f"the emulator runs clips of a manifest.jsonl, and there is none in {data_dir}; set data_dir")
+
+
+def find_source():
+    """The sources.Source that the constants name. Exits with code 2 and one sentence if it cannot be used."""
+    if model:
+        return sources.untrained(model, num_frames, num_classes, precision)
+    if checkpoint:
+        return sources.trained(checkpoint, num_frames, num_classes, precision)
+    path = Path(source)
+    if not path.exists():
+        common.refuse(
+            f"there is no {path}: make it with `python tools/local_hub.py python tools/example_export.py`, or name a "
+            f"--checkpoint, an .onnx file with --source, or an untrained network, say --model r2plus1d_18"
+        )
+    if path.suffix in (".pth", ".pt"):
+        common.refuse(f"{path} looks like a checkpoint: name it with --checkpoint")
+    is_onnx = path.suffix == ".onnx" and not aihub.read_hub_binary(path)
+    found = sources.from_onnx(path, num_frames, precision) if is_onnx else sources.from_local_hub(path)
+    if num_frames not in (0, found.frames):
+        common.refuse(f"num_frames is {num_frames}, but {path} takes {found.frames} frames a clip")
+    if precision not in ("", found.precision):
+        common.refuse(f"precision is {precision}, but {path} is {found.precision}; for the other, name a --checkpoint")
+    return found
+
+
+# --- one network ------------------------------------------------------------------------------------------------------
+
+
+def calibration_rows(found):
+    """The manifest's rows that a Source is calibrated with: [] if there is nothing to calibrate or no weights to heed.
+
+    Exits with code 2 and one sentence if there are no clips, or clips of classes that it does not know.
+    """
+    if found.precision == "float" or found.io or found.is_quantised or model:
+        return []
+    if not Path(data_dir, "manifest.jsonl").is_file():
+        common.refuse(
+            f"w8a8 is calibrated with clips, and there is no manifest.jsonl in {data_dir}: run "
+            f"tools/preprocess_and_save.py, or name its OUT_ROOT with --data-dir"
+        )
+    from qevd_r2plus1d.model import class_balanced
+
+    return class_balanced(rows_of_manifest(found), num_calibration_samples)
+
+
+def rows_of_manifest(found):
+    """The rows of data_dir's manifest. Exits with code 2 if one has a label that the Source was not trained with."""
+    rows = common.read_manifest(Path(data_dir, "manifest.jsonl"))
+    unknown = sorted({row["label"] for row in rows} - set(found.classes or [row["label"] for row in rows]))
+    if unknown:
+        common.refuse(f"{data_dir} holds clips of {unknown[0]!r}, which is no class of {found.made_from}")
+    return rows
+
+
+def calibration_clips(found, rows):
+    """Yield float32 clips (1, 3, T, H, W) in [0, 1]: those of the rows or, for random weights, a random one."""
+    import numpy as np
+    from tqdm import tqdm
+
+    if not rows:
+        yield np.random.default_rng(0).random(found.shape, dtype=np.float32)
+        return
+    print(f"calibrating with {len(rows)} clips of {len({row['label'] for row in rows})} classes")
+    yield from map(reader_of(found), tqdm(rows, desc="calibrating", unit="clip"))
+
+
+def reader_of(found):
+    """A function from a manifest's row to its clip, which it checks against the Source's shape."""
+    from qevd_r2plus1d.model import read_clip
+
+    return functools.partial(read_clip, data_dir, shape=found.shape)
+
+
+def key_of(found, rows):
+    """A hash of all that decides a binary: what was made with another key is another binary."""
+    parts = [compiler.WHEELS, soc, found.sha256, found.network, found.shape, found.precision]
+    if rows:
+        # what quantises differently makes another binary, so its very words count
+        parts += [inspect.getsource(aihub.quantize_onnx), [emulator.identity_of(data_dir, row) for row in rows]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def stem_of(found):
+    return found.name + ("-w8a8" if found.precision == "w8a8" else "")
+
+
+def compiled_before(found, key):
+    """(path, description) of the binary in output_dir that has this key, or None."""
+    for file in sorted(Path(output_dir).glob(f"{stem_of(found)}-v*.json")):
+        path = file.with_suffix(".bin")
+        description = sources.read_description(path)
+        if description.get("key") == key:
+            print(f"{path} is compiled already; delete it to compile it again")
+            return path, description
+    return None
+
+
+def compile_and_save(found, key, graph, io):
+    """Compile for the chip and save the binary, then its description, in output_dir; returns (path, description)."""
+    print(f"compiling {found.made_from}, {found.precision}, for SoC {soc}; some 10 to 60 s …", flush=True)
+    start = time.monotonic()
+    with compiler.compiling(graph, soc, qnn_dir) as finish:
+        binary, figures = finish()
+        chip = figures["hexagon"] + ("" if soc == latency.DEVICE_SOC else f"-soc{soc}")
+        path = Path(output_dir, f"{stem_of(found)}-{chip}.bin")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with common.written_then_renamed(path) as temporary:
+            shutil.copyfile(binary, temporary)
+    description = {"file": path.name, "sha256": common.sha256_of(path), "key": key, **io}
+    description |= {"layout": aihub.layout_of(io["input"]["shape"]), "output_kind": "logits", "classes": found.classes}
+    description |= {"target_runtime": "qnn_context_binary", "precision": found.precision, "network": found.network}
+    description |= {"made_from": found.made_from, "made_from_sha256": found.sha256, "frames": found.frames, "soc": soc}
+    description |= {**figures, "operations": len(graph.graph.node), "seconds": round(time.monotonic() - start, 1)}
+    with common.written_then_renamed(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return path, description
+
+
+def print_unsupported(error):
+    """Say on stderr why a network does not compile: each operation, and the layers of the network it comes from."""
+    print(f"error: Qualcomm's compiler refuses the network: {error}", file=sys.stderr)
+    layers = {}
+    for operation, node in error.unsupported:
+        layers.setdefault(operation, []).append(layer_of(node))
+    for operation, names in sorted(layers.items()):
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        print(f"  {operation} of {', '.join(names[:6])}{more}", file=sys.stderr)
+    if layers:
+        print("  a limit of the compiler in this wheel, not a proof that AI Hub refuses them", file=sys.stderr)
+
+
+def layer_of(node):
+    """The module that a traced node comes from: "/model/features/features.5/branch3/branch3.0/MaxPool" is of
+    features.5.branch3.0. Another exporter's name stays as it is.
+    """
+    parts = [part for part in node.split("/") if part][:-1]
+    parts = [part for part, after in zip(parts, parts[1:] + [""]) if not after.startswith(f"{part}.")]
+    return ".".join(parts).removeprefix("model.") or node or "(no name)"
+
+
+def print_report(path, description):
+    """The table: what was made, for which chip, and how fast it should be there."""
+    d = description
+    float_note = " (fp16 on the chip)" if d["precision"] == "float" else ""
+    print(f"network   {d['made_from']}, {d['frames']} frames, {d['precision']}{float_note}")
+    device = f", {latency.DEVICE}" if d["soc"] == latency.DEVICE_SOC else ""
+    print(f"chip      {d['chip']} (SoC {d['soc']}{device}), Hexagon {d['hexagon']}")
+    print(f"binary    {path}, {d['bytes'] / 1e6:.1f} MB, QAIRT {d['qairt']}")
+    print(f"input     {aihub.describe(d['input'])}")
+    print(f"output    {aihub.describe(d['output'])}, {d['output_kind']}")
+    print(f"runs on   the Hexagon processor alone: {d['operations']} operations, one graph, nothing on the CPU")
+    if d["estimated_ms"]:
+        spill, fill = d["spill_bytes"] / 1e6, d["fill_bytes"] / 1e6
+        print(f"memory    {spill:.1f} MB spilled to it and {fill:.1f} MB filled from it a clip")
+        print(f"costs     {d['ops_without_cost']} of the operations have none that the compiler knows")
+    latency.print_latency(d, d["network"], d["precision"], d["frames"], d["soc"])
+
+
+def compile_one():
+    """Compile what the constants name, run clips in the emulator if asked to; returns the figures for the last line."""
+    found = find_source()
+    rows = calibration_rows(found)
+    compiler.install(qnn_dir)
+    key = key_of(found, rows)
+    deployed = functools.cache(lambda: sources.deployed_graph(found, calibration_clips(found, rows)))
+    done = compiled_before(found, key) or compile_and_save(found, key, *deployed())
+    print_report(*done)
+    path, description = done
+    kept = ("estimated_ms", "bytes", "ops_without_cost", "qairt", "precision", "network", "frames", "soc", "chip")
+    figures = {"binary": str(path)} | {name: description[name] for name in kept}
+    figures["gate"] = latency.verdict(description, found.precision)
+    return figures | (emulate(found, path, description, deployed) if num_clips else {})
+
+
+def emulate(found, path, description, deployed):
+    """Run num_clips of the manifest in the emulator, write OUTPUT_H5, compare; returns how the logits agree."""
+    import onnx
+
+    from qevd_r2plus1d.model import class_balanced
+
+    if found.frames == 0:
+        common.refuse(f"{found.made_from} takes {found.shape}, which is no RGB clip: there is nothing to emulate")
+    manifest = rows_of_manifest(found)
+    rows, read = class_balanced(manifest, num_clips), reader_of(found)
+    journal = emulator.Journal(OUTPUT_H5, description["sha256"])
+    graph = onnx.load(journal.graph) if journal.graph.exists() else deployed()[0]
+    if not journal.graph.exists():
+        with common.written_then_renamed(journal.graph) as temporary:
+            onnx.save(graph, temporary)
+    outputs = emulator.emulate(path, description, rows, read, journal, data_dir, qnn_dir, num_processes)
+    figures = emulator.compare(found, graph, description, rows, read, outputs)
+    emulator.write_h5(OUTPUT_H5, rows, aihub.as_logits(outputs, description["output"]), description, path.name)
+    journal.graph.unlink()
+    partial = " --allow-partial" if len(rows) < len(manifest) else ""
+    print(f"wrote {OUTPUT_H5}: {len(rows)} clips; next: python tools/evaluate.py --h5 {OUTPUT_H5} --manifest "
+          f"{Path(data_dir, 'manifest.jsonl')}{partial}")  # fmt: skip
+    return {"num_clips": len(rows), **figures}
+
+
+# --- many networks ----------------------------------------------------------------------------------------------------
+
+
+def compare_networks():
+    """Compile every network, number of frames and precision; one table, one picture. Returns (figures, exit code).
+
+    Each is noted in output_dir/latency.jsonl when it is done: a run that was killed goes on, and another network is
+    added in no time.
+    """
+    from tqdm import tqdm
+
+    accuracies = latency.read_results(results)
+    compiler.install(qnn_dir)
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    file = Path(output_dir, "latency.jsonl")
+    common_part = {"soc": soc, "num_classes": num_classes, "wheels": compiler.WHEELS}
+    wanted = [{"network": name, "frames": frames, "precision": of, **common_part}
+              for name in compare for frames in compare_frames for of in compare_precisions]  # fmt: skip
+    rows = [row for row in latency.read_rows(file) if {key: row[key] for key in wanted[0]} in wanted]
+    missing = [row for row in wanted if not any(row.items() <= other.items() for other in rows)]
+
+    def graphs():
+        for row in missing:
+            found = sources.untrained(row["network"], row["frames"], num_classes, row["precision"])
+            yield row, sources.deployed_graph(found, calibration_clips(found, []))[0]
+
+    number = common.num_workers(num_processes)
+    with tqdm(total=len(wanted), initial=len(rows), unit="network", desc="comparing") as bar:
+        for row, figures in compiler.compile_each(graphs(), soc, qnn_dir, number):
+            rows.append(row | figures)
+            latency.add_row(file, rows[-1])
+            bar.update()
+    return latency.summarise(rows, accuracies, Path(output_dir, "latency.png"))
+
+
+def main():
+    common.set_constants_from_flags(globals())
+    check_constants()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders go
+    try:
+        figures, code = compare_networks() if compare else (compile_one(), 0)
+    except compiler.CompilerError as e:
+        print_unsupported(e)
+        raise SystemExit(1) from None
+    except OSError as e:
+        common.refuse(f"cannot write {e.filename or output_dir} ({e.strerror}); mend this and start again")
+    print(json.dumps(figures))
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again, what was done is kept", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,250 @@
+"""What each kind of job does: compile, quantize, link, inference, profile."""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+import aihub
+
+from .records import EMULATED, JobFailedError, Tensor, full_qairt_version, pb, tensors_from_message, tensors_to_message
+from .sessions import binary_of, check_qairt_version, inputs_and_outputs, make_session, session_of, write_target
+from .surgery import (
+    dims_of,
+    expose_quantized_io,
+    fix_input_shapes,
+    load_as_onnx,
+    load_onnx,
+    move_channels_last,
+    rename_outputs,
+)
+
+PROFILE_RUNS = 5  # timed runs of a profile job, after one that is not timed
+
+
+def check_limits(hub, job):
+    """Raise JobFailedError if the hub stops, or the job runs longer than it may."""
+    if hub.stopping:
+        raise JobFailedError("the local hub was stopped")
+    seconds = time.time() - job.details.creation_time.seconds
+    if seconds > hub.max_job_seconds:
+        raise JobFailedError(f"the job ran for {seconds:.0f} s, the limit is {hub.max_job_seconds:,}")
+
+
+# --- compile, quantize and link jobs ----------------------------------------------------------------------------------
+
+
+def run_compile_job(hub, job):
+    """Source model -> ONNX with the inputs and outputs that the options ask for -> the target runtime's form."""
+    options = job.parsed_options
+    runtime = options.get("target_runtime", "tflite")
+    specs = tensors_from_message(job.details.tensor_type_list)
+    proto = load_as_onnx(hub.models[job.model_id], specs)
+    if any(not dims_of(value) or None in dims_of(value) for value in proto.graph.output):
+        import onnx
+
+        proto = onnx.shape_inference.infer_shapes(proto)
+    rename_outputs(proto.graph, options.get("output_names"))
+    if "quantize_io" in options:
+        expose_quantized_io(proto)
+    move_channels_last(proto.graph, options.get("force_channel_last_input"))
+    write_target(hub, job, runtime, proto.SerializeToString())
+    job.details.target_tensor_type_list.CopyFrom(hub.models[job.target_id].message.input_spec)
+    job.result.compile_job_result.compile_job_id = job.id
+    job.result.compile_job_result.compile_detail.tool_versions.extend(tool_versions(job, runtime))
+
+
+def tool_versions(job, runtime):
+    import onnx
+    import onnxruntime
+
+    versions = {"ONNX": onnx.__version__, "ONNX Runtime": onnxruntime.__version__}
+    if "qnn" in runtime:
+        versions["QAIRT"] = full_qairt_version(job.parsed_options["qairt_version"])
+    if runtime == "tflite":
+        versions["TensorFlow Lite"] = "emulated"
+    return [pb.ToolVersion(name=name, version=version) for name, version in versions.items()]
+
+
+def run_quantize_job(hub, job):
+    """Static QDQ quantization by onnxruntime with the uploaded calibration samples."""
+    bits = {pb.QUANTIZE_DTYPE_INT8: 8, pb.QUANTIZE_DTYPE_INT16: 16}
+    weights, activations = bits.get(job.details.weights_dtype), bits.get(job.details.activations_dtype)
+    if not weights or not activations:
+        raise JobFailedError("the local hub quantizes weights and activations to int8 or int16")
+    proto = load_onnx(hub.models[job.model_id].path)
+    fix_input_shapes(proto, [])
+    inputs, _ = inputs_and_outputs(make_session(proto.SerializeToString()))
+
+    def read_each(samples):
+        for i in range(samples.num_samples):
+            check_limits(hub, job)
+            job.num_samples += 1
+            yield samples.read(i)
+
+    with tempfile.TemporaryDirectory(dir=hub.folder) as folder, open_dataset(hub, job) as samples:
+        samples.check(inputs)
+        quantized = Path(folder, "quantized.onnx")
+        aihub.quantize_onnx(proto, quantized, read_each(samples), weights, activations)
+        write_target(hub, job, "onnx", quantized.read_bytes())
+    job.result.quantize_job_result.quantize_job_id = job.id
+
+
+def run_link_job(hub, job):
+    """DLC -> context binary: the same content under another head."""
+    if len(job.model_ids) > 1:
+        raise JobFailedError("the local hub links one model at a time")
+    source = hub.models[job.model_id]
+    if source.message.model_type != pb.MODEL_TYPE_QNN_DLC:
+        raise JobFailedError("only a QNN DLC can be linked")
+    head, content = binary_of(source)
+    check_qairt_version(head, job)
+    write_target(hub, job, "qnn_context_binary", content)
+    job.result.link_job_result.link_job_id = job.id
+
+
+# --- inference and profile jobs ---------------------------------------------------------------------------------------
+
+
+class Samples:
+    """The samples of a dataset's HDF5 file, read one at a time: {input name: array}.
+
+    by_size: take samples of another shape and the right size for raw memory, as a device may.
+    """
+
+    def __init__(self, path, by_size=False):
+        self.by_size = by_size
+        self.file = h5py.File(path, "r")
+        groups = sorted(self.file["data"].values(), key=lambda group: group.attrs.get("order", 0))
+        self.groups = {group.attrs["name"]: group for group in groups}
+        self.num_samples = int(groups[0].attrs["batch_count"]) if groups else 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def check(self, inputs):
+        """Raise JobFailedError unless every sample has exactly these inputs, in this order."""
+        names = [t.name for t in inputs]
+        if list(self.groups) != names:
+            raise JobFailedError(f"the dataset has the inputs {', '.join(self.groups)}, the model {', '.join(names)}")
+        for tensor in inputs:
+            group = self.groups[tensor.name]
+            if group.attrs["batch_count"] != self.num_samples:
+                raise JobFailedError("the dataset has not the same number of samples for every input")
+            for i in range(self.num_samples):
+                sample = group[f"batch_{i}"]
+                fits = sample.shape == tensor.shape or (self.by_size and sample.size == np.prod(tensor.shape))
+                if not fits or sample.dtype.name not in tensor.accepted_dtypes:
+                    given = Tensor(tensor.name, sample.shape, sample.dtype.name)
+                    raise JobFailedError(f"sample {i} of the dataset is {given}, the model expects {tensor}")
+
+    def read(self, i):
+        return {name: group[f"batch_{i}"][()] for name, group in self.groups.items()}
+
+
+def open_dataset(hub, job):
+    try:
+        return Samples(hub.datasets[job.dataset_id].path, hub.samples_by_size)
+    except (OSError, KeyError) as e:
+        raise JobFailedError(f"dataset {job.dataset_id} is not of AI Hub's layout: {e}") from e
+
+
+def run_inference_job(hub, job):
+    """Run the model on every sample, one at a time in memory, and write the outputs as a new dataset.
+
+    A quantised input takes stored or real (float32) values; outputs are then real, too, if an input was.
+    """
+    session = session_of(hub, job)
+    inputs, outputs = inputs_and_outputs(session)
+    job.details.tensor_type_list.CopyFrom(tensors_to_message(inputs))
+    result = job.result.inference_job_result
+    result.inference_job_id = job.id
+    dataset = hub.add_dataset(f"outputs of {job.id}")
+    path = hub.folder / f"{dataset.dataset_id}.h5"
+    microseconds = []
+    with open_dataset(hub, job) as samples, h5py.File(path, "w") as file:
+        samples.check(inputs)
+        groups = output_groups(file, outputs, samples.num_samples)
+        for i in range(samples.num_samples):
+            check_limits(hub, job)
+            sample = samples.read(i)
+            feeds = {t.name: t.quantize(sample[t.name].reshape(t.shape)) for t in inputs}
+            start = time.perf_counter()
+            arrays = session.run(None, feeds)
+            microseconds.append(round((time.perf_counter() - start) * 1e6))
+            if any(sample[name].dtype != feeds[name].dtype for name in feeds):
+                arrays = [t.dequantize(array) for t, array in zip(outputs, arrays)]
+            for group, array in zip(groups, arrays):
+                group.create_dataset(f"batch_{i}", data=array, compression="gzip")
+            job.num_samples += 1
+    hub.datasets[dataset.dataset_id].path = path
+    dataset.file_upload_complete = True
+    job.output_dataset_id = result.output_dataset_id = dataset.dataset_id
+    if job.profiling:
+        fill_in_profile(hub, job, microseconds)
+
+
+def output_groups(file, outputs, num_samples):
+    """Create a group per output as the client's reader wants it: data/<k> with name, order and batch_count."""
+    groups = []
+    for k, tensor in enumerate(outputs):
+        group = file.create_group(f"data/{k}")
+        group.attrs.update(name=tensor.name, order=k, batch_count=num_samples)
+        groups.append(group)
+    return groups
+
+
+def run_profile_job(hub, job):
+    """Time the model on random inputs."""
+    session = session_of(hub, job)
+    inputs, _ = inputs_and_outputs(session)
+    job.details.tensor_type_list.CopyFrom(tensors_to_message(inputs))
+    job.result.inference_job_result.inference_job_id = job.id
+    random = np.random.default_rng(0)
+    sample = {t.name: (random.random(t.shape) * (1 if t.dtype == "float32" else 255)).astype(t.dtype) for t in inputs}
+    microseconds = []
+    for _ in range(1 + PROFILE_RUNS):
+        start = time.perf_counter()
+        session.run(None, sample)
+        microseconds.append(round((time.perf_counter() - start) * 1e6))
+    fill_in_profile(hub, job, microseconds[1:])
+
+
+def peak_memory():
+    """Most memory that this process held, in bytes; 0 where the system does not say, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def fill_in_profile(hub, job, microseconds):
+    """Latency and memory as measured here; every layer is on the CPU."""
+    import onnx
+
+    detail = job.result.inference_job_result.detail
+    detail.major_version, detail.minor_version = 1, 2
+    detail.execution_time = int(np.median(microseconds))
+    detail.all_execution_times.extend(microseconds)
+    peak = peak_memory()
+    detail.after_execution_peak_memory = peak
+    detail.execution_memory.peak.lower = detail.execution_memory.peak.upper = peak
+    detail.execution_memory.increase.lower = detail.execution_memory.increase.upper = 0
+    model = hub.models[job.model_id]
+    proto = onnx.load_from_string(binary_of(model)[1])
+    for node in proto.graph.node:
+        layer = detail.layer_details.add(name=node.name or node.output[0], layer_type_name=node.op_type)
+        layer.compute_unit, layer.delegate_name = pb.COMPUTE_UNIT_CPU, f"onnxruntime, {EMULATED}"
+    runtime = {pb.MODEL_TYPE_ONNX: "onnx", pb.MODEL_TYPE_TFLITE: "tflite"}.get(model.message.model_type, "qnn")
+    if pb.MODEL_METADATA_KEY_QAIRT_SDK_VERSION in model.message.metadata.entries:
+        runtime = "qnn"
+    detail.tool_versions.extend(tool_versions(job, runtime))
+    job.details.execution_time = detail.execution_time

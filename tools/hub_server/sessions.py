@@ -1,0 +1,139 @@
+"""Compiled models: the files that jobs make of them, and the onnxruntime sessions that run them on the CPU."""
+
+import json
+import os
+import zipfile
+
+import numpy as np
+
+import aihub
+import onnx_graph
+
+from .records import EMULATED, JobFailedError, Tensor, full_qairt_version, pb, tensors_to_message
+from .surgery import load_onnx, unzipped
+
+NUM_THREADS = min(4, os.cpu_count())  # CPU threads of onnxruntime
+CACHED_SESSIONS = 2  # models kept loaded between inference jobs
+RUNTIMES = {
+    "onnx": pb.MODEL_TYPE_ONNX,
+    "precompiled_qnn_onnx": pb.MODEL_TYPE_ONNX,
+    "qnn_dlc": pb.MODEL_TYPE_QNN_DLC,
+    "qnn_context_binary": pb.MODEL_TYPE_QNN_CONTEXT_BINARY,
+    "tflite": pb.MODEL_TYPE_TFLITE,
+}
+EXTENSIONS = {
+    pb.MODEL_TYPE_ONNX: ".onnx",
+    pb.MODEL_TYPE_TORCH_EXPORTED_PROGRAM: ".pt2",
+    pb.MODEL_TYPE_QNN_DLC: ".dlc",
+    pb.MODEL_TYPE_QNN_CONTEXT_BINARY: ".bin",
+    pb.MODEL_TYPE_TFLITE: ".tflite",
+}
+
+
+def write_target(hub, job, runtime, content):
+    """Store ONNX bytes as the job's target model in the form of `runtime`, and describe its inputs and outputs."""
+    target = hub.models[job.target_id]
+    message = target.message
+    path = hub.folder / (job.target_id + EXTENSIONS[message.model_type])
+    inputs, outputs = inputs_and_outputs(make_session(content))
+    version = job.parsed_options.get("qairt_version", "")
+    head = {"runtime": runtime, "qairt_version": version if "qnn" in runtime else ""}
+    head |= {"inputs": [vars(t) for t in inputs], "outputs": [vars(t) for t in outputs]}
+    binary = aihub.HUB_TAG + json.dumps(head).encode() + b"\n" + content
+    if runtime == "onnx":
+        write_zip(path, {"model.onnx": content})
+    elif runtime == "precompiled_qnn_onnx":
+        write_zip(path, {"model.onnx": onnx_around_binary(inputs, outputs, "model.bin"), "model.bin": binary})
+    else:
+        path.write_bytes(binary)
+    message.input_spec.CopyFrom(tensors_to_message(inputs))
+    message.output_spec.CopyFrom(tensors_to_message(outputs))
+    if "qnn" in runtime:
+        message.metadata.entries[pb.MODEL_METADATA_KEY_QAIRT_SDK_VERSION] = full_qairt_version(version)
+    message.file_upload_complete = True
+    target.path = path
+    job.details.target_model.CopyFrom(message)
+
+
+def write_zip(path, files):
+    """The form in which the service hands out ONNX models: a zip with one folder <model>.onnx."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"model.onnx/{name}", content)
+
+
+def onnx_around_binary(inputs, outputs, binary_name):
+    """An ONNX model of one node that refers to a context binary beside it, as onnxruntime's QNN provider wants it."""
+    from onnx import helper
+
+    values = [
+        [helper.make_tensor_value_info(t.name, helper.np_dtype_to_tensor_dtype(np.dtype(t.dtype)), t.shape) for t in ts]
+        for ts in (inputs, outputs)
+    ]
+    names = [[t.name for t in ts] for ts in (inputs, outputs)]
+    node = helper.make_node("EPContext", *names, domain="com.microsoft", embed_mode=0, ep_cache_context=binary_name,
+                            notes=EMULATED)
+    graph = helper.make_graph([node], "emulated", *values)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets).SerializeToString()
+
+
+def binary_of(model):
+    """(what its first lines say, its ONNX bytes) of a compiled model. Raises JobFailedError if it was not made here."""
+    with unzipped(model.path) as path:
+        found = aihub.read_hub_binary(path)
+    if found is None and model.message.model_type == pb.MODEL_TYPE_ONNX:
+        found = {"runtime": "onnx"}, load_onnx(model.path).SerializeToString()
+    if found is None:
+        kind = pb.ModelType.Name(model.message.model_type).removeprefix("MODEL_TYPE_")
+        raise JobFailedError(
+            f"this {kind} was not made by the local hub: it runs on a Qualcomm device, or in Qualcomm's emulator "
+            f"(tools/compile_offline.py --num-clips)"
+        )
+    return found
+
+
+def check_qairt_version(head, job):
+    """Raise JobFailedError if a job runs another version of QAIRT than the one that made a binary."""
+    made_with, runs = head.get("qairt_version"), job.parsed_options["qairt_version"]
+    if made_with and made_with != runs:
+        raise JobFailedError(
+            f"QNN_VERSION_MISMATCH: the binary was made with QAIRT {made_with}, the job runs {runs}; --qairt_version "
+            f"{made_with} names it"
+        )
+
+
+def make_session(content):
+    """An onnxruntime session on the CPU. Raises JobFailedError if the bytes are no model that it can run."""
+    try:
+        return onnx_graph.cpu_session(content, NUM_THREADS)
+    except Exception as e:
+        raise JobFailedError(f"onnxruntime cannot run the model: {e}") from e
+
+
+def session_of(hub, job):
+    """The session of a job's model, kept for the next job on it. Raises JobFailedError."""
+    head, session = hub.sessions.pop(job.model_id, None) or (None, None)
+    if session is None:
+        head, content = binary_of(hub.models[job.model_id])
+        session = make_session(content)
+    hub.sessions[job.model_id] = head, session
+    while len(hub.sessions) > CACHED_SESSIONS:
+        del hub.sessions[next(iter(hub.sessions))]
+    if head["runtime"] != "qnn_dlc":  # any version loads one
+        check_qairt_version(head, job)
+    return session
+
+
+def inputs_and_outputs(session):
+    """The inputs and the outputs of a session as two lists of Tensor; scales as expose_quantized_io noted them."""
+    dtypes = {"float": "float32", "double": "float64"}  # where onnxruntime's name is another than numpy's
+    quantizers = json.loads(session.get_modelmeta().custom_metadata_map.get("quantizers", "{}"))
+    lists = []
+    for arguments in (session.get_inputs(), session.get_outputs()):
+        lists.append([])
+        for argument in arguments:
+            dtype = argument.type.removeprefix("tensor(").removesuffix(")")
+            quantizer = quantizers.get(argument.name, (None, None))
+            lists[-1].append(Tensor(argument.name, tuple(argument.shape), dtypes.get(dtype, dtype), *quantizer))
+    return lists

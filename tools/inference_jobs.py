@@ -1,0 +1,287 @@
+"""Clips through a model at AI Hub, for run_inference.py: datasets written and uploaded, one clip first, then chunks.
+
+Definitions only, no constant that a user edits.
+"""
+
+import collections
+import tempfile
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import aihub
+import common
+
+
+class Patience:
+    """`patiently(what, call, …)` is `call(…)`, tried again while AI Hub does not answer or asks to slow down.
+
+    Waits `retry_seconds`, doubled each time up to five minutes; all is forgotten at the next answer. Raises
+    aihub.JobFailedError after `patience_seconds` of it. What AI Hub refuses is raised at once.
+    """
+
+    def __init__(self, retry_seconds, patience_seconds):
+        self.retry_seconds, self.patience_seconds = retry_seconds, patience_seconds
+
+    def __call__(self, what, call, *arguments, **keywords):
+        from tqdm import tqdm
+
+        since, seconds = time.monotonic(), self.retry_seconds
+        while True:
+            try:
+                return call(*arguments, **keywords)
+            except aihub.hub_errors() as e:
+                if not aihub.is_passing(e):
+                    raise
+                reason = f"{what}: AI Hub: {aihub.sentence_of(e)}"
+            left = since + self.patience_seconds - time.monotonic()
+            if left <= 0:
+                raise aihub.JobFailedError(f"{reason} It was tried again for {self.patience_seconds / 3600:.2g} h")
+            tqdm.write(f"{reason} Next try in {min(seconds, left):.0f} s")
+            time.sleep(min(seconds, left))
+            seconds = min(2 * seconds, 300)
+
+
+def write_dataset(path, data_path, clips, digests, tensor):
+    """Write clips to an HDF5 file as the client would, in the form that the model takes; returns `path`.
+
+    A few clips are in memory at a time, compressed in several threads. Exits with code 2 if one has changed meanwhile.
+    """
+    import h5py
+    import numpy as np
+
+    def compressed(clip):
+        values = np.load(Path(data_path, clip))
+        if aihub.clip_digest(values) != digests[clip]:
+            common.refuse(f"the clip {clip} has changed since this run began; run the same command again")
+        array = aihub.as_model_input(values.astype(np.float32), tensor)
+        return array.shape, array.dtype, zlib.compress(array.tobytes(), 1)
+
+    at_once = 2 * common.num_workers()
+    with ThreadPool(common.num_workers()) as pool, h5py.File(path, "w") as file:
+        group = file.create_group("data/0")
+        for start in range(0, len(clips), at_once):
+            some = pool.map(compressed, clips[start : start + at_once], chunksize=1)
+            for i, (shape, dtype, content) in enumerate(some, start):
+                batch = group.create_dataset(f"batch_{i}", shape, dtype, chunks=shape, compression="gzip")
+                batch.id.write_direct_chunk((0,) * len(shape), content)  # h5py would compress in one thread
+        group.attrs.update({"name": tensor["name"], "order": 0, "batch_count": len(clips)})
+    return path
+
+
+def logits_of(job, status, num_clips, tensor, patiently):
+    """What a finished job brought, float32 (num_clips, num_classes). Raises aihub.JobFailedError unless that is all."""
+    import numpy as np
+    from qai_hub.client import UserError
+
+    if not status.success:
+        raise aihub.JobFailedError(f"the inference job failed: {status.message or 'no reason given'}; see {job.url}")
+    try:
+        outputs = patiently(job.url, job.download_output_data)
+    except UserError as e:  # they expire, too
+        raise aihub.JobFailedError(f"the inference job's outputs cannot be had: {e}; see {job.url}") from None
+    if not outputs:
+        raise aihub.JobFailedError(f"the inference job succeeded but brought no outputs; see {job.url}")
+    arrays = outputs.get(tensor["name"]) or next(iter(outputs.values()))
+    sizes = {array.size for array in arrays}
+    wanted = {int(np.prod(tensor["shape"]))} if tensor["shape"] else sizes
+    if len(arrays) != num_clips or sizes != wanted or len(sizes) != 1:
+        raise aihub.JobFailedError(
+            f"the inference job brought {len(arrays)} outputs of {sorted(sizes)} values for {num_clips} clips, "
+            f"{num_clips} of {sorted(wanted)} were expected; see {job.url}"
+        )
+    try:
+        return np.concatenate([aihub.as_logits(array, tensor).reshape(1, -1) for array in arrays])
+    except ValueError as e:
+        raise aihub.JobFailedError(f"{e}; see {job.url}") from None
+
+
+def still_there(get, identifier, patiently):
+    """What `get` of the hub returns for an id of an earlier run, or None: no id, unknown to this hub, or expired."""
+    from qai_hub.client import UserError
+
+    if not identifier:
+        return None
+    try:
+        found = patiently(identifier, get, identifier)
+    except UserError:
+        found = None
+    if found is None or getattr(found, "is_expired", bool)():
+        print(f"AI Hub no longer has {identifier} of an earlier run, bringing it there again")
+        return None
+    return found
+
+
+class Inference:
+    """One model at AI Hub on one device, and the clips under `data_path` that shall go through it.
+
+    io: what the model takes and gives, as aihub.io_of has it. digests: {clip: aihub.clip_digest of it}. state: what
+    survives a crash. options: of every inference job. name: what jobs are called at AI Hub.
+    """
+
+    def __init__(self, hub, model, device, io, data_path, digests, state, patiently, options, name):
+        self.hub, self.model, self.device, self.io = hub, model, device, io
+        self.data_path, self.digests, self.state = data_path, digests, state
+        self.patiently, self.options, self.name = patiently, options, name
+
+    def write(self, path, clips):
+        return write_dataset(path, self.data_path, clips, self.digests, self.io["input"])
+
+    def upload(self, path, what):
+        return self.patiently(what, self.hub.upload_dataset, str(path), name=what)
+
+    def submit(self, dataset, what):
+        # the client's own wait for a service that asks to slow down, of 10 minutes, is left to `patiently`
+        return self.patiently(what, self.hub.submit_inference_job, self.model, self.device, dataset, profile=False,
+                              options=self.options, name=f"{self.name} {what}", retry=False)  # fmt: skip
+
+    # --- one clip -----------------------------------------------------------------------------------------------------
+
+    def probe(self, clip, expected=None, layout_known=True):
+        """Send one clip and check what comes back: what is wrong ends here, after one small job.
+
+        expected: its logits, float32 (num_classes,), or None. layout_known: False if `io` is but a guess; it is
+        corrected by what the job tells. Raises aihub.JobFailedError; exits with code 2 if nothing tells the layout.
+        """
+        with tempfile.TemporaryDirectory(prefix="upload-", dir=self.state.folder) as folder:
+            dataset = self.upload(self.write(Path(folder, "probe.h5"), [clip]), "probe")
+        job = self.submit(dataset, "probe")
+        print(f"probe     1 clip, {job.url}", flush=True)
+        seconds = 0.2
+        while not (status := self.patiently(job.url, job.get_status)).finished:
+            time.sleep(seconds)
+            seconds = min(10, 1.5 * seconds)
+        told = self.patiently(job.url, self.hub.get_job, job.job_id).shapes  # of some models known only now
+        if told and self.contradicted(told):
+            if layout_known:
+                raise aihub.JobFailedError(
+                    f"the device says that the model takes {told}, its description {aihub.describe(self.io['input'])}; "
+                    f"export the model again; see {job.url}"
+                )
+            ((name, (shape, dtype)),) = told.items()
+            self.io["input"] |= {"name": name, "shape": tuple(shape), "dtype": dtype}
+            print(f"the probe says that the model takes {aihub.describe(self.io['input'])}; it is sent so")
+            return self.probe(clip, expected)
+        if not told and not layout_known:
+            common.refuse(
+                "nothing says in which layout the model takes its clips, and AI Hub does not tell either; set LAYOUT "
+                "to NCTHW or NTHWC, or keep the .json that example_export.py writes beside a model"
+            )
+        self.check_logits(clip, logits_of(job, status, 1, self.io["output"], self.patiently)[0], expected, job.url)
+
+    def contradicted(self, told):
+        """Whether a job's {name: (shape, dtype)} differ from what is known of the model's input; sizes and order."""
+        tensor = self.io["input"]
+        return {name: tuple(shape) for name, (shape, _) in told.items()} != {tensor["name"]: tuple(tensor["shape"])}
+
+    @staticmethod
+    def check_logits(clip, logits, expected, url):
+        import numpy as np
+
+        if not np.isfinite(logits).all():
+            raise aihub.JobFailedError(f"the model gives logits that are no numbers for {clip}; see {url}")
+        if expected is None:
+            return
+        if len(logits) != len(expected):
+            raise aihub.JobFailedError(f"the model gives {len(logits)} logits instead of {len(expected)}; see {url}")
+        largest = float(np.abs(expected).max())
+        difference = float(np.abs(logits - expected).max())
+        print(f"probe     its logits, at most {largest:.3g}, differ by {difference:.2g} from what they should be")
+        if difference > 0.5 * largest:
+            raise aihub.JobFailedError(
+                f"the logits of {clip} are not those of the model that was exported (they differ by {difference:.2g}, "
+                f"the largest is {largest:.3g}); export it again; see {url}"
+            )
+
+    # --- chunks -------------------------------------------------------------------------------------------------------
+
+    def run(self, chunks, in_flight, attempts, retry_seconds):
+        """Bring every chunk's logits into the state, `in_flight` at a time; returns {chunk number: why not}.
+
+        A chunk whose job fails is tried `attempts` times, then left out; if none has succeeded by then, the run ends:
+        raises aihub.JobFailedError, as for a service that stays away. A dataset is written while another is uploaded.
+        """
+        from tqdm import tqdm
+
+        waiting = collections.deque(chunk for chunk in chunks if not self.state.has_logits(chunk.key))
+        running, tries, failed, seconds = {}, collections.Counter(), {}, 0.2
+        num_clips = sum(len(chunk.clips) for chunk in chunks)
+        arrived = num_clips - sum(len(chunk.clips) for chunk in waiting)
+        with (
+            tempfile.TemporaryDirectory(prefix="upload-", dir=self.state.folder) as folder,
+            ThreadPoolExecutor(1) as writer,
+            tqdm(total=num_clips, initial=arrived, unit="clip", desc="inference") as bar,
+        ):
+            written = Written(self, folder, writer)
+            while waiting or running:
+                while waiting and len(running) < in_flight:
+                    chunk = waiting.popleft()
+                    running[chunk.number] = chunk, self.start(chunk, waiting, written)
+                    seconds = 0.2
+                for chunk, job in list(running.values()):
+                    status = self.patiently(f"chunk {chunk.number}, {job.url}", job.get_status)
+                    if not status.finished:
+                        continue
+                    del running[chunk.number]
+                    try:
+                        logits = logits_of(job, status, len(chunk.clips), self.io["output"], self.patiently)
+                        self.state.save_logits(chunk.key, logits)
+                        bar.update(len(chunk.clips))
+                        continue
+                    except aihub.JobFailedError as e:
+                        reason = str(e)
+                    self.state.update(chunk.key, job="")
+                    tries[chunk.key] += 1
+                    if tries[chunk.key] < attempts:
+                        bar.write(f"chunk {chunk.number}: {reason}; try {tries[chunk.key] + 1} of {attempts}")
+                        waiting.appendleft(chunk)  # before others are uploaded to fail alike
+                        time.sleep(retry_seconds)
+                    elif bar.n == 0:
+                        raise aihub.JobFailedError(f"chunk {chunk.number} failed {attempts} times, none has succeeded: "
+                                                   f"{reason}")  # fmt: skip
+                    else:
+                        failed[chunk.number] = reason
+                if running:
+                    time.sleep(seconds)
+                    seconds = min(10, 1.5 * seconds)
+        return failed
+
+    def start(self, chunk, waiting, written):
+        """The inference job of a chunk: submitted by an earlier run and known to the hub, or submitted now."""
+        from tqdm import tqdm
+
+        known = self.state.read(chunk.key)
+        if job := still_there(self.hub.get_job, known.get("job"), self.patiently):
+            return job
+        what = f"chunk {chunk.number}"
+        dataset = still_there(self.hub.get_dataset, known.get("dataset"), self.patiently)
+        if not dataset:
+            path = written.take(chunk)
+            if waiting and not self.state.read(waiting[0].key).get("dataset"):
+                written.begin(waiting[0])
+            dataset = self.upload(path, what)
+            path.unlink()
+            self.state.update(chunk.key, dataset=dataset.dataset_id)
+        job = self.submit(dataset, what)
+        self.state.update(chunk.key, job=job.job_id)
+        tqdm.write(f"{what}: {len(chunk.clips):,} clips, {job.url}")
+        return job
+
+
+class Written:
+    """Datasets written in a thread ahead of their upload: at most one, beside the one that is uploaded."""
+
+    def __init__(self, inference, folder, writer):
+        self.inference, self.folder, self.writer, self.futures = inference, folder, writer, {}
+
+    def begin(self, chunk):
+        if chunk.key not in self.futures:
+            path = Path(self.folder, f"{chunk.number}.h5")
+            self.futures[chunk.key] = self.writer.submit(self.inference.write, path, chunk.clips)
+
+    def take(self, chunk):
+        """The path of a chunk's dataset, written by now."""
+        self.begin(chunk)
+        return self.futures.pop(chunk.key).result()

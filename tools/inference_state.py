@@ -1,0 +1,163 @@
+"""What run_inference.py keeps on disk: the state of a run, by chunk, and the logits that it writes.
+
+OUTPUT_H5.state/examined.json       {clip: [size, time, digest, shape, type]} of clips that were found good
+OUTPUT_H5.state/<model>.json        the model at AI Hub, what it takes and gives, whether one clip went through it
+OUTPUT_H5.state/<chunk>.json        AI Hub's ids of a chunk's dataset and job
+OUTPUT_H5.state/<chunk>.npy         a chunk's logits, float32 (clips, classes), once they arrived
+
+Files are named by a hash of what they depend on, so runs of several models and sets of clips share the folder.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import common
+
+
+class Chunk(NamedTuple):
+    """Clips that travel as one dataset."""
+
+    number: int  # counted in the manifest's order
+    key: str  # of all that decides its logits
+    clips: list  # paths relative to data_path
+
+
+def key_of(*parts):
+    """A hash of values that JSON can hold, 32 hex digits."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+class State:
+    """The folder OUTPUT_H5.state. Exits with code 2 and one sentence if it cannot be written."""
+
+    def __init__(self, output_h5):
+        self.folder = Path(f"{output_h5}.state")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for upload in self.folder.glob("upload-*"):  # of a run that was killed; there is no other, see only_run
+                shutil.rmtree(upload)
+            for leftover in self.folder.parent.glob(f".{Path(output_h5).name}.*.tmp"):
+                leftover.unlink()
+        except OSError as e:
+            common.refuse(f"cannot write {self.folder.absolute()}: {e.strerror}")
+
+    def read(self, name):
+        """The content of <name>.json, or {} if it is not there or damaged."""
+        try:
+            return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def update(self, name, **values):
+        """Write <name>.json with these values changed."""
+        with common.written_then_renamed(self.folder / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(self.read(name) | values), encoding="utf-8")
+
+    def has_logits(self, key):
+        return (self.folder / f"{key}.npy").exists()
+
+    def logits(self, key):
+        """Float32 (clips, classes) of a chunk that has arrived."""
+        import numpy as np
+
+        return np.load(self.folder / f"{key}.npy")
+
+    def save_logits(self, key, logits):
+        import numpy as np
+
+        with common.written_then_renamed(self.folder / f"{key}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, logits)
+
+    def remove(self, names):
+        """Delete what was kept under these names, and the folder unless it keeps something of other runs."""
+        for name in names:
+            for suffix in (".json", ".npy"):
+                (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
+        others = [path for path in self.folder.iterdir() if path.name != "examined.json"]
+        if others:
+            print(f"{self.folder} still keeps {len(others)} files for another model, other clips or another hub")
+        else:
+            shutil.rmtree(self.folder)
+
+
+def read_result(path):
+    """What an earlier run wrote to `path`: {clips, chunks [(key, number of clips)], attributes}; {} if nothing usable.
+
+    `chunks` is [] where another program, or a version before chunks had keys, wrote it.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            chunks = [line.decode().split() for line in file["chunks"]] if "chunks" in file else []
+            clips = [clip.decode() for clip in file["tensor_paths"]] if "tensor_paths" in file else []
+            return {
+                "number": len(file["data/0"]),
+                "clips": clips,
+                "chunks": [(key, int(number)) for key, number in chunks],
+                "attributes": dict(file.attrs),
+            }
+    except (OSError, KeyError, ValueError):
+        return {}
+
+
+def logits_of_row(path, row):
+    """Float32 (classes,) of the clip that `tensor_paths[row]` names."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return file[f"data/0/batch_{row}"][0]
+
+
+def take_over(path, result, chunks, state):
+    """Copy what an earlier result has of these chunks into the state, so that it is not run again."""
+    import h5py
+    import numpy as np
+
+    keys, row = {chunk.key for chunk in chunks}, 0
+    if keys.isdisjoint(key for key, _ in result.get("chunks", [])):
+        return
+    jobs = json.loads(result["attributes"]["job_ids"])
+    with h5py.File(path, "r") as file:
+        for (key, number), job in zip(result["chunks"], jobs):
+            if key in keys:
+                rows = range(row, row + number)
+                state.save_logits(key, np.concatenate([file[f"data/0/batch_{i}"][()] for i in rows]))
+                state.update(key, job=job)
+            row += number
+
+
+def write_result(path, chunks, state, output_name, attributes):
+    """Write OUTPUT_H5: AI Hub's data/0/batch_<i>, `tensor_paths`, `chunks`, and attributes; (clips, classes) of it."""
+    import h5py
+
+    clips = [clip for chunk in chunks for clip in chunk.clips]
+    with common.written_then_renamed(path) as temporary, h5py.File(temporary, "w") as file:
+        group, i = file.create_group("data/0"), 0
+        for chunk in chunks:
+            for row in state.logits(chunk.key):
+                group.create_dataset(f"batch_{i}", data=row[None])  # 368 bytes: gzip would make it 3 KB
+                i += 1
+        group.attrs.update({"name": output_name, "order": 0, "batch_count": i})
+        text = h5py.string_dtype()
+        file.create_dataset("tensor_paths", data=clips, dtype=text)
+        file.create_dataset("chunks", data=[f"{chunk.key} {len(chunk.clips)}" for chunk in chunks], dtype=text)
+        file.attrs.update(attributes)
+    return i, len(row)
+
+
+def keep_aside(path, result, chunks, model_sha256):
+    """Rename an earlier result that this run's would lose: of another model, or with clips that this run has not."""
+    clips = {clip for chunk in chunks for clip in chunk.clips}
+    same_model = result["attributes"].get("model_sha256") == model_sha256
+    if same_model and clips.issuperset(result["clips"]):
+        return
+    what = "more clips" if same_model else "another model"
+    number = 1
+    while (aside := path.with_name(f"{path.stem}-before-{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(aside)
+    print(f"{path} held a result of {what}; it is now {aside}")

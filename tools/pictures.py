@@ -1,0 +1,161 @@
+"""Pictures of predictions, drawn with Pillow: the frames of a clip with the five best classes, and a timeline.
+
+Definitions only. The font is matplotlib's DejaVu Sans, which every installation of it brings along.
+"""
+
+import functools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+import common
+
+INK, GREY, PAPER, BLUE, PALER, PALE = "#1d2733", "#5a6675", "#ffffff", "#2a6fb0", "#8fb4d6", "#e8ecf1"
+# eight hues that differ in lightness too, after Okabe and Ito 2008, "Color Universal Design", then paler ones
+COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6bb1", "#b8a000",
+           "#7f7f7f", "#99c9e5", "#f5cf80", "#80cfb9", "#eaae80", "#e5bcd3", "#abdaf4", "#c5b5d8"]  # fmt: skip
+
+
+@functools.cache
+def font(size):
+    import matplotlib
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
+
+
+def shortened(text, size, width):
+    """The text, with its middle left out if it is wider than `width` pixels."""
+    text = "".join(c if c.isprintable() else "?" for c in str(text))
+    if font(size).getlength(text) <= width:
+        return text
+    kept = len(text)
+    while kept > 2 and font(size).getlength(f"{text[: kept // 2]}…{text[len(text) - kept // 2 :]}") > width:
+        kept -= 2
+    return f"{text[: kept // 2]}…{text[len(text) - kept // 2 :]}"
+
+
+def about_rotation(degrees):
+    """Words for a video that players turn, by degrees clockwise."""
+    return f"; players turn it by {degrees}° clockwise, the official preprocessing does not" if degrees else ""
+
+
+def save(image, path):
+    with common.written_then_renamed(path) as temporary:
+        image.save(temporary, format="png")
+
+
+def images_of(pixels, side):
+    """A clip float (3, T, H, W) in [0, 1] as T images of `side` x `side` pixels."""
+    frames = (pixels.transpose(1, 2, 3, 0) * 255).round().clip(0, 255).astype(np.uint8)
+    return [Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC) for frame in frames]
+
+
+def draw_clip(path, video, clip, five, model):
+    """Draw the frames that the model saw, in their crop, each with its time, and bars of the best classes.
+
+    clip: a predict.Clip. five: [(class, probability)]. model: what the classifier is, for the bottom line.
+    """
+    columns, side, gap, margin = 8, 160, 8, 32
+    rows = -(-len(clip.times) // columns)
+    width = 2 * margin + columns * (side + gap) - gap
+    top, row_height = 76, side + 34
+    height = top + rows * row_height + 16 + 38 * len(five) + 56
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((margin, 22), shortened(video, 26, width - 2 * margin - 480), INK, font(26))
+    about = f"{clip.num_frames / clip.fps:.1f} s, {clip.fps:.3g} fps, {len(clip.times)} frames"
+    about += f", players turn it by {clip.rotation}°" if clip.rotation else ""
+    draw.text((width - margin, 30), about, GREY, font(17), anchor="ra")
+    for i, (frame, time) in enumerate(zip(images_of(clip.pixels, side), clip.times)):
+        x, y = margin + i % columns * (side + gap), top + i // columns * row_height
+        image.paste(frame, (x, y))
+        draw.text((x + side / 2, y + side + 5), f"{time:.2f} s", GREY, font(15), anchor="ma")
+    draw_bars(draw, margin, top + rows * row_height + 16, width - 2 * margin, five)
+    draw.text((margin, height - 34), shortened(model, 15, width - 2 * margin), GREY, font(15))
+    save(image, path)
+
+
+def draw_bars(draw, x, y, width, five):
+    """Bars of probabilities, 38 pixels a class, with the name on the left and percent on the right."""
+    names = min(480, max(font(20).getlength(name) for name, _ in five)) + 18
+    longest = width - names - 90
+    for i, (name, p) in enumerate(five):
+        line = y + 38 * i
+        draw.text((x + names - 18, line + 14), shortened(name, 20, 480), INK, font(20), anchor="rm")
+        draw.rounded_rectangle((x + names, line, x + names + longest, line + 28), 5, PALE)
+        if p * longest >= 1:
+            end = x + names + p * longest
+            draw.rounded_rectangle((x + names, line, end, line + 28), min(5, p * longest / 2), PALER if i else BLUE)
+        draw.text((x + width, line + 14), f"{100 * p:.1f} %", INK, font(20), anchor="rm")
+
+
+def colours_of(segments):
+    """{label: colour} in the order in which labels come; what cannot be read is pale."""
+    labels = list(dict.fromkeys(segment.label for segment in segments if segment.label))
+    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)} | {"": "#d5dae1"}
+
+
+def draw_strip(segment, colours, width, height):
+    """The strip below a frame of the annotated copy: the label in white on dark, a square of its colour before it."""
+    image = Image.new("RGB", (width, height), INK)
+    draw, size = ImageDraw.Draw(image), max(10, round(height * 0.52))
+    square = height - 2 * (height // 4)
+    draw.rectangle((height // 4, height // 4, height // 4 + square, height // 4 + square), colours[segment.label])
+    percent = f"{100 * segment.probability:.0f} %" if segment.label else ""
+    left, right = height // 2 + square, width - height // 4
+    draw.text((right, height / 2), percent, "#c3ccd6", font(size), anchor="rm")
+    room = right - left - font(size).getlength(percent) - height // 4
+    label = shortened(segment.label or "cannot be read", size, room)
+    draw.text((left, height / 2), label, "white", font(size), anchor="lm")
+    return image
+
+
+def draw_timeline(path, about, edges, moments, segments, shown, classes):
+    """Draw a recording: some frames, the coloured strip of its labels, and the probability of each over time.
+
+    about: two lines of text. edges: s (S + 1,). moments: float (S, num_classes), NaN where nothing could be read.
+    segments: timeline.Segments. shown: [(s, float32 (3, 1, 112, 112))].
+    """
+    colours, duration = colours_of(segments), float(edges[-1])
+    seconds = Counter()
+    for segment in segments:
+        seconds[segment.label] += segment.end - segment.start
+    longest = {label for label, _ in seconds.most_common(13)}
+    labels = [label for label in colours if label in longest - {""}][:12]
+    margin, names, width = 32, 330, 1400
+    left, right, top = margin + names, width - margin, 112
+    side = (right - left) // max(1, len(shown)) - 6
+    strip = top + side + 14
+    height = strip + 64 + 44 + 58 * len(labels) + 24
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+
+    def x_of(s):
+        return left + (right - left) * min(1.0, s / duration)
+
+    draw.text((margin, 22), shortened(about[0], 26, width - 2 * margin), INK, font(26))
+    draw.text((margin, 60), shortened(about[1], 17, width - 2 * margin), GREY, font(17))
+    for i, (_, pixels) in enumerate(shown):
+        image.paste(images_of(np.nan_to_num(pixels, nan=0.85), side)[0], (left + i * (side + 6), top))
+    for segment in segments:
+        draw.rectangle((x_of(segment.start), strip, x_of(segment.end), strip + 44), colours[segment.label])
+    for s in ticks_of(duration):
+        draw.line((x_of(s), strip + 44, x_of(s), strip + 52), GREY)
+        draw.text((x_of(s), strip + 56), f"{s // 60}:{s % 60:02d}", GREY, font(15), anchor="ma")
+    for i, label in enumerate(labels):
+        y = strip + 108 + 58 * i
+        draw.rectangle((margin, y + 14, margin + 18, y + 32), colours[label])
+        draw.text((margin + 28, y + 23), shortened(label, 18, names - 44), INK, font(18), anchor="lm")
+        draw.rectangle((left, y, right, y + 46), PALE)
+        for s, p in enumerate(moments[:, classes.index(label)]):
+            if p * 46 >= 1:  # not for NaN
+                draw.rectangle((x_of(edges[s]), y + 46 - 46 * p, x_of(edges[s + 1]) - 1, y + 46), colours[label])
+    save(image, path)
+
+
+def ticks_of(duration):
+    """Whole seconds to write under a time axis, 12 at most."""
+    step = next((s for s in (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800) if duration / s <= 12), 3600)
+    return range(0, int(duration) + 1, step)

@@ -1,0 +1,419 @@
+"""Split a folder of your own videos into train and val: no video, and no group, is ever on both sides or changes side.
+
+Reads   SOURCE/<class>/<video>, also in folders below <class>
+Writes  DEST/{train,val}/<class>/<video>, links or copies (MODE); DEST/split.csv, the side of each video, for good;
+        CLASS_MAP, {class: index}; a class that comes later gets the next index
+
+    $ python tools/split_videos.py
+    $ python tools/split_videos.py --groups 'person(\\d+)'     # all videos of a person go to one side
+
+The side is decided once, by a hash of the group's name or, without a group, of the content, and read from split.csv
+ever after: add, delete, rename or relabel videos in SOURCE and run it again. Copies of one video stay together. What
+check_videos.py repaired in DEST stays as long as the source is the same, what it took away stays away. The copy of a
+video that is deleted in SOURCE stays; its link goes. A new VAL_SHARE counts for new videos; GROUPS that join videos of
+both sides are refused.
+
+Exit codes: 0 all videos are in place, 1 some cannot be read or placed (listed), 2 wrong usage, full disk.
+"""
+
+import csv
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+import common
+import sides
+
+# ----------------------------------------------------------------------------------------------------------------------
+SOURCE = "./my_videos"  # folder of class folders: SOURCE/<class>/<video>
+DEST = "./my_dataset"  # gets train/<class>/ and val/<class>/
+CLASS_MAP = "./my_class_map.json"  # {class: index}, written, later extended; train.py's --class-map
+VAL_SHARE = 0.2  # share of the groups of a class that go to val, between 0 and 1
+GROUPS = ""  # what stays together: a regular expression whose match in <class>/<video> names the group, or a .csv file
+MODE = "symlink"  # symlink (no space, needs SOURCE to stay), hardlink (same file system, no space) or copy
+# ----------------------------------------------------------------------------------------------------------------------
+
+MODES = ("symlink", "hardlink", "copy")
+SIDES = ("train", "val")
+OUTCOMES = ("placed", "already there", "kept as repaired", "taken out before")
+COLUMNS = ["video", "side", "group", "fingerprint", "size", "mtime_ns"]  # of split.csv
+PIECE = 1 << 16  # bytes
+STOPPING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EXDEV, errno.EPERM)  # every video would meet them
+
+
+@dataclass(slots=True)
+class Video:
+    """A video of SOURCE, or a row of split.csv. `size` and `mtime_ns` of a row are the source's when it was placed."""
+
+    video: str  # path below SOURCE, with "/"
+    side: str = ""
+    group: str = ""  # "": none
+    fingerprint: str = ""
+    size: int = 0  # bytes; 0 in a row: not placed yet
+    mtime_ns: int = 0
+
+    @property
+    def label(self):
+        return self.video.split("/")[0].replace(" ", "_")
+
+    @property
+    def target(self):
+        """Where it goes; folders below the class become part of the name, which training wants directly there."""
+        return os.path.join(DEST, self.side, self.label, "__".join(self.video.split("/")[1:]))
+
+    @property
+    def source(self):
+        return os.path.join(SOURCE, self.video)
+
+    @property
+    def keys(self):
+        """What holds videos together: equal content, equal group."""
+        return [("content", self.fingerprint)] + [("group", self.group)] * bool(self.group)
+
+    @property
+    def decision(self):
+        return self.video, self.fingerprint, self.group
+
+
+# --- what is there ----------------------------------------------------------------------------------------------------
+
+
+def check_settings():
+    """Exit with code 2 and one sentence for settings that cannot be meant."""
+    if MODE not in MODES:
+        common.refuse(f"MODE is {MODE!r}; it must be one of {', '.join(MODES)}")
+    if not 0 < VAL_SHARE < 1:
+        common.refuse(f"VAL_SHARE is {VAL_SHARE:g}; it must lie between 0 and 1, say 0.2")
+    if not os.path.isdir(SOURCE):
+        common.refuse(f"there is no folder SOURCE = {SOURCE}; it must hold <class>/<video>")
+    source, dest = Path(SOURCE).resolve(), Path(DEST).resolve()
+    if source.is_relative_to(dest) or dest.is_relative_to(source):
+        common.refuse(f"SOURCE {SOURCE} and DEST {DEST} lie within one another; name a DEST elsewhere")
+    held = [side for side in SIDES if os.path.isdir(Path(DEST, side)) and os.listdir(Path(DEST, side))]
+    if held and not Path(DEST, "split.csv").exists():
+        common.refuse(f"{DEST} holds {' and '.join(held)} but no split.csv that says how it was split; name a new DEST")
+
+
+def find_videos():
+    """All videos at SOURCE/<class>/…/<video>. Returns ([Video], {path below SOURCE: why it is none}).
+
+    Says by name which folders are no classes. Exits with code 2 if none is one, if SOURCE is split already, or if two
+    classes would get one name.
+    """
+    found, labels, taken = common.find_videos(SOURCE), {}, {}
+    for video in map(Video, sorted(found.videos + [path for path in found.misplaced if "/" in path])):
+        other = taken.setdefault(video.target.lower(), video)  # on Windows and macOS, A.mp4 is a.mp4
+        if other is not video:
+            found.failures[video.video] = f"it would lie where {other.video} does; rename one of the two"
+        folder = video.video.split("/")[0]
+        if labels.setdefault(video.label, folder) != folder:
+            common.refuse(f"{labels[video.label]!r} and {folder!r} in {SOURCE} would be one class; rename one of them")
+    classes = common.class_folders(SOURCE)
+    for folder in sorted(entry.name for entry in os.scandir(SOURCE) if entry.is_dir()):
+        if folder not in labels.values() and folder not in {path.split("/")[0] for path in found.failures}:
+            print(f"left out: {folder}/, {'no video in it' if folder in classes else 'not a folder of yours'}")
+    others = [f"{number:,} x {ending or 'no ending'}" for ending, number in found.other_endings.most_common()]
+    others += [f"{path}, which lies in no class" for path in found.misplaced if "/" not in path]
+    if others:
+        print(f"left out: {', '.join(others)}")
+    if not taken:
+        common.refuse(f"no video lies at {SOURCE}/<class>/<video>, which SOURCE must hold")
+    if labels.keys() <= {"train", "val", "test"}:
+        common.refuse(f"{SOURCE} is split into {', '.join(labels)} already; SOURCE must hold class folders")
+    return list(taken.values()), found.failures
+
+
+def read_split():
+    """All rows of DEST/split.csv, those of former contents and groups too: [Video]. Exits with code 2 if damaged."""
+    path = Path(DEST, "split.csv")
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [Video(**row) for row in csv.DictReader(file)]
+        for row in rows:
+            row.size, row.mtime_ns = int(row.size), int(row.mtime_ns)
+            if row.side not in SIDES:
+                raise ValueError(f"{row.side!r} is no side")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, csv.Error) as e:
+        common.refuse(f"{path} is damaged ({e}); it keeps the sides apart: restore it, or start with a new DEST")
+    return rows
+
+
+def placed_of(rows):
+    """{video: row} of the rows that say what lies in DEST."""
+    return {row.video: row for row in rows if row.size}
+
+
+def write_split(rows, placed):
+    """Write split.csv: the decisions of `rows`, and what lies in DEST, `placed`, as {name: Video}."""
+    table = {row.decision: replace(row, size=0, mtime_ns=0) for row in rows}
+    table |= {row.decision: row for row in placed.values()}
+    with (
+        common.written_then_renamed(Path(DEST, "split.csv")) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([getattr(row, column) for column in COLUMNS] for _, row in sorted(table.items()))
+
+
+def look_at(video, row):
+    """Fill in size, mtime and fingerprint of a video, the last from its row if it has not changed; why not, or ""."""
+    try:
+        status = os.stat(video.source)
+        video.size, video.mtime_ns = status.st_size, status.st_mtime_ns
+        if not video.size or not stat.S_ISREG(status.st_mode):
+            return "it is empty" if stat.S_ISREG(status.st_mode) else "it is no file"
+        if row and (row.size, row.mtime_ns) == (video.size, video.mtime_ns):
+            video.fingerprint = row.fingerprint
+            return ""
+        # start, middle and end: whole files would take hours, and no two recordings agree in these and the size
+        digest = hashlib.sha256(str(video.size).encode())
+        with open(video.source, "rb") as file:
+            for start in (0, video.size // 2, max(0, video.size - PIECE)):
+                file.seek(start)
+                digest.update(file.read(PIECE))
+    except OSError as e:
+        return e.strerror
+    video.fingerprint = digest.hexdigest()[:32]
+    return ""
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def set_groups(videos):
+    """Give each video its group by GROUPS, and say which have none. Exits with code 2 where GROUPS cannot be used."""
+    if not GROUPS:
+        return
+    group_of = groups_by_table() if GROUPS.lower().endswith(".csv") else groups_by_pattern()
+    for video in videos:
+        video.group = group_of(video.video)
+    alone = [video.video for video in videos if not video.group]
+    if len(alone) == len(videos):
+        common.refuse(f"GROUPS = {GROUPS!r} finds a group for none of {len(videos):,} videos, as {videos[0].video}")
+    if alone:
+        print(f"{len(alone):,} videos are in no group, each is one of its own: {common.shortened(alone)}")
+    print(f"{len({video.group for video in videos} - {''}):,} groups of {len(videos) - len(alone):,} videos")
+
+
+def groups_by_pattern():
+    """A function that gives a video its group by the regular expression GROUPS: what its brackets match, or all."""
+    try:
+        pattern = re.compile(GROUPS)
+    except re.error as e:
+        common.refuse(f"GROUPS = {GROUPS!r} is no regular expression ({e})")
+
+    def group_of(video):
+        found = pattern.search(video)
+        return "/".join(part or "" for part in found.groups() or [found[0]]) if found else ""
+
+    return group_of
+
+
+def groups_by_table():
+    """A function that gives a video its group by the file GROUPS, with columns video (path or file name) and group."""
+    groups = {}
+    try:
+        with open(GROUPS, newline="", encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file):
+                video, group = row["video"].strip().replace("\\", "/"), row["group"].strip()
+                if groups.setdefault(video, group) != group:
+                    common.refuse(f"{GROUPS} puts {video} into {groups[video]!r} and {group!r}; join the two groups")
+    except OSError as e:
+        common.refuse(f"cannot read GROUPS = {GROUPS}: {e.strerror}")
+    except (ValueError, KeyError, AttributeError, csv.Error) as e:
+        common.refuse(f"{GROUPS} is no table with the columns video and group ({e!r})")
+    return lambda video: groups.get(video) or groups.get(video.rpartition("/")[2], "")
+
+
+# --- placing ----------------------------------------------------------------------------------------------------------
+
+
+def is_current(video):
+    """Whether the target looks as placing the video would leave it."""
+    there = os.lstat(video.target)
+    if MODE == "symlink":
+        return stat.S_ISLNK(there.st_mode) and os.path.realpath(video.target) == os.path.realpath(video.source)
+    if MODE == "hardlink":
+        return os.path.samestat(there, os.stat(video.source))
+    return stat.S_ISREG(there.st_mode) and is_copy(there, video)
+
+
+def is_copy(there, video):
+    """Whether a file has the size and time of a video, or of a row's when it was placed; FAT keeps times to 2 s."""
+    return there.st_size == video.size and abs(there.st_mtime_ns - video.mtime_ns) <= 2e9
+
+
+def outcome_of(video, row):
+    """What is to happen to a video, one of OUTCOMES. `row` is its row of split.csv or an empty one."""
+    same = row.fingerprint in ("", video.fingerprint)
+    if not os.path.lexists(video.target):
+        return "taken out before" if row.size and same and row.target == video.target else "placed"
+    if same and is_current(video):
+        return "already there"
+    unchanged = os.path.islink(video.target) or is_copy(os.lstat(video.target), row)
+    return "placed" if unchanged or not same else "kept as repaired"
+
+
+def place(video):
+    """Put a video at its target, which is whole or as before at every moment."""
+    os.makedirs(os.path.dirname(video.target), exist_ok=True)
+    with common.written_then_renamed(video.target) as temporary:
+        source = os.path.realpath(video.source)
+        if MODE == "symlink":
+            os.symlink(source, temporary)
+        elif MODE == "hardlink":
+            os.link(source, temporary)
+        else:
+            shutil.copy2(source, temporary)
+
+
+def follow_renames(videos, placed):
+    """Rename copies and repaired files with their videos, and take away what stands for a video no more."""
+    wanted, names = {video.target for video in videos}, {video.video for video in videos}
+    renamed = {video.fingerprint: video for video in videos if video.video not in placed}
+    for row in [row for row in placed.values() if row.target not in wanted]:
+        video, is_link = renamed.pop(row.fingerprint, None), os.path.islink(row.target)
+        if not video and not is_link and row.video not in names and os.path.exists(row.target):
+            continue  # perhaps it is the last copy that there is
+        del placed[row.video]
+        if video and not is_link:
+            placed[video.video] = replace(video, size=row.size, mtime_ns=row.mtime_ns)
+            if os.path.exists(row.target) and not os.path.lexists(video.target):
+                os.makedirs(os.path.dirname(video.target), exist_ok=True)
+                os.replace(row.target, video.target)
+        Path(row.target).unlink(missing_ok=True)
+
+
+def place_all(videos, rows, failed):
+    """Place what is missing and write split.csv, before and after. Returns a Counter of OUTCOMES.
+
+    Exits with code 2 and one sentence if the disk is full or links cannot be made; what is placed stays.
+    """
+    for leftover in Path(DEST).glob("*/*/.*.tmp"):  # of a run that was killed
+        leftover.unlink()
+    placed, done, todo, rows = placed_of(rows), Counter(), [], rows + videos
+    follow_renames(videos, placed)
+    for video in videos:
+        outcome = outcome_of(video, placed.get(video.video) or Video(video.video))
+        done[outcome] += 1
+        if outcome == "placed":
+            todo.append(video)
+        else:
+            placed[video.video] = video
+    needed, free = sum(video.size for video in todo), shutil.disk_usage(DEST).free
+    if MODE == "copy" and needed > free:
+        common.refuse(f"{needed / 1e9:,.1f} GB are needed and the disk of {DEST} has {free / 1e9:,.1f} GB free")
+    write_split(rows, placed)  # before the first link: a run that is killed must not decide anew
+    try:
+        for video in tqdm(todo, MODE, unit="video", disable=None):
+            try:
+                place(video)
+                placed[video.video] = video
+            except OSError as e:
+                if e.errno in STOPPING_ERRORS or getattr(e, "winerror", 0) == 1314:  # Windows: no right to make links
+                    common.refuse(f"stopped: {e}; what is placed stays; mend this, or use another MODE than {MODE}")
+                failed[video.video] = f"it could not be placed: {e.strerror}"
+                done["placed"] -= 1
+    finally:
+        write_split(rows, placed)
+    if gone := len(placed.keys() - {video.video for video in videos}):
+        print(f"{gone:,} copies in {DEST} stay though their videos are gone from {SOURCE}")
+    return done
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def write_class_map(labels, first_run):
+    """Write CLASS_MAP, old classes with their indices, new ones behind them; returns {class: index}.
+
+    Exits with code 2 if there is a map on the first run that lacks one of the classes: it is someone else's.
+    """
+    known = common.load_class_map(CLASS_MAP) if os.path.exists(CLASS_MAP) else {}
+    new = sorted(labels - known.keys())
+    if new and known and first_run:
+        common.refuse(f"{CLASS_MAP} is there already and lacks {common.shortened(new)}; name another CLASS_MAP")
+    if new:
+        known |= {label: index for index, label in enumerate(new, len(known))}
+        Path(CLASS_MAP).absolute().parent.mkdir(parents=True, exist_ok=True)
+        with common.written_then_renamed(CLASS_MAP) as temporary:
+            temporary.write_text(json.dumps(known, indent=4) + "\n", encoding="utf-8")
+    return known
+
+
+def report(videos, class_map, done, failed):
+    """Print the videos of each class and side, what a class lacks, what was done, and what failed."""
+    counts = {side: Counter(video.label for video in videos if video.side == side) for side in SIDES}
+    width = max(5, *map(len, class_map))
+    print(f"\n{'class':{width}}  {'train':>9}{'val':>9}")
+    for label in filter(lambda label: counts["train"][label] + counts["val"][label], class_map):
+        print(f"{label:{width}}  {counts['train'][label]:>9,}{counts['val'][label]:>9,}")
+    train, val = counts["train"].total(), counts["val"].total()
+    print(f"{'all':{width}}  {train:>9,}{val:>9,}   {val / (train + val):.1%} val\n")
+    for side, other, rest in (("train", "val", "it cannot be learned"), ("val", "train", "it is not judged")):
+        if lacking := [label for label in class_map if counts[other][label] and not counts[side][label]]:
+            print(f"no {side} video, so {rest}: {common.shortened(lacking)}; add videos of another group and run again")
+    labels = defaultdict(set)
+    for video in videos:
+        labels[video.fingerprint].add(video.label)
+    if copies := len(videos) - len(labels):
+        print(f"{copies:,} videos are copies of others and share their side")
+    if wrong := [" and ".join(sorted(names)) for names in labels.values() if len(names) > 1]:
+        print(f"{len(wrong):,} videos lie in two classes, one of which is wrong: {common.shortened(sorted(wrong))}")
+    if done["taken out before"]:
+        print("what was taken out of DEST stays out; set its size in split.csv to 0 to have it back")
+    for video, why in sorted(failed.items()):
+        print(f"failed: {os.path.join(SOURCE, video)}: {why}")
+    total = sum(done[outcome] for outcome in OUTCOMES) + len(failed)
+    parts = [f"{outcome} {done[outcome]:,}" for outcome in OUTCOMES if done[outcome] or outcome == "placed"]
+    print(f"found {total:,} = {' + '.join(parts)} + failed {len(failed):,}")
+
+
+def main():
+    common.set_constants_from_flags(globals())
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no terminal can show
+    check_settings()
+    rows = read_split()
+    videos, failed = find_videos()
+    placed = placed_of(rows)
+    with ThreadPoolExecutor(8) as pool:  # it is the disk, or the network, that they wait for
+        looks = pool.map(lambda video: look_at(video, placed.get(video.video)), videos)
+        reasons = list(tqdm(looks, "reading", len(videos), unit="video", disable=None))
+    failed |= {video.video: why for video, why in zip(videos, reasons) if why}
+    videos = [video for video, why in zip(videos, reasons) if not why]
+    if not videos:
+        common.refuse(f"none of the {len(failed):,} videos in {SOURCE} can be read: {next(iter(failed.values()))}")
+    set_groups(videos)
+    known = {("name", name): row.side for name, row in placed.items()}
+    sides.set_sides(videos, known | {key: row.side for row in rows for key in row.keys}, VAL_SHARE)
+    try:
+        class_map = write_class_map({video.label for video in videos}, first_run=not rows)
+        os.makedirs(DEST, exist_ok=True)
+        done = place_all(videos, rows, failed)
+    except OSError as e:
+        common.refuse(f"{e.filename or DEST} cannot be written ({e.strerror}); mend this and start again")
+    report(videos, class_map, done, failed)
+    print(f"next: python references/video_classification/train.py --data-path {DEST} --class-map {CLASS_MAP}")
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
