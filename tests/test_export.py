@@ -265,27 +265,27 @@ QAIRT_FLAGS = tuple(f"--{job}-options=--qairt_version=default" for job in ("comp
 
 def test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow(tmp_path, run_script, checkpoint):
     """2 clips of each class of another folder than the scored one. The hub offers no QAIRT that the package knows: one
-    sentence names the flags, and they work. The quantised binary agrees with torch and runs on uint8."""
+    sentence names the flags, and they work. The model is saved before a profile job fails, and runs on uint8."""
     paths = write_clips(tmp_path / "clips", 5, frames=4, size=112, labels=CLASSES)
     training = write_clips(tmp_path / "calibration_tensors", 15, frames=4, size=112, labels=CLASSES)
     by_content = {np.load(tmp_path / "calibration_tensors" / path).tobytes(): path.split("/")[0] for path in training}
     with FaultyHub(qairt_versions=["2.54", "2.52"]) as hub:
         hub.write_client_ini(tmp_path / "client.ini")
         environment = audited(tmp_path) | {"QAIHUB_CLIENT_INI": tmp_path / "client.ini"}
-        flags = ("--checkpoint", checkpoint, "--data-dir", "clips", "--precision", "w8a8", "--do-inferencing")
+        hub.faults.append(Fault("profile", fail=True, message="the device caught fire"))
+        flags = ("--checkpoint", checkpoint, "--data-dir", "clips", "--precision", "w8a8", "--do-profiling")
         flags += ("--num-calibration-samples", 10, "--zip-assets")
         refused = run_script(SCRIPT, *flags, code=2, **environment).stderr.splitlines()[-1]
         assert "2.54, 2.52" in refused and refused.endswith(" ".join(QAIRT_FLAGS)) and not hub.jobs
-        result = run_script(SCRIPT, *flags, *QAIRT_FLAGS, **environment)
+        result = run_script(SCRIPT, *flags, *QAIRT_FLAGS, code=1, **environment)
+        assert "caught fire" in result.stderr and "Traceback" not in result.stderr
         kinds = [job.kind for job in hub.jobs.values()]
-        assert kinds == ["compile", "quantize", "compile", "link", "inference"]
+        assert kinds == ["compile", "quantize", "compile", "link", "profile"]
         quantize_job = list(hub.jobs.values())[1]
         with h5py.File(hub.datasets[quantize_job.dataset_id].path) as file:
             labels = collections.Counter(by_content[clip[()].tobytes()] for clip in file["data/0"].values())
         assert labels == dict.fromkeys(CLASSES, 2), f"calibration is not class-balanced: {labels}"
         assert "calibrating with 10 clips of 5 classes from ./calibration_tensors\n" in result.stdout
-        psnr = float(result.stdout.split("PSNR ")[1].split(" dB")[0])
-        assert psnr > 20, f"w8a8 differs too much from torch: {psnr} dB"
         (bundle,) = (tmp_path / "export_assets").glob("qevd_r2plus1d-*")
         assert bundle.suffix == ".zip" and zipfile.is_zipfile(bundle)
 
@@ -304,23 +304,16 @@ def test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow(tmp_path, r
     assert set((tmp_path / "hosts").read_text().split()) == {"127.0.0.1"}
 
 
-def test_onnx_is_saved_before_a_failing_profile_and_runs_as_printed(tmp_path, hub, run_script, checkpoint):
-    """Exit code 1 for the profile job; the model and the next command are there, and it works."""
-    paths = write_clips(tmp_path / "clips", 2, frames=4, size=112, labels=CLASSES)
-    hub.faults.append(Fault("profile", fail=True, message="the device caught fire"))
-    environment = {"QAIHUB_CLIENT_INI": tmp_path / "client.ini", "OMP_NUM_THREADS": 2}
-    flags = ("--checkpoint", checkpoint, "--data-dir", "", "--target-runtime", "onnx", "--do-profiling")
-    result = run_script(SCRIPT, *flags, code=1, **environment)
-    assert "caught fire" in result.stderr and "Traceback" not in result.stderr
-    (command,) = (line for line in result.stdout.splitlines() if line.startswith("next: "))
-    flags = command.partition("run_inference.py ")[2].split()
-    assert flags == ["--dlc-path", "export_assets/resnet_2plus1d.onnx"]
-    run_script("tools/run_inference.py", *flags, "--data-path", "clips", **environment)
-    logits, written = read_h5(tmp_path / "dataset-export.h5")
-    model = Model.from_pretrained(str(checkpoint))
-    expected = np.concatenate([model(torch.from_numpy(np.load(tmp_path / "clips" / path))).numpy() for path in paths])
-    assert written == paths
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
+@pytest.mark.parametrize(("path", "folder", "emulated", "flags"), [
+    ("export_assets/resnet_2plus1d.bin", "./preprocessed_tensors", False, ""),
+    ("export_assets/resnet_2plus1d.onnx", "", False, " --dlc-path export_assets/resnet_2plus1d.onnx"),
+    ("a b/resnet_2plus1d.bin", "x", True, " --dlc-path 'a b/resnet_2plus1d.bin' --data-path x"),
+])  # fmt: skip
+def test_the_next_command_has_the_flags_that_are_no_defaults(capsys, monkeypatch, path, folder, emulated, flags):
+    monkeypatch.setattr(example_export, "data_dir", folder)
+    example_export.print_next(Path(path), emulated)
+    hub = "python tools/local_hub.py " if emulated else ""
+    assert capsys.readouterr().out == f"next: {hub}python tools/run_inference.py{flags}\n"
 
 
 def test_every_runtime_of_the_package_but_those_for_language_and_speech():

@@ -84,7 +84,8 @@ class State:
 
 
 def read_result(path):
-    """What an earlier run wrote to `path`: {clips, chunks [(key, number of clips)], attributes}; {} if nothing usable.
+    """What an earlier run wrote to `path`: {number of clips, clips, chunks [(key, number of clips)], attributes,
+    examined}; {} if nothing usable.
 
     `chunks` is [] where another program, or a version before chunks had keys, wrote it.
     """
@@ -99,6 +100,7 @@ def read_result(path):
                 "clips": clips,
                 "chunks": [(key, int(number)) for key, number in chunks],
                 "attributes": dict(file.attrs),
+                "examined": json.loads(file["examined"][()].tobytes()) if "examined" in file else {},
             }
     except (OSError, KeyError, ValueError):
         return {}
@@ -131,8 +133,12 @@ def take_over(path, result, chunks, state):
 
 
 def write_result(path, chunks, state, output_name, attributes):
-    """Write OUTPUT_H5: AI Hub's data/0/batch_<i>, `tensor_paths`, `chunks`, and attributes; (clips, classes) of it."""
+    """Write OUTPUT_H5: AI Hub's data/0/batch_<i>, `tensor_paths`, and for the next run `chunks` and `examined`.
+
+    Returns (clips, classes).
+    """
     import h5py
+    import numpy as np
 
     clips = [clip for chunk in chunks for clip in chunk.clips]
     with common.written_then_renamed(path) as temporary, h5py.File(temporary, "w") as file:
@@ -145,6 +151,8 @@ def write_result(path, chunks, state, output_name, attributes):
         text = h5py.string_dtype()
         file.create_dataset("tensor_paths", data=clips, dtype=text)
         file.create_dataset("chunks", data=[f"{chunk.key} {len(chunk.clips)}" for chunk in chunks], dtype=text)
+        examined = np.frombuffer(json.dumps(state.read("examined")).encode(), np.uint8)
+        file.create_dataset("examined", data=examined, compression="gzip")
         file.attrs.update(attributes)
     return i, len(row)
 

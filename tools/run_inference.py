@@ -20,6 +20,7 @@ import json
 import shutil
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import aihub
 import common
@@ -117,17 +118,23 @@ def only_run():
 # --- what the model takes ---------------------------------------------------------------------------------------------
 
 
-def read_model(path):
-    """(ONNX model to compile or None, hash of the content, description as far as it is known) of the model at `path`.
+class Source(NamedTuple):
+    """The model to run, as it lies on disk."""
 
-    The description has "input" and "output" as aihub.io_of has them, and what example_export.py wrote beside the model.
-    """
+    path: Path
+    onnx_model: Any  # an onnx.ModelProto that is compiled first, or None
+    sha256: str  # of the content, weights in another file included
+    described: dict  # "input" and "output" as aihub.io_of has them, and more that example_export.py writes beside it
+
+
+def read_model(path):
     if DLC_PATH:
         sha256 = common.sha256_of(path)
-        return None, sha256, read_description(path, sha256)
+        return Source(path, None, sha256, read_description(path, sha256))
     onnx_model, specs = aihub.load_onnx(path, (BATCH, C, T, H, W))
     ((name, (shape, _)),) = specs.items()
-    return onnx_model, hashlib.sha256(onnx_model.SerializeToString()).hexdigest(), float_io(name, shape)
+    sha256 = hashlib.sha256(onnx_model.SerializeToString()).hexdigest()
+    return Source(path, onnx_model, sha256, float_io(name, shape))
 
 
 def read_description(path, sha256):
@@ -191,33 +198,34 @@ def read_clip(clip):
     return aihub.clip_digest(values), values.shape, str(values.dtype)
 
 
-def examine(clips, state):
+def examine(clips, known, state):
     """Read every clip: ({clip: (digest, shape, type)}, {clip: why it is left out}), in the clips' order.
 
-    Clips that an earlier run found good, and whose size and time have not changed, are not read again.
+    known: {clip: [size, time, digest, shape, type]} of an earlier run; these are not read again unless size or time
+    have changed.
     """
     from tqdm import tqdm
 
-    known, good, bad = state.read("examined"), {}, {}
+    known, good, bad = known | state.read("examined"), {}, {}
 
     def examine_one(clip):
         path = Path(data_path, clip)
         try:
             stat = path.stat()
-            name, seen = str(path.absolute()), [stat.st_size, stat.st_mtime_ns]
-            return name, known[name] if known.get(name, [])[:2] == seen else [*seen, *read_clip(clip)]
+            seen = [stat.st_size, stat.st_mtime_ns]
+            return known[clip] if known.get(clip, [])[:2] == seen else [*seen, *read_clip(clip)]
         except (OSError, ValueError, EOFError) as e:
-            return None, str(e)
+            return str(e)
 
     found = {}
     with ThreadPool(common.num_workers()) as pool, tqdm(total=len(clips), unit="clip", desc="reading") as bar:
-        for clip, (name, result) in zip(clips, pool.imap(examine_one, clips, chunksize=8)):
+        for clip, result in zip(clips, pool.imap(examine_one, clips, chunksize=8)):
             bar.update()
-            if name:
-                found[name] = result
-                good[clip] = (result[2], tuple(result[3]), result[4])
-            else:
+            if isinstance(result, str):
                 bad[clip] = result
+            else:
+                found[clip] = result
+                good[clip] = (result[2], tuple(result[3]), result[4])
     state.update("examined", **found)
     if not good:
         common.refuse(f"none of the {len(clips):,} clips in {data_path} can be used: {next(iter(bad.values()))}")
@@ -260,44 +268,45 @@ def make_chunks(clips, good, io, attributes):
 # --- AI Hub -----------------------------------------------------------------------------------------------------------
 
 
-def known_io(described, onnx_model, record, result, sha256):
+def known_io(source, record, result):
     """What the model takes and gives as far as it is known without AI Hub, or None."""
-    if "input" in described and not onnx_model:
-        return {key: described[key] for key in ("input", "output")}
+    if "input" in source.described and not source.onnx_model:
+        return {key: source.described[key] for key in ("input", "output")}
     if record.get("io"):
         return record["io"]
     earlier = result["attributes"] if result else {}
-    io = json.loads(earlier["io"]) if "io" in earlier and earlier["model_sha256"] == sha256 else None
+    io = json.loads(earlier["io"]) if "io" in earlier and earlier["model_sha256"] == source.sha256 else None
     return io if io and wanted_layout() in ("", aihub.layout_of(io["input"]["shape"])) else None
 
 
-def model_on_hub(hub, path, onnx_model, described, device, record, patiently):
+def model_on_hub(hub, source, device, record, patiently):
     """The hub's model, and its description by the hub or None: of an earlier run, of the jobs that made it, or new."""
     if model := still_there(hub.get_model, record.get("model"), patiently):
         return model, aihub.io_of(model)
-    if onnx_model:
-        specs = {described["input"]["name"]: (described["input"]["shape"], "float32")}
-        return aihub.compile_onnx(hub, onnx_model, specs, device)
-    if model := aihub.target_model_of(hub, described):
-        print(f"{path} was made by {described.get('link_job') or described['compile_job']}: it is not uploaded again")
+    if source.onnx_model:
+        tensor = source.described["input"]
+        return aihub.compile_onnx(hub, source.onnx_model, {tensor["name"]: (tensor["shape"], "float32")}, device)
+    if model := aihub.target_model_of(hub, source.described):
+        job = source.described.get("link_job") or source.described["compile_job"]
+        print(f"{source.path} was made by {job}: it is not uploaded again")
     else:
-        print(f"uploading {path}")
-        model = patiently(str(path), hub.upload_model, str(path))
+        print(f"uploading {source.path}")
+        model = patiently(str(source.path), hub.upload_model, str(source.path))
     return model, aihub.io_of(hub.get_model(model.model_id))
 
 
-def expected_logits(described, good, result, model_sha256):
+def expected_logits(source, good, result):
     """(clip, its logits) to compare one clip's with: torch's, of the export, or an earlier run's; (None, None) without.
 
     The logits of an earlier run count only if the same model gave them.
     """
     import numpy as np
 
-    exported = described.get("probe") or {}
+    exported = source.described.get("probe") or {}
     for clip, (digest, *_) in good.items():
         if digest == exported.get("digest"):
             return clip, np.float32(exported["logits"])
-    if result and result["attributes"].get("model_sha256") == model_sha256:
+    if result and result["attributes"].get("model_sha256") == source.sha256:
         for row, clip in enumerate(result["clips"]):
             if clip in good:
                 return clip, logits_of_row(OUTPUT_H5, row)
@@ -322,31 +331,31 @@ def main():
         common.refuse(f"LAYOUT is {LAYOUT!r}, possible are NCTHW, NTHWC and, for what the model says, nothing")
     path, clips = model_file(), find_clips()
     with only_run(), aihub.hub_errors_in_one_sentence():
-        run(path, clips)
+        run(read_model(path), clips)
 
 
-def run(path, clips):
-    onnx_model, sha256, described = read_model(path)
+def run(source, clips):
+    """All that is done while the lock on OUTPUT_H5 is held."""
+    described = source.described
     if "input" in described:
         check_io(described)
-    state = State(OUTPUT_H5)
-    good, bad = examine(clips, state)
-    if "input" in described:
-        check_fit(good, described["input"])
     hub = aihub.connect_to_hub()
     device = aihub.find_device(hub, DEVICE_NAME)
+    state, result = State(OUTPUT_H5), read_result(OUTPUT_H5)
+    good, bad = examine(clips, result.get("examined", {}), state)
+    if "input" in described:
+        check_fit(good, described["input"])
     attributes = {
-        "model": path.name,
-        "model_sha256": sha256,
+        "model": source.path.name,
+        "model_sha256": source.sha256,
         "device": DEVICE_NAME + (" (emulated on a CPU)" if aihub.is_emulated(device) else ""),
     }
     if "output_kind" in described:
         attributes["output_kind"] = described["output_kind"]
     if described.get("classes"):
         attributes["classes"] = json.dumps(described["classes"])
-    model_key = key_of(sha256, attributes["device"], wanted_layout())
-    result = read_result(OUTPUT_H5)
-    io = known_io(described, onnx_model, state.read(model_key), result, sha256)
+    model_key = key_of(source.sha256, attributes["device"], wanted_layout())
+    io = known_io(source, state.read(model_key), result)
     chunks, failed = [], {}
     if io:
         chunks = make_chunks(clips, good, io, attributes)
@@ -355,41 +364,45 @@ def run(path, clips):
             print(f"{OUTPUT_H5} is complete for this model and these clips; delete it to run them again")
             return
         take_over(OUTPUT_H5, result, chunks, state)
-    attributes["model_path"] = str(path.resolve())  # evaluate.py looks whether it still holds this model
+    attributes["model_path"] = str(source.path.resolve())  # evaluate.py looks whether it still holds this model
     if not chunks or not all(state.has_logits(chunk.key) for chunk in chunks):
-        io, chunks, failed = infer(hub, device, path, onnx_model, described, io, clips, good, result, attributes, state)
+        inference = prepare(hub, device, source, io, good, result, attributes, state, model_key)
+        io, chunks = inference.io, make_chunks(clips, good, inference.io, attributes)
+        failed = infer(inference, chunks, state)
     finish(chunks, failed, bad, io, result, attributes, state, model_key)
 
 
-def infer(hub, device, path, onnx_model, described, io, clips, good, result, attributes, state):
-    """Bring the chunks' logits into the state; returns (what the model takes, chunks, {chunk number: why not})."""
-    patiently, sha256 = Patience(RETRY_SECONDS, PATIENCE_SECONDS), attributes["model_sha256"]
-    model_key = key_of(sha256, attributes["device"], wanted_layout())
-    record = state.read(model_key)
-    model, hub_io = model_on_hub(hub, path, onnx_model, described, device, record, patiently)
+def prepare(hub, device, source, io, good, result, attributes, state, model_key):
+    """Bring the model to AI Hub and one clip through it, unless an earlier run has; returns its Inference."""
+    patiently, record = Patience(RETRY_SECONDS, PATIENCE_SECONDS), state.read(model_key)
+    model, hub_io = model_on_hub(hub, source, device, record, patiently)
     state.update(model_key, model=model.model_id)
-    io = io or hub_io or ({key: described[key] for key in ("input", "output")} if onnx_model else None)
+    io = io or hub_io or (source.described if source.onnx_model else None)
     layout_known = bool(io or wanted_layout())
     io = io or from_constants(wanted_layout())
     check_io(io)
     check_fit(good, io["input"])
-    print(f"model     {path} on {attributes['device']}")
+    print(f"model     {source.path} on {attributes['device']}")
     print(f"input     {aihub.describe(io['input'])}{'' if layout_known else ', a guess'}")
+    qairt_version = source.described.get("qairt_version") or aihub.qairt_version_of(model)
     inference = Inference(
         hub, model, device, io, data_path, {clip: digest for clip, (digest, *_) in good.items()}, state, patiently,
-        aihub.job_options(described.get("qairt_version") or aihub.qairt_version_of(model), INFERENCE_OPTIONS),
-        Path(OUTPUT_H5).stem,
+        aihub.job_options(qairt_version, INFERENCE_OPTIONS), Path(OUTPUT_H5).stem,
     )  # fmt: skip
-    chunks = make_chunks(clips, good, io, attributes)
     if not record.get("io") and len(good) > 1:
-        clip, expected = expected_logits(described, good, result, sha256)
+        clip, expected = expected_logits(source, good, result)
         inference.probe(clip or next(iter(good)), expected, layout_known)
         state.update(model_key, io=io)
-        chunks = make_chunks(clips, good, io, attributes)
-    check_space(state.folder, chunks, io["input"])
-    print(f"clips     {len(good):,} in {len(chunks):,} chunks of at most {max(len(chunk.clips) for chunk in chunks)}")
+    return inference
+
+
+def infer(inference, chunks, state):
+    """Bring the chunks' logits into the state; returns {chunk number: why not}."""
+    check_space(state.folder, chunks, inference.io["input"])
+    largest = max(len(chunk.clips) for chunk in chunks)
+    print(f"clips     {sum(len(chunk.clips) for chunk in chunks):,} in {len(chunks):,} chunks of at most {largest}")
     try:
-        return io, chunks, inference.run(chunks, CHUNKS_IN_FLIGHT, ATTEMPTS, RETRY_SECONDS)
+        return inference.run(chunks, CHUNKS_IN_FLIGHT, ATTEMPTS, RETRY_SECONDS)
     except (aihub.JobFailedError, *aihub.hub_errors()) as e:
         reason = aihub.sentence_of(e).rstrip(".")
         raise aihub.JobFailedError(
