@@ -6,12 +6,14 @@ $ python -m pytest tests/test_training_run.py
 import copy
 import json
 import math
+import multiprocessing
 import pickle
 import signal
 import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -397,6 +399,31 @@ def test_equal_frame_tables_share_their_clips(dataset):
     assert len({id(table) for table in received.clips}) == 4
     assert received.cumulative_sizes == clips.cumulative_sizes
     assert all(map(torch.equal, received.clips, clips.clips))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells what is a process's own")
+def test_a_forked_worker_keeps_little_for_itself(reference):
+    """After it has read clips of 20,000 videos: not a copy of each page that a list's reference counts lie on."""
+    dataset = dataset_of(reference, 20_000)
+    clips = dataset.video_clips
+    clips.get_clip = lambda idx: (torch.zeros(1), None, None, clips.get_clip_location(idx)[0])
+    dataset.transform, items = torch.Tensor.byte, list(reference.datasets.TrainSampler(dataset, 1, 0))
+
+    def own_memory():
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Private_Dirty"))
+
+    def work(pipe):
+        before = own_memory()
+        for item in items:
+            dataset[item]
+        pipe.send(own_memory() - before)
+
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=work, args=(there,))
+    process.start()
+    assert here.poll(120) and here.recv() < 15, "MiB; with two tensors a video they are 60"
+    process.join()
 
 
 def test_an_epoch_has_clips_of_every_video_once(reference, dataset):
