@@ -49,7 +49,7 @@ ELSEWHERE = {
     "python tools/compile_offline.py --compare r2plus1d_18 r3d_18 mc3_18": "test_compile_offline.py::test_a_comparison_"
     "goes_on_where_it_was_killed",
     "python tools/average_checkpoints.py --checkpoints a/checkpoint.pth b/checkpoint.pth --data-path QEVD_organized": (
-        "test_average_checkpoints.py::test_averages"
+        "test_average_checkpoints.py::test_equal_checkpoints_and_means"
     ),
     "python tools/refactor_dataset.py --dry-run": "test_refactor_dataset.py::test_dry_run_touches_nothing",
     "python tools/refactor_dataset.py": "test_refactor_dataset.py::test_parts_are_sorted_and_named",
