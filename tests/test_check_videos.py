@@ -17,6 +17,7 @@ from pathlib import Path
 import av
 import pytest
 
+import check_report
 import check_videos
 import journal
 import repairs
@@ -672,7 +673,7 @@ def test_a_second_merge_at_the_same_moment_changes_nothing(sources, run_script, 
         seen.append(1)
         if len(seen) == 2:
             rows = check_videos.final_rows(known_rows(journal, report_before), {})
-            check_videos.write_rows(Path("bad_videos.csv"), rows)
+            check_report.write_rows(Path("bad_videos.csv"), rows)
             journal.clear()
         return known_rows(journal, report_before)
 

@@ -29,10 +29,8 @@ Exit codes: 0 all healthy, 1 faults found (listed), 2 wrong usage or a broken pa
 
 import concurrent.futures.process
 import contextlib
-import csv
 import glob
 import importlib
-import io
 import itertools
 import multiprocessing
 import os
@@ -47,9 +45,10 @@ from collections import Counter
 from pathlib import Path
 
 import common
+from check_report import COLUMNS, print_summary, read_rows, write_rows
 from journal import Journal
 from repairs import REPAIRABLE, preserve, repair
-from verdict import REASONS, examine, verdict
+from verdict import examine, verdict
 
 # ----------------------------------------------------------------------------------------------------------------------
 ROOT = "./QEVD_organized"  # dataset: ROOT/{train,val}/<class>/<video>
@@ -63,12 +62,6 @@ DRY_RUN = False  # report only
 TIMEOUT = 300.0  # seconds a video may take to decode, and again to repair
 JOBS = 0  # processes; 0: one a core that this process may use
 # ----------------------------------------------------------------------------------------------------------------------
-
-COLUMNS = ["video", "reason", "action", "detail", "quarantined_to", "repaired_by", "frames", "corrupt_frames"]
-COLUMNS += ["fps", "variable_frame_rate", "duration_s", "shorter_than_4_s", "width", "height", "codec", "rotation"]
-COLUMNS += ["size_bytes", "mtime_ns"]  # of the version before, up to here
-COLUMNS += ["decodes", "header_fps", "longest_gap_s", "video_streams"]
-
 
 # --- child processes -------------------------------------------------------------------------------------------------
 
@@ -256,37 +249,6 @@ def mtime_of(path):
     return os.stat(path).st_mtime_ns if os.path.exists(path) else None
 
 
-def read_rows(path):
-    """Rows of a report by video; the last row of a video counts. Leaves out a row that a kill cut off.
-
-    A report of the version before has fewer columns; it judged by another rule, so that only what has moved to
-    quarantine need not be looked at again. Raises FileNotFoundError. Exits with code 2 if the file is no report of this
-    script, so that nothing else is overwritten.
-    """
-    text = path.read_bytes().decode("utf-8", errors="surrogateescape").replace("\0", "")
-    lines = csv.reader(io.StringIO(text, newline=""))
-    columns = next(lines, None) if text else COLUMNS
-    if columns not in (COLUMNS, COLUMNS[: COLUMNS.index("decodes")]):
-        common.refuse(f"{path} is no report of check_videos.py; move it away or name another file with --report")
-    lines = list(lines)[: None if text.endswith("\n") else -1]
-    rows = [dict(zip(columns, line)) for line in lines if len(line) == len(columns)]
-    return {row["video"]: row for row in rows}
-
-
-def write_rows(path, rows):
-    """Write a report as a whole, sorted by video."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with common.written_then_renamed(path) as temporary, open_report(temporary, "w") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows[video] for video in sorted(rows))
-
-
-def open_report(path, mode):
-    """Open a report for writing; names that are not UTF-8 come back as they are."""
-    return open(path, mode, newline="", encoding="utf-8", errors="surrogateescape")
-
-
 def known_rows(journal, report_before):
     """The newest row of each video, {video: (row, whether it is of this launch)}; of other ROOTs too.
 
@@ -312,6 +274,8 @@ def known_rows(journal, report_before):
 
 def spelled_from_root(video):
     """The path as this run writes it, if it lies under ROOT, in whatever spelling of ROOT; None for another's."""
+    if video.startswith(f"{Path(ROOT)}{os.sep}"):  # in the same one: there may be 200,000
+        return video
     with contextlib.suppress(ValueError):
         return str(Path(ROOT) / Path(os.path.abspath(video)).relative_to(os.path.abspath(ROOT)))
     return None
@@ -344,37 +308,6 @@ def final_rows(known, kept):
         if row:
             rows[video] = row
     return rows
-
-
-PECULIARITIES = {  # of healthy videos, counted in the summary: a sentence, and whether it is true of a row
-    "are shorter than 4 s": lambda row: row["shorter_than_4_s"] == "yes",
-    "have a variable frame rate": lambda row: row["variable_frame_rate"] == "yes",
-    "have a header whose frame rate, which the frame rule takes, is off by more than 10 %": lambda row: (
-        abs(float(row["header_fps"]) - float(row["fps"])) > 0.1 * float(row["fps"])
-    ),
-    "have more than 10 s between two frames (a clock that jumps)": lambda row: float(row["longest_gap_s"]) > 10,
-    "are to be rotated, which the official pipeline ignores": lambda row: row["rotation"] != "0",
-    "have several video streams, of which the first is taken": lambda row: int(row["video_streams"]) > 1,
-}
-
-
-def print_summary(rows):
-    """A table of reasons and what was done, whose counts add up to the number of videos; and where things lie."""
-    earlier = [row for row in rows if row["action"] == "quarantined earlier"]
-    now = [row for row in rows if row["action"] != "quarantined earlier"]
-    print()
-    for reason in REASONS:
-        actions = [row["action"] for row in now if row["reason"] == reason]
-        if actions:
-            done = ", ".join(f"{actions.count(action):,} {action}" for action in sorted(set(actions)))
-            print(f"  {reason:20}{len(actions):9,}   {done}")
-    print(f"  {'sum':20}{len(now):9,}")
-    stay = [row for row in now if row["decodes"] == "yes" and row["action"] in ("kept", "replaced")]
-    print(f"of the {len(stay):,} that stay:")
-    for what, is_so in PECULIARITIES.items():
-        print(f"  {sum(map(is_so, stay)):9,} {what}")
-    print(f"{len(earlier):,} were quarantined in earlier runs" if earlier else "none was quarantined in an earlier run")
-    print(f"report: {REPORT}; quarantine: {QUARANTINE}")
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -472,6 +405,7 @@ def main():
         common.refuse(f"a file cannot be read or written ({e}); what is finished is kept: mend this and start again")
     rows = [row for video, row in rows.items() if spelled_from_root(video)]
     print_summary(rows)
+    print(f"report: {REPORT}; quarantine: {QUARANTINE}")
     if any(row["reason"] != "healthy" and row["action"] != "quarantined earlier" for row in rows):
         raise SystemExit(1)
 
