@@ -467,7 +467,10 @@ def test_spatial_values_equal_torchvisions_float_pipeline():
 # sha256[:16] of the source of each function that is replaced, in torchvision 0.26.0
 REPLACED = {
     "_compute_frame_pts": "d53ea289ece56806",
+    "compute_clips": "7b4c64022e4a95ea",
     "compute_clips_for_video": "c6b7a8e260d2d4d8",
+    "__getstate__": "dc26bc919cd0d3b8",
+    "__setstate__": "d88bb6c8392feceb",
     "get_clip": "c47784feab61bed4",
 }
 

@@ -126,8 +126,8 @@ def test_the_emulators_float_logits_are_torchs(wheels, own_folder, tmp_path, run
 
 
 def test_w8a8_in_the_emulator_is_within_one_step_of_onnxruntime(wheels, own_folder, tmp_path, run_here):
-    flags = ("--source", own_folder / "small.onnx", "--data-dir", own_folder / "clips", "--precision", "w8a8")
-    figures = last_line(run_here(*flags, "--num-clips", 4))
+    clips = ("--data-dir", own_folder / "clips", "--calibration-dir", own_folder / "clips", "--num-clips", 4)
+    figures = last_line(run_here("--source", own_folder / "small.onnx", "--precision", "w8a8", *clips))
     description = json.loads((tmp_path / figures["binary"]).with_suffix(".json").read_text())
     assert description["input"]["dtype"] == "uint8" and description["input"]["scale"] == pytest.approx(1 / 255, 0.01)
     assert figures["against_onnxruntime"]["largest_difference"] <= 1.01 * description["output"]["scale"]
@@ -316,7 +316,7 @@ def test_wrong_usage(tmp_path, own_folder, run_here):
     assert "there is none in nowhere" in refused("--model", "r3d_18", "--num-clips", 1, "--data-dir", "nowhere")
     small = ("--source", own_folder / "small.onnx")
     assert "takes 8 frames" in refused(*small, "--num-frames", 16)
-    assert "calibrated with clips" in refused(*small, "--precision", "w8a8", "--data-dir", "nowhere")
+    assert "calibrated with clips" in refused(*small, "--precision", "w8a8", "--calibration-dir", "nowhere")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     assert "is no readable ONNX model" in refused("--source", "broken.onnx")
     (tmp_path / "two.onnx").write_bytes(two_inputs().SerializeToString())

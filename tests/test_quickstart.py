@@ -61,10 +61,12 @@ def result(small_run):
 def test_every_step_runs_and_the_two_accuracies_agree(small_run, result):
     folder = small_run[0] / "sample"
     figures = json.loads(result.splitlines()[-1])
-    assert list(figures) == ["val_acc1", "deployed_acc1", "deployed_acc5", "num_val_videos", "seconds"]
+    named = {"val_acc1", "deployed_acc1", "deployed_acc5", "num_val_videos", "seconds"}
+    assert figures.keys() - {"estimated_ms"} == named, "estimated_ms comes where Qualcomm's compiler is installed"
     assert figures["num_val_videos"] == 6 and abs(figures["val_acc1"] - figures["deployed_acc1"]) < 0.001, figures
-    assert result.count("\n$ python ") == 9 and "training starts from scratch" in result
+    assert result.count("\n$ python ") >= 10 and "training starts from scratch" in result
     made = ("dataset/contact_sheet.png", "training/checkpoint.pth", "training/curves.png", "report/report.html")
+    assert len(list((folder / "predictions").glob("*.png"))) == 1, "one video of the exercise, one picture"
     for file in (*made, "preprocessed_tensors/manifest.jsonl", "export_assets/resnet_2plus1d.bin", "dataset-export.h5"):
         assert (folder / file).stat().st_size > 1000, f"{file} is missing or empty"
 
@@ -88,7 +90,7 @@ def test_a_second_run_changes_nothing(small_run, result, run_script):
     folder, arguments, environment = small_run
     files = {path: path.stat().st_mtime_ns for path in (folder / "sample").rglob("*") if path.is_file()}
     again = run_script("tools/quickstart.py", *arguments, **environment).stdout
-    assert again.count("done before") == 9 and "\n$ python" not in again
+    assert again.count("done before") >= 10 and "\n$ python tools/predict" not in again
     assert files == {path: path.stat().st_mtime_ns for path in (folder / "sample").rglob("*") if path.is_file()}
 
 
@@ -100,8 +102,8 @@ def test_another_number_of_videos_is_not_mixed_in(small_run, result, run_script)
 
 def test_the_readme_teaches_the_commands_that_quickstart_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # with pre-trained weights there, one command would name them
-    readme = (REPO / "README.md").read_text()
-    for what, command in quickstart.steps():
+    readme = (REPO / "README.md").read_text() + (REPO / "tools/README.md").read_text()
+    for what, command in [*quickstart.steps(), quickstart.offline_step()]:
         assert f"\n{command}\n" in readme, f"README.md does not hold the command to {what}:\n{command}"
     assert Path(quickstart.FOLDER).name in (REPO / ".gitignore").read_text()
 

@@ -32,7 +32,25 @@ ELSEWHERE = {
     "conda create --name lpcvc python=3.11 -y": "conda may not be there",
     "conda activate lpcvc": "conda may not be there",
     "pip install -r requirements.txt": "tests/run.py and quickstart.py install that file with pip",
-    "python torchvision_patches/video_utils.py": "test_clips.py::test_the_patch_prints_itself_as_diffs",
+    "python references/video_classification/train.py --data-path QEVD_organized --resume teacher/checkpoint.pth "
+    "--test-only --save-logits teacher.npy": "test_training_run.py::test_a_teacher_is_asked_once_and_listened_to",
+    "python references/video_classification/train.py --data-path QEVD_organized --weights KINETICS400_V1 "
+    "--trainable-layers all --teacher-logits teacher.npy": "test_training_run.py::test_a_teacher_is_asked_once_and_"
+    "listened_to",
+    "srun --ntasks-per-node 8 python references/video_classification/train.py --data-path /path/to/dataset/root "
+    "--resume auto": "there is no SLURM here; what it sets: test_train.py::test_srun_starts_one_run",
+    "python tools/predict.py squats.mp4 more_videos/": "test_predict.py::test_a_folder_of_all_kinds_of_files",
+    "python tools/predict.py session.mp4 --timeline": "test_predict.py::test_a_recording_of_three_exercises",
+    "python tools/live.py": "test_live.py::test_from_the_camera_to_the_label",
+    "python tools/compile_offline.py --model r2plus1d_18": "test_compile_offline.py::test_r2plus1d_float_and_w8a8_two_"
+    "at_a_time",
+    "python tools/compile_offline.py --checkpoint checkpoint.pth --precision w8a8 --num-clips 4": "test_compile_"
+    "offline.py::test_w8a8_in_the_emulator_is_within_one_step_of_onnxruntime",
+    "python tools/compile_offline.py --compare r2plus1d_18 r3d_18 mc3_18": "test_compile_offline.py::test_a_comparison_"
+    "goes_on_where_it_was_killed",
+    "python tools/average_checkpoints.py --checkpoints a/checkpoint.pth b/checkpoint.pth --data-path QEVD_organized": (
+        "test_average_checkpoints.py::test_equal_checkpoints_and_means"
+    ),
     "python tools/refactor_dataset.py --dry-run": "test_refactor_dataset.py::test_dry_run_touches_nothing",
     "python tools/refactor_dataset.py": "test_refactor_dataset.py::test_parts_are_sorted_and_named",
     "python tools/check_videos.py --root ./full_dataset --quarantine ./bad_videos --remux --replace --ext mp4 --jobs 8 "
@@ -47,8 +65,10 @@ ELSEWHERE = {
     "real_network",
     "python tools/example_export.py --skip-profiling false --skip-inferencing false": "test_export.py::test_jobs_"
     "and_sharing_of_the_real_network",
-    "python tools/example_export.py --precision w8a8 --num-calibration-samples 100": "test_export.py::test_w8a8_is_"
-    "calibrated_with_training_clips_on_a_hub_of_tomorrow",
+    "python tools/preprocess_and_save.py --data-root ./QEVD_organized/train --out-root ./calibration_tensors "
+    "--max-per-class 2": "test_export.py::test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow",
+    "python tools/example_export.py --precision w8a8": "test_export.py::test_w8a8_is_calibrated_with_training_clips_on_"
+    "a_hub_of_tomorrow",
     "python tools/example_export.py --skip-profiling false --share ADDRESS": "test_export.py::test_jobs_"
     "and_sharing_of_the_real_network",
     "python tools/compile_and_profile.py --onnx-dir /path/to/onnx_directory": "test_compile_and_profile.py::"
@@ -86,11 +106,12 @@ def section(title):
     return re.search(rf"^## {title}\n(.*?)^(?:---|## )", ALL, re.DOTALL | re.MULTILINE)[1]
 
 
-RUN_HERE = [*commands(section("Use your own videos")), *commands(section("On a cluster"))[1:3]]
+RUN_HERE = [*commands(section("Use your own videos")), *commands(section("On a cluster"))[2:4]]
 
 
 def test_every_command_is_run_somewhere():
-    missing = set(commands(ALL)) - {command for _, command in quickstart.steps()} - set(RUN_HERE) - set(ELSEWHERE)
+    run = {command for _, command in [*quickstart.steps(), quickstart.offline_step()]}
+    missing = set(commands(ALL)) - run - set(RUN_HERE) - set(ELSEWHERE)
     assert not missing, "no test is known to run:\n" + "\n".join(sorted(missing))
     assert not set(ELSEWHERE) - set(commands(ALL)), "the pages no longer have these commands"
     for file, name in set(re.findall(r"(test_\w+\.py)::(test_\w+)", "\n".join(ELSEWHERE.values()))):

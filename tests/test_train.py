@@ -6,19 +6,23 @@ $ python -m pytest tests/test_train.py
 import argparse
 import ctypes
 import importlib.util
+import itertools
 import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
+import warm_python
 from conftest import REPO
 from make_videos import write_video
 
@@ -37,9 +41,9 @@ RECIPE = """
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """12 training and 37 validation videos of 3 classes, 1 to 3 s long."""
+    """12 training and 13 validation videos of 3 classes, 1 to 3 s long."""
     root = tmp_path_factory.mktemp("videos")
-    for split, count in ("train", 12), ("val", 37):
+    for split, count in ("train", 12), ("val", 13):
         for i in range(count):
             folder = root / split / CLASSES[i % 3]
             folder.mkdir(parents=True, exist_ok=True)
@@ -54,26 +58,32 @@ def command(*arguments, processes=None):
     return [*launcher, str(REPO / TRAIN), *map(str, arguments)]
 
 
-def patched(patch, *arguments):
-    """The command line of train.py after some lines of code, for what would take too long to wait for."""
-    start = f"import sys; sys.path.insert(0, {str((REPO / TRAIN).parent)!r}); import train"
-    run = "train.main(train.get_args_parser().parse_args()); train.utils.leave_distributed_mode()"
-    return [sys.executable, "-c", f"{start}\n{patch}\n{run}", *map(str, arguments)]
-
-
 def environment(**more):
     # Python 3.12 and newer warn of every fork in a process with threads, as torch's DataLoader does it, too
     warnings = "default,ignore:This process:DeprecationWarning"
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": warnings, **more}
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": warnings} | {k: str(v) for k, v in more.items()}
 
 
-def train(*arguments, processes=None, code=0, preexec_fn=None, **more):
-    """Run train.py, under torchrun with `processes`; returns (stdout, stderr)."""
-    command_line, options = command(*arguments, processes=processes), dict(capture_output=True, text=True, timeout=600)
-    result = subprocess.run(command_line, env=environment(**more), preexec_fn=preexec_fn, **options)
-    shown = f"$ {' '.join(command_line)}\n{result.stdout}\n{result.stderr}"
-    assert result.returncode == code, f"exit code {result.returncode} instead of {code}\n{shown}"
-    return result.stdout, result.stderr
+def train(*arguments, processes=None, torchrun=False, code=0, first="", preexec_fn=None, **more):
+    """Run train.py, in several processes or under torchrun; returns (stdout, stderr), the first process's last.
+
+    first: code that runs before the script; preexec_fn: what subprocess takes.
+    """
+    if torchrun or preexec_fn:
+        started = command(*arguments, processes=processes)
+        options = dict(capture_output=True, text=True, timeout=600, env=environment(**more), preexec_fn=preexec_fn)
+        results = [subprocess.run(started, **options)]
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+        ranks = [meeting | {"RANK": rank, "WORLD_SIZE": processes} for rank in range(processes or 0)] or [{}]
+        environments = [environment(**more | of_rank) for of_rank in ranks]
+        results = warm_python.run(REPO / TRAIN, arguments, environments, first=first)
+    codes = [result.returncode for result in results]
+    out, err = ("".join(getattr(result, name) for result in reversed(results)) for name in ("stdout", "stderr"))
+    shown = f"$ train.py {' '.join(map(str, arguments))}\n{out}\n{err}"
+    assert codes == [code] * len(codes), f"exit codes {codes} instead of {code}\n{shown}"
+    return out, err
 
 
 def metrics_of(output_dir):
@@ -116,7 +126,7 @@ def test_a_run_writes_what_later_steps_read(trained):
     assert isinstance(checkpoint["args"], dict) and checkpoint["args"]["lr_scheduler"] == "cosine"
     assert checkpoint["model"]["fc.weight"].shape == (92, 512)
     assert [row["epoch"] for row in metrics_of(output_dir)] == [0, 1, 2]
-    assert metrics_of(output_dir)[-1]["num_videos"] == 37
+    assert metrics_of(output_dir)[-1]["num_videos"] == 13
 
 
 def test_only_trainable_layers_move(trained):
@@ -141,10 +151,12 @@ def test_killed_and_resumed_equals_uninterrupted(videos, trained, tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     assert load(tmp_path / "checkpoint.pth")["epoch"] < 2, "the run was killed too late to show anything"
-    train(*flags, "--resume", tmp_path / "checkpoint.pth")
+    train(*flags, "--resume", "auto")
     ours, theirs = (leaves(load(folder / "checkpoint.pth")) for folder in (tmp_path, trained[0]))
     theirs["/args/output_dir"], theirs["/args/resume"] = ours["/args/output_dir"], ours["/args/resume"]
     assert ours.keys() == theirs.keys()
+    for run in ours, theirs:  # how long it took
+        run["/metrics/seconds"] = run["/metrics/clips_per_s"] = run["/metrics/waited_s"] = 0
     different = [k for k, v in ours.items() if not (v.equal(theirs[k]) if torch.is_tensor(v) else v == theirs[k])]
     assert not different, f"{len(different)} values differ, the first is {different[0]}"
     assert [r["train_loss"] for r in metrics_of(tmp_path)] == [r["train_loss"] for r in metrics_of(trained[0])]
@@ -214,7 +226,7 @@ def test_max_bad_share_is_one_of_all_processes(videos, trained, tmp_path):
     """12 videos on two processes: of one's 6, two are broken, of the other's none or one."""
     folder = tmp_path / "val" / CLASSES[0]
     folder.mkdir(parents=True)
-    for i, video in enumerate(sorted((videos / "val" / CLASSES[0]).iterdir())[:12]):
+    for i, video in enumerate(sorted((videos / "val").rglob("*.mp4"))[:12]):
         (folder / f"{i:02d}.mp4").symlink_to(video)
     flags = ["--data-path", tmp_path, "--resume", trained[0] / "checkpoint.pth", "--test-only", "--device", "cpu"]
     flags += ["--workers", 0, "--max-bad-share", 0.2]
@@ -223,7 +235,7 @@ def test_max_bad_share_is_one_of_all_processes(videos, trained, tmp_path):
         break_off(folder / f"{i:02d}.mp4")
         if i == 2:
             assert "10 videos, 10 clips; 2 unreadable" in train(*flags, processes=2)[0]
-    _, err = train(*flags, processes=2, code=1)  # torchrun's code for a process that fails
+    _, err = train(*flags, processes=2, torchrun=True, code=1)  # torchrun's code for a process that fails
     assert "3 of 12 clips cannot be decoded" in err
 
 
@@ -235,10 +247,10 @@ def test_validation_is_the_same_at_any_world_size(videos, trained, clips_per_vid
     for processes in (None, 1, 2, 3) if clips_per_video == 1 else (1, 2, 3):
         out, err = train(*flags, processes=processes)
         assert "Warning" not in err and "warn(" not in err, err
-        assert "37 videos, 0 unusable" in out
+        assert "13 videos, 0 unusable" in out
         lines = [line for line in out.splitlines() if line.startswith(" * ")]
         result = json.loads(out.splitlines()[-1])
-        assert (result["num_videos"], result["num_clips"]) == (37, 37 * clips_per_video)
+        assert (result["num_videos"], result["num_clips"]) == (13, 13 * clips_per_video)
         loss = result.pop("val_loss")
         if reference is None:
             reference = lines, result, loss
@@ -249,34 +261,44 @@ def test_validation_is_the_same_at_any_world_size(videos, trained, clips_per_vid
         assert {k: last[k] for k in reference[1]} == reference[1], "--test-only does not reproduce training's figures"
 
 
-def slurm(rank, tasks, **more):
-    """What srun sets in process `rank` of `tasks` on one machine."""
-    numbers = {"SLURM_PROCID": rank, "SLURM_NTASKS": tasks, "SLURM_LOCALID": rank, "SLURM_STEP_ID": 0}
-    job = {"SLURM_JOB_ID": os.getpid(), "SLURM_STEP_NODELIST": "localhost", "SLURM_TASKS_PER_NODE": tasks}
-    return environment(**{name: str(value) for name, value in (numbers | job | more).items()})
+JOBS = itertools.count(10 * os.getpid())  # a run that ends may hold its port for some seconds
+
+
+def slurm(tasks, machines=1):
+    """What srun sets in each of `tasks` processes, [dict, …]."""
+    each = tasks // machines
+    job = {"SLURM_JOB_ID": next(JOBS), "SLURM_STEP_ID": 0, "SLURM_STEP_NODELIST": "localhost,other"}
+    job |= {"SLURM_NTASKS": tasks, "SLURM_TASKS_PER_NODE": f"{each}(x{machines})"}
+    return [job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank % each} for rank in range(tasks)]
+
+
+def before(code):
+    """What `train(first=…)` takes to run code that sees the modules of references/video_classification."""
+    folders = [str((REPO / TRAIN).parent), str(REPO / "tools"), str(REPO)]
+    modules = "import datasets, datetime, presets, time, types, utils"
+    return f"import sys; sys.path[:0] = {folders}\n{modules}\n{code}"
 
 
 def test_srun_starts_one_run(videos, trained, tmp_path):
     """Two processes, as `srun -n 2 python train.py` starts them: one validation, and its figures are those of one."""
     flags = ["--data-path", videos, "--resume", trained[0] / "checkpoint.pth", "--test-only", "--device", "cpu"]
-    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    both = [subprocess.Popen(command(*flags, "--workers", 0), env=slurm(rank, 2), **options) for rank in (0, 1)]
-    outputs = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    environments = [environment(**of_rank) for of_rank in slurm(2)]
+    both = warm_python.run(REPO / TRAIN, [*flags, "--workers", 0], environments)
+    assert [result.returncode for result in both] == [0, 0], both
+    outputs = [result.stdout for result in both]
     last = metrics_of(trained[0])[-1]
     result = json.loads(outputs[0].splitlines()[-1])
     assert {k: last[k] for k in result if k != "val_loss"} == {k: v for k, v in result.items() if k != "val_loss"}
-    assert "2 x cpu" in outputs[0] and "Acc@1" not in outputs[1], outputs[1]
+    assert "2 x cpu" in outputs[0] and "Acc@1" not in outputs[1]
 
 
 def test_a_batch_script_without_srun_is_told_so(videos, trained):
     """SLURM_NTASKS is set in the script itself, too, and the other process never comes."""
     flags = ["--data-path", videos, "--resume", trained[0] / "checkpoint.pth", "--test-only", "--device", "cpu"]
-    patch = "import datetime, utils; utils.JOINING = datetime.timedelta(seconds=2)"
-    result = subprocess.run(patched(patch, *flags), env=slurm(0, 2), capture_output=True, text=True, timeout=300)
-    assert result.returncode == 2, result.stderr
-    assert "1 of 2 processes did not start within 2 s, the first is process 1" in result.stderr
-    assert "srun" in result.stderr and "Traceback" not in result.stderr
+    soon = before("utils.JOINING = datetime.timedelta(seconds=2)")
+    _, err = train(*flags, code=2, first=soon, **slurm(2)[0])
+    assert "1 of 2 processes did not start within 2 s, the first is process 1" in err
+    assert "srun" in err and "Traceback" not in err
 
 
 def test_where_processes_meet():
@@ -384,9 +406,19 @@ def test_a_pickle_that_runs_code_is_refused(videos, tmp_path, monkeypatch):
     assert "could run code" in err and not (tmp_path / "exploded").exists()
 
 
+def test_values_that_are_not_plain_are_named(videos, trained, tmp_path):
+    """np.float64 and PosixPath get into checkpoints of others' scripts; one line says which, and what to do."""
+    weights = load(trained[0] / "checkpoint.pth")["model"]
+    for name, value, said in ("a", np.float64(1), "numpy"), ("b", Path("x"), "pathlib"):
+        torch.save({"model": weights, "best": value}, tmp_path / f"{name}.pth")
+        _, err = train("--data-path", videos, "--resume", tmp_path / f"{name}.pth", "--test-only", code=2)
+        (line,) = [line for line in err.splitlines() if line.startswith("error")]
+        assert f"{name}.pth holds a {said}" in line and "str(path)" in line and "\033" not in line
+
+
 def test_damaged_data(videos, tmp_path):
-    """A class missing from val, an empty class folder, a video that is no video, and one that breaks off."""
-    data = tmp_path / "data"
+    """A class missing from val, an empty class folder, a pipe, a video that is no video, and one that breaks off."""
+    data = tmp_path / "my data"
     for split, classes in ("train", CLASSES), ("val", CLASSES[1:]):
         for name in classes:
             (data / split / name).mkdir(parents=True)
@@ -403,9 +435,14 @@ def test_damaged_data(videos, tmp_path):
     broken_too = data / "val" / "squats" / "broken.mp4"
     broken_too.write_bytes(broken.read_bytes())
     flags = ["--data-path", data, *FAST, "--batch-size", 4, "--epochs", 1, "--output-dir", tmp_path, "--save-every", 0]
+    flags += ["--overwrite"]
+    os.mkfifo(data / "train" / "squats" / "pipe.mp4")
     out, _ = train(*flags, "--max-bad-share", 0.3)
+    assert "squats/pipe.mp4: it is a pipe" in out and "train: 1 names are left out, the first is" in out
+    assert "train: no video in 1 class folders: burpee" in out
+    assert "no training video" not in out
     assert "train: 11 videos, 1 unusable" in out and "3 of 92 classes" in out
-    assert "train: 1 videos in folders below the class folders are left out" in out
+    assert "train: 1 videos are not in a class folder itself and left out" in out
     assert out.count(f"no clip from {broken}:") == 1 and out.count(f"{data}/train/squats/empty.mp4:") == 1
     assert "10 clips in" in out and "1 that did not decode replaced" in out
     assert out.count(f"no clip from {broken_too}:") == 1 and "6 videos, 6 clips; 1 unreadable" in out
@@ -416,9 +453,20 @@ def test_damaged_data(videos, tmp_path):
     (data / "train" / "squats" / "empty.mp4").unlink()
     _, err = train(*flags, "--max-bad-share", 0.05, code=2)
     assert "1 of 10 clips cannot be decoded" in err
+    for video in (data / "train" / "jumping_jacks").iterdir():
+        video.unlink()
+    out, _ = train(*flags, "--max-bad-share", 0.3)
+    assert "1 classes of val have no training video that can be read: jumping_jacks" in out
     (data / "val" / "Squats").mkdir()
     _, err = train(*flags, code=2)
     assert "the first is Squats" in err and "--class-map" in err
+    maker = next(line for line in err.splitlines() if line.startswith("  python -c"))
+    assert maker.endswith(" > my_class_map.json")
+    line = maker.removesuffix(" > my_class_map.json").replace("python", sys.executable, 1)
+    (data / "train" / ".ipynb_checkpoints").mkdir()
+    (data / "train" / "readme.txt").touch()
+    made = json.loads(subprocess.run(line, shell=True, check=True, capture_output=True).stdout)
+    assert made == {name: i for i, name in enumerate(["Squats", "burpee", *CLASSES])}
 
 
 def test_not_finite_stops_and_saves_nothing(videos, tmp_path):
@@ -442,6 +490,7 @@ for layers in ["layer3", "layer4", "fc"], ["all"]:
     args = train.get_args_parser().parse_args(["--data-path", ".", "--device", "cpu", "--trainable-layers", *layers])
     train.settle_args(args, None)
     args.num_classes, args.distributed = 92, False
+    models.settle_layers(args)
     model = models.make_model(args, None)
     dtypes = {}
     for name in ("layer2", "layer3", "layer4", "fc"):
@@ -507,8 +556,40 @@ def test_colours_change_by_factors_of_their_own_in_each_clip(transforms):
 
 def test_mixup_mixes_clips_and_labels_alike(transforms):
     torch.manual_seed(0)
-    clips, targets = torch.eye(4).view(4, 1, 1, 2, 2).expand(4, 3, 2, 2, 2), torch.arange(4)
-    mixed, soft = transforms.MixUp(alpha=1.0, num_classes=4)(clips, targets)
+    clips = torch.eye(4).view(4, 1, 1, 2, 2).expand(4, 3, 2, 2, 2)
+    mixed, soft = transforms.MixUp(1.0)(clips, torch.eye(4))
     assert type(mixed) is torch.Tensor and mixed.shape == clips.shape
     assert torch.allclose(mixed[:, 0, 0].flatten(1), soft), "a clip and its label are mixed with different weights"
     assert 0.01 < soft[0, 0] < 0.99
+
+
+def numbered(count, frames=8, side=10):
+    """Clips that are 0, 1, 2, … everywhere, (count, 3, frames, side, side), and one-hot targets."""
+    clips = torch.arange(float(count)).view(-1, 1, 1, 1, 1).expand(count, 3, frames, side, side)
+    return clips, torch.eye(count)
+
+
+@pytest.mark.parametrize("name", ["VideoMix", "StackMix"])
+def test_parts_of_clips_are_mixed_and_labels_by_their_share(transforms, name):
+    torch.manual_seed(0)
+    clips, targets = numbered(40)
+    result, soft = getattr(transforms, name)(1.0)(clips, targets)
+    partner = (torch.arange(40) + 1) % 40
+    for i, (clip, label) in enumerate(zip(result, soft)):
+        taken = clip == partner[i]
+        assert torch.equal(taken | (clip == i), torch.ones_like(taken)), "a value of neither clip"
+        assert label[partner[i]] == pytest.approx(taken.float().mean().item(), abs=1e-6)
+        assert label.sum() == pytest.approx(1)
+        if name == "VideoMix":
+            box = taken[0, 0]
+            assert (taken == box).all(), "the box is not the same in all frames"
+            assert torch.equal(box, box.any(1)[:, None] & box.any(0)), "it is no box"
+        else:
+            ends = taken[0, :, 0, 0]
+            assert (taken == ends[:, None, None]).all() and torch.equal(ends, ends.cummax(0).values)
+            assert 1 <= ends.sum() <= 7, "a frame of each is needed"
+    assert len(set(soft[torch.arange(40), partner].tolist())) > 4, "all clips are cut alike"
+    for p, expected in (0.0, 0), (0.3, 0.3):
+        mixed, _ = getattr(transforms, name)(p)(*numbered(2000, 2, 4))
+        share = (mixed != numbered(2000, 2, 4)[0]).flatten(1).any(1).float().mean()
+        assert share == 0 if not p else abs(share - expected) < 0.1, share

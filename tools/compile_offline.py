@@ -35,15 +35,16 @@ checkpoint = ""                       # instead: weights as train.py wrote them
 model = ""                            # instead: an untrained network: r2plus1d_18, r3d_18, mc3_18, s3d, swin3d_t
 num_frames = 0                        # frames a clip; 0 = as the source says, 16 for an untrained network
 num_classes = 0                       # 0 = as the source says, as many as class_map.json for an untrained network
-precision = ""                        # float or w8a8; "" = as the source is, float for a checkpoint or a network
+precision = ""                        # float, w8a8 or w8a16; "" = as the source is, float for one without bits
 soc = 77                              # Qualcomm's number of the chip; 77 is that of the Dragonwing IQ-9075
-data_dir = "./preprocessed_tensors"   # clips of preprocess_and_save.py, to calibrate with and for the emulator
-num_calibration_samples = 100         # clips that w8a8 is calibrated with, as many of each class
+CALIBRATION_DIR = "./calibration_tensors"  # clips of training videos, which w8a8 and w8a16 are calibrated with
+num_calibration_samples = 100         # how many of them, as many of each class
 output_dir = "./export_assets"        # where everything but the logits is saved
 qnn_dir = str(common.REPO / ".qnn")   # folder of Qualcomm's wheels, 287 MB, installed on first use
 num_processes = 0                     # compilers or emulators at a time; 0 = one a core
 # --- Emulator ---
 num_clips = 0                         # clips to run in it, as many of each class; some 30 s of a core each
+data_dir = "./preprocessed_tensors"   # where they are: OUT_ROOT of preprocess_and_save.py
 OUTPUT_H5 = "dataset-export-htp.h5"   # their logits, for evaluate.py
 # --- Comparison ---
 compare = []                          # untrained networks to compare instead, in one table and one picture
@@ -52,7 +53,7 @@ compare_precisions = ["float", "w8a8"]  # precisions that each is compared in
 results = []                          # accuracies to show beside: r2plus1d_18/16/float=report/report.json, or =89.6
 # ----------------------------------------------------------------------------------------------------------------------
 
-PRECISIONS = ("float", "w8a8")
+PRECISIONS = ("float", *sources.BITS)
 
 
 def check_constants():
@@ -108,23 +109,27 @@ def calibration_rows(found):
     """
     if found.precision == "float" or found.io or found.is_quantised or model:
         return []
-    if not Path(data_dir, "manifest.jsonl").is_file():
+    if not Path(CALIBRATION_DIR, "manifest.jsonl").is_file():
         common.refuse(
-            f"w8a8 is calibrated with clips, and there is no manifest.jsonl in {data_dir}: run "
-            f"tools/preprocess_and_save.py, or name its OUT_ROOT with --data-dir"
+            f"{found.precision} is calibrated with clips of training videos, but there is no manifest.jsonl in "
+            f"{CALIBRATION_DIR} (looked in {Path(CALIBRATION_DIR).absolute()}): make them with "
+            f"tools/preprocess_and_save.py, or name another folder with --calibration-dir"
         )
+    return choose_rows(found, CALIBRATION_DIR, num_calibration_samples)[0]
+
+
+def choose_rows(found, folder, number):
+    """(`number` rows of a folder's manifest, as many of each class; how many it has).
+
+    Exits with code 2 and one sentence if it has clips of a class that the Source was not trained with.
+    """
     from qevd_r2plus1d.model import class_balanced
 
-    return class_balanced(rows_of_manifest(found), num_calibration_samples)
-
-
-def rows_of_manifest(found):
-    """The rows of data_dir's manifest. Exits with code 2 if one has a label that the Source was not trained with."""
-    rows = common.read_manifest(Path(data_dir, "manifest.jsonl"))
+    rows = common.read_manifest(Path(folder, "manifest.jsonl"))
     unknown = sorted({row["label"] for row in rows} - set(found.classes or [row["label"] for row in rows]))
     if unknown:
-        common.refuse(f"{data_dir} holds clips of {unknown[0]!r}, which is no class of {found.made_from}")
-    return rows
+        common.refuse(f"{folder} holds clips of {unknown[0]!r}, which is no class of {found.made_from}")
+    return class_balanced(rows, number), len(rows)
 
 
 def calibration_clips(found, rows):
@@ -136,14 +141,14 @@ def calibration_clips(found, rows):
         yield np.random.default_rng(0).random(found.shape, dtype=np.float32)
         return
     print(f"calibrating with {len(rows)} clips of {len({row['label'] for row in rows})} classes")
-    yield from map(reader_of(found), tqdm(rows, desc="calibrating", unit="clip"))
+    yield from map(reader_of(found, CALIBRATION_DIR), tqdm(rows, desc="calibrating", unit="clip"))
 
 
-def reader_of(found):
+def reader_of(found, folder):
     """A function from a manifest's row to its clip, which it checks against the Source's shape."""
     from qevd_r2plus1d.model import read_clip
 
-    return functools.partial(read_clip, data_dir, shape=found.shape)
+    return functools.partial(read_clip, folder, shape=found.shape)
 
 
 def key_of(found, rows):
@@ -151,12 +156,12 @@ def key_of(found, rows):
     parts = [compiler.WHEELS, soc, found.sha256, found.network, found.shape, found.precision]
     if rows:
         # what quantises differently makes another binary, so its very words count
-        parts += [inspect.getsource(aihub.quantize_onnx), [emulator.identity_of(data_dir, row) for row in rows]]
+        parts += [inspect.getsource(aihub.quantize_onnx), [emulator.identity_of(CALIBRATION_DIR, row) for row in rows]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def stem_of(found):
-    return found.name + ("-w8a8" if found.precision == "w8a8" else "")
+    return found.name + ("" if found.precision == "float" else f"-{found.precision}")
 
 
 def compiled_before(found, key):
@@ -251,12 +256,10 @@ def emulate(found, path, description, deployed):
     """Run num_clips of the manifest in the emulator, write OUTPUT_H5, compare; returns how the logits agree."""
     import onnx
 
-    from qevd_r2plus1d.model import class_balanced
 
     if found.frames == 0:
         common.refuse(f"{found.made_from} takes {found.shape}, which is no RGB clip: there is nothing to emulate")
-    manifest = rows_of_manifest(found)
-    rows, read = class_balanced(manifest, num_clips), reader_of(found)
+    (rows, number), read = choose_rows(found, data_dir, num_clips), reader_of(found, data_dir)
     journal = emulator.Journal(OUTPUT_H5, description["sha256"])
     graph = onnx.load(journal.graph) if journal.graph.exists() else deployed()[0]
     if not journal.graph.exists():
@@ -266,7 +269,7 @@ def emulate(found, path, description, deployed):
     figures = emulator.compare(found, graph, description, rows, read, outputs)
     emulator.write_h5(OUTPUT_H5, rows, aihub.as_logits(outputs, description["output"]), description, path.name)
     journal.graph.unlink()
-    partial = " --allow-partial" if len(rows) < len(manifest) else ""
+    partial = " --allow-partial" if len(rows) < number else ""
     print(f"wrote {OUTPUT_H5}: {len(rows)} clips; next: python tools/evaluate.py --h5 {OUTPUT_H5} --manifest "
           f"{Path(data_dir, 'manifest.jsonl')}{partial}")  # fmt: skip
     return {"num_clips": len(rows), **figures}

@@ -288,6 +288,9 @@ def print_next(path, emulated):
     if data_dir and Path(data_dir) != Path("preprocessed_tensors"):
         command += ["--data-path", data_dir]
     print(f"next: {shlex.join(command)}")
+    if emulated:
+        ask = ["python", "tools/compile_offline.py", "--source", str(path)]
+        print(f"under {aihub.LATENCY_GATE_MS} ms? Qualcomm's own compiler, on this machine: {shlex.join(ask)}")
 
 
 def share_jobs(jobs, emulated):

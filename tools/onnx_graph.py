@@ -43,9 +43,14 @@ def dims_of(value):
 
 def dtype_of(value):
     """The numpy name of a graph input's or output's type, say "float32"."""
+    return dtype_name(value.type.tensor_type.elem_type)
+
+
+def dtype_name(elem_type):
+    """The numpy name of an ONNX type."""
     from onnx import helper
 
-    return helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+    return helper.tensor_dtype_to_np_dtype(elem_type).name
 
 
 def rename_tensor(graph, old, new):

@@ -4,8 +4,11 @@ What is overridden, and why; all else is torchvision 0.26's:
 
     _compute_frame_pts       reads frame times through PyAV: upstream needs TorchCodec, and one bad file stops it
     _init_from_metadata      also takes over which files could not be indexed, and why
+    compute_clips            videos with equal frame times share their clips: 0.3 s instead of 15 s for QEVD
     compute_clips_for_video  a video too short for one clip is sampled faster, where upstream drops it
     get_clip                 decodes the frames of the clip only, where upstream decodes the whole span, and audio
+    __getstate__             keeps them shared in a spawned process, where upstream sends each video's own
+    __setstate__
     subset                   keeps whether frames are turned upright
 
     $ python torchvision_patches/video_utils.py     # prints each override as a diff against the installed torchvision
@@ -17,6 +20,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
 from torchvision.datasets import video_utils as upstream
@@ -50,6 +54,32 @@ class VideoClips(upstream.VideoClips):
     def _init_from_metadata(self, metadata):
         super()._init_from_metadata(metadata)
         self.unreadable = metadata.get("unreadable", {})
+
+    def compute_clips(self, num_frames, step, frame_rate=None):
+        """All clips of all videos, as upstream; `clips` and `resampling_idxs` of equal videos are the same tensors."""
+        self.num_frames, self.step, self.frame_rate = num_frames, step, frame_rate
+        found, of_video = {}, []
+        for pts, fps in zip(self.video_pts, self.video_fps):
+            if (id(pts), fps) not in found:
+                found[id(pts), fps] = self.compute_clips_for_video(pts, num_frames, step, fps, frame_rate)
+            of_video.append(found[id(pts), fps])
+        self.clips, self.resampling_idxs = map(list, zip(*of_video)) if of_video else ([], [])
+        self.cumulative_sizes = np.cumsum([len(clips) for clips in self.clips], dtype=np.int64).tolist()
+
+    def __getstate__(self):
+        """For another process: each different frame table once, as an array, and which video has which."""
+        tables = {id(pts): pts for pts in self.video_pts}
+        number = {key: i for i, key in enumerate(tables)}
+        state = self.__dict__ | {"video_pts": np.array([number[id(pts)] for pts in self.video_pts], np.int64)}
+        state["tables"] = [pts.numpy() for pts in tables.values()]
+        for derived in ("clips", "resampling_idxs", "cumulative_sizes"):
+            del state[derived]
+        return state
+
+    def __setstate__(self, state):
+        tables = [torch.from_numpy(pts) for pts in state.pop("tables")]
+        self.__dict__ = state | {"video_pts": [tables[number] for number in state["video_pts"].tolist()]}
+        self.compute_clips(self.num_frames, self.step, self.frame_rate)
 
     def subset(self, indices):
         subset = super().subset(indices)
@@ -98,7 +128,8 @@ class VideoClips(upstream.VideoClips):
         return video, torch.empty(1, 0), info, video_idx
 
 
-OVERRIDES = ("_compute_frame_pts", "_init_from_metadata", "compute_clips_for_video", "get_clip", "subset")
+OVERRIDES = ("_compute_frame_pts", "_init_from_metadata", "compute_clips", "compute_clips_for_video", "get_clip")
+OVERRIDES += ("subset", "__getstate__", "__setstate__")
 
 
 def print_patch():

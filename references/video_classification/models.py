@@ -1,24 +1,92 @@
-"""Which network is trained, the weights it starts from, and what of it learns."""
+"""Which network is trained, the weights it starts from, what of it learns, and how it computes."""
 
+import contextlib
+import copy
+import functools
+import math
+import os
 import socket
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import nn
-from torch.optim import swa_utils
+from torch.optim import lr_scheduler, swa_utils
+from torch.utils.flop_counter import FlopCounterMode
 
 import common
 import utils
 
+FEW_STEPS = 50  # of an epoch, below which BatchNorm's statistics are recomputed after it
+
+
+# what --resume takes over from the checkpoint, and what they are without one; sizes, mean and std: the network's own
+CLIP_DEFAULTS = {"model": "r2plus1d_18", "clip_len": 16, "frame_rate": 4}  # frames, fps
+PRESET = ("val_resize_size", "val_crop_size", "mean", "std")
+HEADS = ("fc", "head", "classifier")  # what networks call their last layer; any of the names stands for it
+
+
+def preset_of(name):
+    """What a network was trained with: torchvision's `weights.transforms()`, with resize_size, crop_size, mean and std.
+
+    resize_size is [height, width], or [side] for the shorter side; pixels. Exits with code 2 for an unknown network.
+    """
+    known = torchvision.models.list_models(torchvision.models.video)
+    if name not in known:
+        common.refuse(f"torchvision has no video model {name}; it has {', '.join(known)}")
+    return torchvision.models.get_model_weights(name).DEFAULT.transforms()
+
+
+def settle_clips(args, saved):
+    """What enters the network: as flags say, the checkpoint `saved`, else the network's own weights in torchvision."""
+    saved["model"] = saved.get("model_name", saved.get("args", {}).get("model"))
+    saved["val_resize_size"] = saved.get("resize_size", saved.get("val_resize_size"))
+    saved["val_crop_size"] = saved.get("crop_size", saved.get("val_crop_size"))
+    defaults = dict(CLIP_DEFAULTS)
+    for name in (*CLIP_DEFAULTS, *PRESET):
+        if name == PRESET[0]:
+            preset = preset_of(args.model)
+            defaults |= {key: list(getattr(preset, key.removeprefix("val_"))) for key in PRESET}
+        flag, stored = getattr(args, name, None), saved.get(name)
+        stored = list(stored) if isinstance(stored, (list, tuple)) else stored
+        if stored is not None and flag not in (None, stored) and not args.resume_weights_only:
+            common.refuse(f"--{name.replace('_', '-')} {flag}, but {args.resume} has {stored}; leave the flag away")
+        setattr(args, name, next(v for v in (flag, stored, defaults[name]) if v is not None))
+    args.train_resize_size = args.train_resize_size or args.val_resize_size
+    args.train_crop_size = args.train_crop_size or args.val_crop_size
+    for split in "train", "val":
+        resized, cropped = getattr(args, f"{split}_resize_size"), getattr(args, f"{split}_crop_size")
+        if any(crop > size for crop, size in zip(cropped, 2 * resized)):
+            common.refuse(f"--{split}-crop-size {cropped} is larger than --{split}-resize-size {resized}")
+        if args.cache_frames and len(resized) == 1:
+            common.refuse(
+                f"--cache-frames keeps frames of one size, and {args.model} resizes the shorter side to {resized[0]}: "
+                f"leave the cache away, or give --train-resize-size and --val-resize-size as height and width"
+            )
+
+
+def settle_layers(args):
+    """Give --trainable-layers the network's own names; without the flag: layer4 and the head, or all if it has none.
+
+    Exits with code 2 if the network does not have such a layer, or cannot take clips of that size.
+    """
+    with torch.device("meta"):
+        children = [name for name, _ in torchvision.models.get_model(args.model).named_children()]
+    layers = args.trainable_layers or (["layer4", "head"] if "layer4" in children else ["all"])
+    args.trainable_layers = [children[-1] if name in HEADS else name for name in layers]
+    for unknown in [name for name in args.trainable_layers if name not in children and name != "all"]:
+        known = " ".join(children)
+        common.refuse(f"{args.model} has no layer {unknown}: --trainable-layers takes all or some of {known}")
+    try:
+        flops_of_step(args.model, args.num_classes, args.clip_len, *args.train_crop_size, *args.trainable_layers)
+    except (RuntimeError, ValueError) as e:
+        size = f"{args.clip_len} frames of {args.train_crop_size[0]} x {args.train_crop_size[1]}"
+        common.refuse(f"{args.model} does not take clips of {size} ({utils.first_line(e)}); leave the sizes to it")
+
 
 def make_model(args, checkpoint):
     """The network with `--num-classes` of the class map, frozen but for --trainable-layers, on the device."""
-    try:
-        model = torchvision.models.get_model(args.model, num_classes=args.num_classes)
-    except ValueError:
-        known = ", ".join(torchvision.models.list_models(torchvision.models.video))
-        common.refuse(f"torchvision has no model {args.model}; its video models are {known}")
+    model = torchvision.models.get_model(args.model, num_classes=args.num_classes)
     if checkpoint:
         load_weights(model, checkpoint["raw_model" if "raw_model" in checkpoint else "model"], args.resume)
     elif args.weights:
@@ -34,7 +102,10 @@ def make_model(args, checkpoint):
         if "cpu" in args.device:
             common.refuse("--sync-bn needs GPUs: torch has no synchronised BatchNorm for the CPU")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model.to(args.device, memory_format=torch.channels_last_3d)
+    model = model.to(args.device, memory_format=torch.channels_last_3d)
+    if args.fold_frozen and not args.test_only:
+        fold_frozen(model, args)
+    return model
 
 
 def load_weights(model, state, path):
@@ -72,9 +143,6 @@ def learns(name, args):
 def freeze(model, args):
     """Let only the modules named by --trainable-layers learn; the others run without autograd."""
     children = dict(model.named_children())
-    for unknown in [name for name in args.trainable_layers if name not in children and name != "all"]:
-        known = " ".join(children)
-        common.refuse(f"{args.model} has no layer {unknown}: --trainable-layers takes all or some of {known}")
     for name, child in children.items():
         child.requires_grad_(learns(name, args))
     if args.device == "cpu":
@@ -98,6 +166,159 @@ def set_train_mode(model, args):
         child.train(learns(name, args))
 
 
+def fold_frozen(model, args):
+    """Let frozen modules compute with BatchNorm folded into the convolution before it; weights are saved as they are.
+
+    Outputs differ by rounding only.
+    """
+    for name, child in model.named_children():
+        if learns(name, args) or not list(child.parameters()):
+            continue
+        folded = copy.deepcopy(child).eval()
+        for parent in folded.modules():
+            parts = list(parent.named_children()) if isinstance(parent, nn.Sequential) else []
+            for (conv_name, conv), (norm_name, norm) in zip(parts, parts[1:]):
+                if isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
+                    setattr(parent, conv_name, nn.utils.fusion.fuse_conv_bn_eval(conv, norm))
+                    setattr(parent, norm_name, nn.Identity())
+        folded.requires_grad_(False)
+        child.forward = folded.forward  # an attribute, not a child: it is in no state_dict
+
+
+def distributed(model, args):
+    """The model for several processes. Buffers are not sent at each step: utils.same_buffers does it after an epoch."""
+    return nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[args.device] if "cuda" in args.device else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        static_graph=args.accumulate == 1,
+    )
+
+
+def batches_for_statistics(steps, args):
+    """Over how many batches BatchNorm's statistics are recomputed after each epoch; 0 where training's own will do.
+
+    Those are averages over some 20 steps with weights that have moved on since, and in a run of a few steps still hold
+    what they started from.
+    """
+    if steps >= FEW_STEPS or not args.bn_clips:
+        return 0
+    batches = math.ceil(args.bn_clips / (args.batch_size * args.world_size))
+    batches = min(batches, steps * args.accumulate)
+    utils.log(
+        f"an epoch has {steps} steps, few for BatchNorm: its statistics are recomputed after each, over "
+        f"{batches * args.batch_size * args.world_size:,} clips at most (--bn-clips); a smaller --batch-size gives more"
+    )
+    return batches
+
+
+@torch.no_grad()
+def recompute_statistics(model, batches, augment, args):
+    """Set BatchNorm's statistics of what learns to their means over batches, with the weights as they are now.
+
+    batches: of the training loader; augment: what training does to them. Frozen layers are untouched.
+    """
+    set_train_mode(model, args)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all
+    for clips, targets, *_ in batches:
+        labels = targets[0] if isinstance(targets, list) else targets
+        if len(clips):
+            model(augment(clips.to(args.device), labels.to(args.device))[0])
+    for norm, (momentum, steps) in zip(norms, before):
+        utils.reduce_across_processes(norm.running_mean, norm.running_var)
+        norm.running_mean /= args.world_size
+        norm.running_var /= args.world_size
+        norm.momentum, norm.num_batches_tracked = momentum, steps
+
+
+@functools.cache
+def flops_of_step(name, num_classes, clip_len, height, width, *trainable_layers):
+    """Floating point operations of training on one clip: forward, and backward through what learns."""
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, num_classes=num_classes)
+        clip = torch.empty(1, 3, clip_len, height, width)
+    for child, module in model.named_children():
+        module.requires_grad_(trainable_layers == ("all",) or child in trainable_layers)
+    with FlopCounterMode(display=False) as counter:
+        model.train()(clip).sum().backward()
+    return counter.get_total_flops()
+
+
 def unwrapped(model):
     wrappers = nn.parallel.DistributedDataParallel, swa_utils.AveragedModel
     return model.module if isinstance(model, wrappers) else model
+
+
+def settle_device(args):
+    """Choose the device and how it computes; exits with code 2 if it is not there."""
+    if args.device is None:
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        common.refuse("--device cuda: torch finds no CUDA device here; leave the flag away to use the CPU")
+    if args.use_deterministic_algorithms:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
+    torch.use_deterministic_algorithms(args.use_deterministic_algorithms)
+    torch.backends.cudnn.benchmark = args.device.startswith("cuda") and not args.use_deterministic_algorithms
+    torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN's convolutions do by default
+
+
+def amp_dtype(args):
+    """bfloat16 where the hardware has it, float16 on other GPUs."""
+    on_gpu = args.device.startswith("cuda")
+    return torch.float16 if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False) else torch.bfloat16
+
+
+@contextlib.contextmanager
+def float32_on_gpu():
+    """No TF32, which keeps 10 bits of the mantissa."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    with cudnn.flags(True, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+        yield
+    matmul.allow_tf32 = before
+
+
+def make_optimizer(model, args):
+    """SGD or AdamW; with --lr-head and --no-decay-norm, groups of parameters of their own for the head and norms."""
+    groups = {}
+    head = list(dict(model.named_children()))[-1]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            of_head = args.lr_head is not None and name.split(".")[0] == head
+            decays = not (args.no_decay_norm and parameter.ndim == 1)  # norms and biases have one dimension
+            groups.setdefault((of_head, decays), []).append(parameter)
+    groups = [
+        dict(
+            params=parameters,
+            lr=(args.lr_head if of_head else args.lr) * args.world_size,
+            weight_decay=args.weight_decay if decays else 0.0,
+        )
+        for (of_head, decays), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(groups) if args.opt == "adamw" else torch.optim.SGD(groups, momentum=args.momentum)
+
+
+def make_scheduler(optimizer, steps_per_epoch, args):
+    """Warm-up, then the schedule of --lr-scheduler, one step for each step of the optimizer."""
+    total, warmup = args.epochs * steps_per_epoch, args.warmup_epochs * steps_per_epoch
+    if args.lr_scheduler == "onecycle":  # has its own warm-up
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=max(1, total), cycle_momentum=False)
+    if args.lr_scheduler == "cosine":
+        main = lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, total - warmup))
+    else:
+        milestones = [epoch * steps_per_epoch - warmup for epoch in args.lr_milestones]
+        main = lr_scheduler.MultiStepLR(optimizer, milestones, args.lr_gamma)
+    if not warmup:
+        return main
+    if args.lr_warmup_method == "linear":
+        first = lr_scheduler.LinearLR(optimizer, start_factor=args.lr_warmup_decay, total_iters=warmup)
+    else:
+        first = lr_scheduler.ConstantLR(optimizer, factor=args.lr_warmup_decay, total_iters=warmup)
+    return lr_scheduler.SequentialLR(optimizer, [first, main], milestones=[warmup])

@@ -11,8 +11,8 @@ from torchvision_patches.spatial import centre_of, resize_and_crop
 class VideoClassificationPresetTrain:
     """Resize to `resize_size` and crop `crop_size` at random, every frame of a clip alike.
 
-    Sizes are (height, width) in pixels. Randomness is torch's global one. `resized`: the clips are resized already, as
-    the frame cache has them.
+    Sizes are (height, width) in pixels; a resize_size of one number is the shorter side's. Randomness is torch's global
+    one. `resized`: the clips are resized already, as the frame cache has them.
     """
 
     def __init__(self, *, crop_size, resize_size, resized=False):
@@ -20,28 +20,41 @@ class VideoClassificationPresetTrain:
 
     def __call__(self, clip):
         """uint8 (T, H, W, 3) -> uint8 (T, h, w, 3): rounded to grey levels, a quarter of the memory of float32."""
-        cropped = self.crop(clip, *self.corner())
+        cropped = self.crop(clip)
         if cropped.dtype == torch.uint8:
             return cropped
         return cropped.permute(1, 2, 3, 0).mul(255).round().byte().contiguous()
 
-    def corner(self):
+    def corner(self, resize_size):
         """Where the crop starts, (row, column) of the resized frame."""
-        room = [resized - cropped for resized, cropped in zip(self.resize_size, self.crop_size)]
+        room = [resized - cropped for resized, cropped in zip(resize_size, self.crop_size)]
         return [int(torch.randint(free + 1, ())) for free in room]
 
-    def crop(self, clip, top, left):
+    def crop(self, clip):
         """uint8 (T, h, w, 3) if the clip is resized already, else float32 (3, T, h, w) in [0, 1]."""
+        resize_size = clip.shape[1:3] if self.resized else resized_size(self.resize_size, *clip.shape[1:3])
+        top, left = self.corner(resize_size)
         if self.resized:
             return clip[:, top : top + self.crop_size[0], left : left + self.crop_size[1]]
-        return resize_and_crop(clip, self.resize_size, self.crop_size, top, left)
+        return resize_and_crop(clip, resize_size, self.crop_size, top, left)
+
+
+def resized_size(resize_size, height, width):
+    """(height, width) after resizing: `resize_size` itself, or, for one number, with that as the shorter side.
+
+    The longer side is rounded down, as torchvision's resize does it.
+    """
+    if len(resize_size) == 2:
+        return tuple(resize_size)
+    (side,) = resize_size
+    return (side, int(side * width / height)) if height <= width else (int(side * height / width), side)
 
 
 class VideoClassificationPresetEval(VideoClassificationPresetTrain):
     """Resize to `resize_size` and crop `crop_size` from the centre, not rounded: float32 (3, T, h, w) in [0, 1]."""
 
     def __call__(self, clip):
-        return self.crop(clip, *self.corner())
+        return self.crop(clip)
 
-    def corner(self):
-        return centre_of(self.resize_size, self.crop_size)
+    def corner(self, resize_size):
+        return centre_of(resize_size, self.crop_size)

@@ -15,12 +15,12 @@ import json
 import math
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim import lr_scheduler, swa_utils
-from torch.utils.data import DataLoader
+from torch.optim import swa_utils
 
 # `python references/video_classification/train.py` puts only its own folder on the path; appended, so that nothing in
 # tools/ can shadow a package or a file here. `import common` then does the same for torchvision_patches.
@@ -29,14 +29,17 @@ import common
 import datasets
 import models
 import presets
+import teachers
 import transforms
 import utils
 
 # Settings that --resume must find as they were, to continue the run that was interrupted and no other.
 RECIPE = """
-    weights batch_size clips_per_video opt lr momentum weight_decay lr_scheduler lr_milestones lr_gamma lr_warmup_epochs
-    lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema clip_grad_norm accumulate sync_bn
-    class_balanced color_jitter hflip_prob mixup_alpha train_resize_size train_crop_size cache_frames seed world_size
+    weights batch_size clips_per_video opt lr lr_head no_decay_norm momentum weight_decay lr_scheduler lr_milestones
+    lr_gamma lr_warmup_epochs lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema
+    clip_grad_norm accumulate sync_bn class_balanced color_jitter hflip_prob mixup_alpha videomix_prob stackmix_prob
+    hold_out teacher_logits distill_alpha distill_temperature
+    bn_clips fold_frozen train_resize_size train_crop_size cache_frames rotate seed world_size
 """.split()  # noqa: SIM905
 
 
@@ -48,7 +51,8 @@ def train_one_epoch(
     Exits with code 2 as soon as a log line shows a loss that is not finite.
     """
     models.set_train_mode(model, args)
-    metric_logger = utils.MetricLogger()
+    network = args.model, args.num_classes, args.clip_len, *args.train_crop_size, *args.trainable_layers
+    metric_logger = utils.MetricLogger(models.flops_of_step(*network))
     meters = metric_logger.meters
     parameters = [p for p in model.parameters() if p.requires_grad]
     device_type = torch.device(args.device).type
@@ -60,14 +64,17 @@ def train_one_epoch(
         bad_videos.report(failures)
         if not len(clips):
             common.refuse("not one clip of a batch decodes; tools/check_videos.py finds such videos")
+        targets, logits = targets if isinstance(targets, list) else (targets, None)
         clips, targets = clips.to(args.device, non_blocking=True), targets.to(args.device, non_blocking=True)
-        clips, soft_targets = augment(clips, targets)
+        if logits is not None:
+            logits = teachers.probabilities(logits.to(args.device, non_blocking=True), args.distill_temperature)
+        clips, soft_targets = augment(clips, targets, logits)
         group_start = i - i % args.accumulate
         group = min(args.accumulate, steps - group_start)
         last_of_group = i == group_start + group - 1
         wait = model.no_sync() if args.distributed and not last_of_group else contextlib.nullcontext()
         with wait:
-            with torch.autocast(device_type, amp_dtype(args), enabled=args.amp):
+            with torch.autocast(device_type, models.amp_dtype(args), enabled=args.amp):
                 output = model(clips)
             loss = criterion(output.float(), soft_targets)
             scaler.scale(loss / group).backward()
@@ -103,6 +110,7 @@ def train_one_epoch(
         "train_acc1": acc1 / clips,
         "bad_clips": int(bad),
         "clips_per_s": clips / seconds,
+        "waited_s": metric_logger.waited,
     }
 
 
@@ -116,18 +124,19 @@ def refuse_if_not_finite(loss, epoch, step, args):
 
 
 @torch.inference_mode()
-def evaluate(model, loader, bad_videos, args, header="Test:"):
-    """Accuracy on the validation clips, in float32, as the exported model computes it; exact at any world size.
+def evaluate(model, loader, bad_videos, args, header="Test:", exact=True):
+    """Accuracy on the validation clips; the same at any world size.
 
+    exact: in float32, as the exported model computes it; else in the precision of training.
     A video's prediction is the mean of the softmax of its clips. Returns accuracies in percent (clip_acc1, clip_acc5,
     video_acc1, video_acc5, mean_class_acc: the mean over the classes of the videos' Acc@1), val_loss, and num_clips,
     num_videos: what could be decoded.
     """
     model = models.unwrapped(model).eval()
     metric_logger = utils.MetricLogger()
-    dataset, normalize = loader.dataset, transforms.Normalize().to(args.device)
-    labels = torch.tensor([label for _, label in dataset.samples], device=args.device)
-    k = min(5, args.num_classes)
+    dataset, normalize = loader.dataset, transforms.Normalize(args.mean, args.std).to(args.device)
+    labels = dataset.labels.to(args.device)
+    k, device_type = min(5, args.num_classes), torch.device(args.device).type
     video_scores = torch.zeros(len(labels), args.num_classes, dtype=torch.float64, device=args.device)
     totals = torch.zeros(5, dtype=torch.float64, device=args.device)  # loss, Acc@1, Acc@5, clips, failures
     num_clips = torch.tensor(len(loader.sampler), device=args.device)
@@ -140,9 +149,9 @@ def evaluate(model, loader, bad_videos, args, header="Test:"):
         clips = normalize(transforms.as_float(clips.to(args.device, non_blocking=True)))
         clips = clips.to(memory_format=torch.channels_last_3d)
         targets, video_idx = targets.to(args.device), video_idx.to(args.device)
-        # TF32, which cuDNN would use, keeps 10 bits of the mantissa
-        cudnn = torch.backends.cudnn
-        with cudnn.flags(True, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+        with (
+            models.float32_on_gpu() if exact else torch.autocast(device_type, models.amp_dtype(args), enabled=args.amp)
+        ):
             output = model(clips).double()
         right = output.topk(k).indices == targets[:, None]
         loss = nn.functional.cross_entropy(output, targets, reduction="sum")
@@ -183,80 +192,22 @@ def report(totals, video_scores, labels, k):
     return metrics
 
 
-def amp_dtype(args):
-    """bfloat16 where the hardware has it, float16 on other GPUs."""
-    on_gpu = args.device.startswith("cuda")
-    return torch.float16 if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False) else torch.bfloat16
-
-
-def make_optimizer(model, args):
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    lr = args.lr * args.world_size
-    if args.opt == "adamw":
-        return torch.optim.AdamW(parameters, lr, weight_decay=args.weight_decay)
-    return torch.optim.SGD(parameters, lr, momentum=args.momentum, weight_decay=args.weight_decay)
-
-
-def make_scheduler(optimizer, steps_per_epoch, args):
-    """Warm-up, then the schedule of --lr-scheduler, one step for each step of the optimizer."""
-    total, warmup = args.epochs * steps_per_epoch, args.lr_warmup_epochs * steps_per_epoch
-    if args.lr_scheduler == "onecycle":  # has its own warm-up
-        peak = args.lr * args.world_size
-        return lr_scheduler.OneCycleLR(optimizer, peak, total_steps=max(1, total), cycle_momentum=False)
-    if args.lr_scheduler == "cosine":
-        main = lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, total - warmup))
-    else:
-        milestones = [epoch * steps_per_epoch - warmup for epoch in args.lr_milestones]
-        main = lr_scheduler.MultiStepLR(optimizer, milestones, args.lr_gamma)
-    if not warmup:
-        return main
-    if args.lr_warmup_method == "linear":
-        first = lr_scheduler.LinearLR(optimizer, start_factor=args.lr_warmup_decay, total_iters=warmup)
-    else:
-        first = lr_scheduler.ConstantLR(optimizer, factor=args.lr_warmup_decay, total_iters=warmup)
-    return lr_scheduler.SequentialLR(optimizer, [first, main], milestones=[warmup])
-
-
-def make_loader(dataset, sampler, args):
-    # a generator of its own: starting workers draws a number, and an interrupted run starts them more often
-    return DataLoader(
-        dataset,
-        args.batch_size,
-        sampler=sampler,
-        num_workers=args.workers,
-        collate_fn=datasets.collate_fn,
-        pin_memory="cuda" in args.device,
-        persistent_workers=args.workers > 0,
-        generator=torch.Generator(),
-    )
-
-
 def settle_args(args, checkpoint):
     """Fill in what is left to the checkpoint, else to defaults; exits with code 2 where flag and checkpoint differ."""
-    if args.device is None:
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        common.refuse("--device cuda: torch finds no CUDA device here; leave the flag away to use the CPU")
     bf16_on_cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if args.amp and args.device == "cpu" and not bf16_on_cpu:
-        print("--amp is left out: this CPU cannot compute in bfloat16")
+        utils.log("--amp is left out: this CPU cannot compute in bfloat16")
         args.amp = False
+    if args.device.startswith("cuda") and not (args.amp or args.test_only):
+        utils.log("--amp is not given: on a GPU with bfloat16, a step takes half the time and memory with it")
+    args.warmup_epochs = min(args.lr_warmup_epochs, args.epochs // 2)
+    if checkpoint and not args.resume_weights_only:  # a run that is continued may have been given more epochs
+        args.warmup_epochs = checkpoint["args"].get("warmup_epochs", args.lr_warmup_epochs)
+    elif args.lr_scheduler != "onecycle" and args.warmup_epochs < args.lr_warmup_epochs and not args.test_only:
+        utils.log(f"a warm-up of {args.lr_warmup_epochs} of {args.epochs} epochs is shortened to {args.warmup_epochs}")
     # more decoding processes than cores only get into each other's way
     args.workers = min(args.workers, common.num_workers())
-    saved = {**checkpoint["args"], **checkpoint} if checkpoint else {}
-    saved["model"] = saved.get("model_name", saved.get("args", {}).get("model"))
-    saved["val_resize_size"] = saved.get("resize_size", saved.get("val_resize_size"))
-    saved["val_crop_size"] = saved.get("crop_size", saved.get("val_crop_size"))
-    for name, default in CLIP_DEFAULTS.items():
-        flag, stored = getattr(args, name), saved.get(name)
-        stored = list(stored) if isinstance(stored, (list, tuple)) else stored
-        if stored is not None and flag not in (None, stored) and not args.resume_weights_only:
-            common.refuse(f"--{name.replace('_', '-')} {flag}, but {args.resume} has {stored}; leave the flag away")
-        setattr(args, name, next(v for v in (flag, stored, default) if v is not None))
-    for split in "train", "val":
-        resized, cropped = getattr(args, f"{split}_resize_size"), getattr(args, f"{split}_crop_size")
-        if any(crop > size for crop, size in zip(cropped, resized)):
-            common.refuse(f"--{split}-crop-size {cropped} is larger than --{split}-resize-size {resized}")
+    models.settle_clips(args, {**checkpoint["args"], **checkpoint} if checkpoint else {})
 
 
 def refuse_other_recipe(args, checkpoint, keys=RECIPE):
@@ -264,9 +215,9 @@ def refuse_other_recipe(args, checkpoint, keys=RECIPE):
     advice = "; give the same flags, or start anew from its weights with --resume-weights-only"
     if "classes" not in checkpoint:
         common.refuse(f"{args.resume} was written by another script and cannot be continued exactly{advice}")
-    changed = []
+    changed, defaults = [], vars(get_args_parser().parse_args(["--data-path", ""]))
     for key in keys if args.lr_scheduler == "multistep" else [*keys, "epochs"]:
-        before, now = checkpoint["args"].get(key), getattr(args, key)
+        before, now = checkpoint["args"].get(key, defaults.get(key)), getattr(args, key)
         if key == "cache_frames":  # wherever it lies
             before, now = bool(before), bool(now)
         if before != now:
@@ -276,64 +227,93 @@ def refuse_other_recipe(args, checkpoint, keys=RECIPE):
 
 
 def main(args):
-    if (args.device or "").startswith("cuda") or (args.device is None and torch.cuda.is_available()):
-        torch.backends.cudnn.benchmark = not args.use_deterministic_algorithms
-    torch.use_deterministic_algorithms(args.use_deterministic_algorithms)
-    checkpoint = utils.load_checkpoint(args.resume) if args.resume else None
-    settle_args(args, checkpoint)
+    models.settle_device(args)
     utils.init_distributed_mode(args)
+    if args.resume == "auto":
+        if args.resume_weights_only:
+            common.refuse("--resume auto continues a run exactly: leave --resume-weights-only away, or name a file")
+        last = Path(args.output_dir, "checkpoint.pth")
+        args.resume = utils.from_main_process(lambda: str(last) if last.exists() else "")
+    checkpoint = common.load_checkpoint(args.resume) if args.resume else None
+    settle_args(args, checkpoint)
     class_map = common.load_class_map(args.class_map)
     classes = sorted(class_map, key=class_map.get)
     args.num_classes = len(classes)
+    models.settle_layers(args)
     if checkpoint and checkpoint.get("classes", classes) != classes:
         common.refuse(
             f"{args.resume} was trained with other classes, or another order, than {args.class_map} has; --class-map "
             f"names the map that it was trained with"
         )
     utils.log(f"{args.model} on {args.world_size} x {args.device}, {args.workers} decoding processes each")
+    utils.refuse_small_shared_memory(args)
+    if args.cache_frames and (args.extra_data or args.train_splits != ["train"]):
+        common.refuse("--cache-frames holds one folder a split: leave it away with --extra-data and --train-splits")
+    if "val" in args.train_splits and not args.hold_out:
+        utils.log("val is trained on, too: its accuracy says nothing about other videos")
+    if utils.is_main_process() and not args.test_only:
+        utils.make_output_dir(args)
 
     bad_videos = utils.BadVideos(args.max_bad_share)
     sizes = dict(crop_size=args.val_crop_size, resize_size=args.val_resize_size)
     preset = presets.VideoClassificationPresetEval
     dataset_test = datasets.load_dataset("val", class_map, preset, sizes, bad_videos, args)
     test_sampler = datasets.val_clips(dataset_test, args.clips_per_video, args.rank, args.world_size)
-    loader_test = make_loader(dataset_test, test_sampler, args)
+    loader_test = datasets.make_loader(dataset_test, test_sampler, args)
 
     torch.manual_seed(args.seed)
     if args.test_only:
         if not checkpoint:
             common.refuse("--test-only needs a trained network: name its checkpoint with --resume")
         model = models.make_model(args, {"model": checkpoint["model"]})
+        if args.recompute_statistics:
+            recompute_statistics(model, checkpoint, class_map, classes, bad_videos, args)
+        if args.save_logits:
+            return teachers.save_logits(model, class_map, classes, bad_videos, args)
         metrics = evaluate(model, loader_test, bad_videos, args)
         utils.log(json.dumps(metrics))
         return
     train(args, checkpoint, class_map, classes, loader_test, bad_videos)
 
 
+def recompute_statistics(model, checkpoint, class_map, classes, bad_videos, args):
+    """BatchNorm's statistics over --bn-clips training clips; the checkpoint with them into --recompute-statistics."""
+    sizes = dict(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
+    dataset = datasets.load_dataset("train", class_map, presets.VideoClassificationPresetTrain, sizes, bad_videos, args)
+    sampler = datasets.TrainSampler(dataset, args.clips_per_video, args.seed, args.rank, args.world_size)
+    loader = datasets.make_loader(dataset, sampler, args)
+    batches = islice(loader, math.ceil(args.bn_clips / (args.batch_size * args.world_size)))
+    models.recompute_statistics(model, batches, transforms.make_augment(classes, args), args)
+    state = checkpoint | {"model": model.state_dict(), "epoch": checkpoint.get("epoch", 0)}
+    utils.save_on_master(state, args.recompute_statistics)
+
+
 def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
     """Train from --start-epoch, or after the checkpoint's epoch, to --epochs; validate, log and save on the way."""
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     exact = checkpoint is not None and not args.resume_weights_only
     if exact:
         refuse_other_recipe(args, checkpoint)
     sizes = dict(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
     preset, promised = presets.VideoClassificationPresetTrain, getattr(loader_test.dataset.video_clips, "missing", 0)
     dataset = datasets.load_dataset("train", class_map, preset, sizes, bad_videos, args, promised)
+    datasets.name_untrained_classes(dataset, loader_test.dataset, classes)
     args.train_set = dataset.summary()
     if exact:
         refuse_other_recipe(args, checkpoint, ["train_set"])
     sampler = datasets.TrainSampler(
         dataset, args.clips_per_video, args.seed, args.rank, args.world_size, args.class_balanced
     )
-    loader = make_loader(dataset, sampler, args)
+    loader = datasets.make_loader(dataset, sampler, args)
+    steps = math.ceil(len(loader) / args.accumulate)
+    bn_batches = models.batches_for_statistics(steps, args)
 
     model = models.make_model(args, checkpoint if exact or not checkpoint else {"model": checkpoint["model"]})
     averaging = swa_utils.get_ema_multi_avg_fn(args.model_ema)
     ema = swa_utils.AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if args.model_ema else None
-    optimizer = make_optimizer(model, args)
-    scheduler = make_scheduler(optimizer, math.ceil(len(loader) / args.accumulate), args)
+    optimizer = models.make_optimizer(model, args)
+    scheduler = models.make_scheduler(optimizer, steps, args)
     device_type = torch.device(args.device).type
-    scaler = torch.amp.GradScaler(device_type, enabled=args.amp and amp_dtype(args) == torch.float16)
+    scaler = torch.amp.GradScaler(device_type, enabled=args.amp and models.amp_dtype(args) == torch.float16)
     start_epoch, best = args.start_epoch, -1.0
     if exact:
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -347,10 +327,15 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
         utils.log(f"{args.resume} has {start_epoch} epochs behind it; {max(0, args.epochs - start_epoch)} to go")
     raw_model = model
     if args.distributed:
-        model = nn.parallel.DistributedDataParallel(model, device_ids=[args.device] if "cuda" in args.device else None)
+        model = models.distributed(model, args)
     criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
+    if args.teacher_logits:
+        split_folder = Path(args.data_path, "train")
+        dataset.teachers = teachers.Teachers(args.teacher_logits, dataset, split_folder, classes, args)
+        criterion = teachers.Distillation(args.distill_alpha, args.distill_temperature, args.label_smoothing)
     augment = transforms.make_augment(classes, args)
-    metrics_file = utils.MetricsFile(args.output_dir, start_epoch) if utils.is_main_process() else None
+    last_metrics = checkpoint.get("metrics") if exact else None
+    metrics_file = utils.MetricsFile(args.output_dir, start_epoch, last_metrics) if utils.is_main_process() else None
     writer = tensorboard_writer(args) if args.tensorboard and utils.is_main_process() else None
 
     begin = time.perf_counter()
@@ -362,16 +347,18 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
         metrics |= train_one_epoch(
             model, criterion, optimizer, scheduler, loader, augment, bad_videos, epoch, args, ema, scaler
         )
-        utils.same_buffers(raw_model, *([ema] if ema else []))
-        if (epoch + 1) % args.eval_every == 0 or epoch == args.epochs - 1:
-            metrics |= evaluate(ema or model, loader_test, bad_videos, args)
+        learning = [raw_model, ema.module] if ema else [raw_model]
+        for network in learning if bn_batches else ():
+            models.recompute_statistics(network, islice(loader, bn_batches), augment, args)
+        utils.same_buffers(*learning)
+        last = epoch == args.epochs - 1
+        if (epoch + 1) % args.eval_every == 0 or last:
+            metrics |= evaluate(ema or model, loader_test, bad_videos, args, exact=last)
         metrics["seconds"] = time.perf_counter() - begin
-
-        output_dir = Path(args.output_dir)
         is_best = metrics.get("video_acc1", -1.0) > best
         best = max(best, metrics.get("video_acc1", -1.0))
         state = {
-            "model": (ema.module if ema else raw_model).state_dict(),
+            "model": learning[-1].state_dict(),
             "optimizer": optimizer.state_dict(),
             "lr_scheduler": scheduler.state_dict(),
             "epoch": epoch,
@@ -382,21 +369,30 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
             "frame_rate": args.frame_rate,
             "resize_size": list(args.val_resize_size),
             "crop_size": list(args.val_crop_size),
+            "mean": args.mean,
+            "std": args.std,
             "model_name": args.model,
             "best_acc1": best,
+            "metrics": metrics,
         }
         if ema:
             state |= {"raw_model": raw_model.state_dict(), "ema_steps": int(ema.n_averaged)}
-        numbered = args.save_every and (epoch + 1) % args.save_every == 0
-        others = [output_dir / f"model_{epoch}.pth"] * bool(numbered) + [output_dir / "model_best.pth"] * is_best
+        save(state, is_best, args)
         if metrics_file:
             metrics_file.append(metrics)
-        utils.save_on_master(state, output_dir / "checkpoint.pth", *others)
         if writer:
             for key, value in metrics.items():
                 writer.add_scalar(key, value, epoch)
             writer.flush()
     utils.log(f"Training time {(time.perf_counter() - begin) / 60:.1f} min; best Video Acc@1 {best:.3f}")
+
+
+def save(state, is_best, args):
+    """checkpoint.pth, and as --save-every and the best validation say, the same file under other names."""
+    output_dir, epoch = Path(args.output_dir), state["epoch"]
+    numbered = args.save_every and (epoch + 1) % args.save_every == 0
+    others = [output_dir / f"model_{epoch}.pth"] * bool(numbered) + [output_dir / "model_best.pth"] * is_best
+    utils.save_on_master(state, output_dir / "checkpoint.pth", *others)
 
 
 def tensorboard_writer(args):
@@ -407,19 +403,18 @@ def tensorboard_writer(args):
     return SummaryWriter(args.output_dir)
 
 
-# what --resume takes over from the checkpoint, and what they are without one
-CLIP_DEFAULTS = {
-    "model": "r2plus1d_18",
-    "clip_len": 16,  # frames
-    "frame_rate": 4,  # fps
-    "val_resize_size": list(transforms.PRESET.resize_size),  # (height, width) in pixels
-    "val_crop_size": list(transforms.PRESET.crop_size),  # (height, width) in pixels
-}
 DEFAULT_MAP = Path(__file__).resolve().parents[2] / "class_map.json"
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """The text above as it stands, and each flag's default."""
+
+
+def positive(text):
+    """A whole number from 1 on, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed, not {text}")
+    return int(text)
 
 
 def get_args_parser(add_help=True):
@@ -433,78 +428,98 @@ def get_args_parser(add_help=True):
     add("--class-map", default=str(DEFAULT_MAP), help="JSON object {class folder name: index}")
     add("--model", help="a video model of torchvision; None: the checkpoint's, else r2plus1d_18")
     add("--weights", help="pre-trained weights of torchvision to start from, say KINETICS400_V1")
-    add("--device", help="cuda or cpu; None: cuda where there is one")
-    add("-b", "--batch-size", default=24, type=int, help="clips a step, in each process")
-    add("--epochs", default=15, type=int)
+    add("--train-splits", default=["train"], nargs="+", choices=["train", "val"], help="folders that are trained on")
+    add("--extra-data", default=[], nargs="+", metavar="DIR", help="more roots with train/<class>/<video> to train on")
+    add("--hold-out", default=0.0, type=float, metavar="SHARE", help="validate on this part of train, instead of val/")
+    add("--groups", default="", metavar="CSV", help="video,group (a person, say): --hold-out never divides a group")
+    add("--device", help="cuda, cuda:1, … or cpu; None: cuda where there is one")
+    add("-b", "--batch-size", default=24, type=positive, help="clips a step, in each process")
+    add("--epochs", default=15, type=positive)
     add("-j", "--workers", default=10, type=int, help="decoding processes, at most one for each core; 0: none")
     add("--output-dir", default=".", help="for checkpoints, metrics.jsonl and curves.png")
-    add("--print-freq", default=10, type=int, help="batches between two log lines")
+    add("--print-freq", default=10, type=positive, help="batches between two log lines")
     add("--cache-dataset", action="store_true", help="keep the index of the videos in DATA_PATH/<split>.index.npz")
-    add(
-        "--cache-frames",
-        default="",
-        metavar="DIR",
-        help="decode each video once: keep its resized frames here, 66 kB each, and train from them",
-    )
+    add("--cache-frames", default="", metavar="DIR", help="decode each video once: keep resized frames, 66 kB each")
     add("--seed", default=0, type=int, help="all randomness follows from it")
     add("--use-deterministic-algorithms", action="store_true", help="bit for bit on GPUs too; slower")
 
     group = parser.add_argument_group("clips")
     add = group.add_argument
-    add(
-        "--clip-len",
-        type=int,
-        help="frames of a clip; None: the checkpoint's, else 16, what preprocessing and export expect (the original "
-        "trains on 8 and exports 16)",
-    )
+    add("--clip-len", type=int, help="frames; None: the checkpoint's, else 16, as export expects (the original: 8)")
     add("--frame-rate", type=float, help="fps at which frames are picked; None: the checkpoint's, else 4")
-    add("--clips-per-video", default=1, type=int, help="random clips an epoch, and evenly spread ones in validation")
-    add("--train-resize-size", default=[128, 171], nargs=2, type=int, metavar=("H", "W"), help="pixels")
-    add("--train-crop-size", default=[112, 112], nargs=2, type=int, metavar=("H", "W"), help="pixels")
-    add("--val-resize-size", nargs=2, type=int, metavar=("H", "W"), help="pixels; None: the checkpoint's, else 128 171")
-    add("--val-crop-size", nargs=2, type=int, metavar=("H", "W"), help="pixels; None: the checkpoint's, else 112 112")
+    add(
+        "--clips-per-video",
+        default=1,
+        type=positive,
+        help="random clips an epoch, and evenly spread ones in validation",
+    )
+    sizes, crop = (dict(nargs=n, type=int, metavar="PIXELS") for n in ("+", 2))
+    add("--val-resize-size", **sizes, help="height and width, or the shorter side; None: the checkpoint's or network's")
+    add("--val-crop-size", **crop, help="height and width; None: the checkpoint's or the network's own")
+    add("--train-resize-size", **sizes, help="None: as in validation")
+    add("--train-crop-size", **crop, help="None: as in validation")
+    add("--rotate", action="store_true", help="turn frames upright as players do; the official preprocessing does not")
     add("--max-bad-share", default=0.1, type=float, help="share of clips that may fail to decode before the run stops")
 
     group = parser.add_argument_group("recipe")
     add = group.add_argument
-    add("--trainable-layers", default=["layer4", "fc"], nargs="+", help="modules that learn, or: all")
+    add("--trainable-layers", nargs="+", help="modules that learn, or: all; None: layer4 and the head")
     add("--opt", default="sgd", choices=["sgd", "adamw"])
     add("--lr", default=0.01, type=float, help="initial (onecycle: highest); multiplied by the number of processes")
+    add("--lr-head", type=float, help="that of the last layer; None: as --lr")
     add("--momentum", default=0.9, type=float, help="of SGD")
     add("--wd", "--weight-decay", default=1e-4, type=float, dest="weight_decay")
+    add("--no-decay-norm", action="store_true", help="no weight decay on norms and biases")
     add("--lr-scheduler", default="multistep", choices=["multistep", "cosine", "onecycle"])
     add("--lr-milestones", default=[20, 30, 40], nargs="+", type=int, help="epochs (multistep)")
     add("--lr-gamma", default=0.1, type=float, help="factor at a milestone (multistep)")
     add("--lr-warmup-epochs", default=10, type=int, help="(multistep and cosine; onecycle has its own warm-up)")
     add("--lr-warmup-method", default="linear", choices=["linear", "constant"])
     add("--lr-warmup-decay", default=0.001, type=float, help="factor at the start of warm-up")
-    add(
-        "--amp",
-        action="store_true",
-        help="train in bfloat16, or float16 on a GPU that has no bfloat16",
-    )
+    add("--amp", action="store_true", help="bfloat16, or float16 on a GPU without; on a CPU in frozen layers only")
+    add("--fold-frozen", action="store_true", help="compute frozen BatchNorm within its convolution")
     add("--label-smoothing", default=0.0, type=float)
     add("--clip-grad-norm", default=0.0, type=float, help="largest norm of the gradient; 0: any")
-    add("--accumulate", default=1, type=int, help="batches whose gradients make one step")
-    add(
-        "--model-ema",
-        default=0.0,
-        type=float,
-        metavar="DECAY",
-        help="validate and save the moving average of the weights, say 0.999; 0: the weights themselves",
-    )
+    add("--accumulate", default=1, type=positive, help="batches whose gradients make one step")
+    add("--model-ema", default=0.0, type=float, help="decay, say 0.999: validate and save averaged weights; 0: do not")
     add("--class-balanced", action="store_true", help="draw clips so that all classes come equally often")
     add("--hflip-prob", default=0.5, type=float, help="of a mirrored clip; classes that name a side never are")
     add("--color-jitter", default=0.0, type=float, help="largest relative change of brightness, contrast, saturation")
     add("--mixup-alpha", default=0.0, type=float, help="0: no MixUp")
+    add("--videomix-prob", default=0.0, type=float, help="of a clip with a box of another one, the same in all frames")
+    add("--stackmix-prob", default=0.0, type=float, help="of a clip that ends with the frames of another one")
+    add("--bn-clips", default=512, type=int, help="BatchNorm's statistics anew from these after short epochs; 0: never")
+    add("--teacher-logits", nargs="+", default=[], metavar="FILE", help="learn from these, too; several are averaged")
+    add("--distill-alpha", default=0.5, type=float, help="weight of the teachers' part of the loss")
+    add("--distill-temperature", default=2.0, type=float)
     add("--sync-bn", action="store_true", help="BatchNorm over all processes (GPUs only)")
 
     group = parser.add_argument_group("validation, saving and resuming")
     add = group.add_argument
     add("--test-only", action="store_true", help="validate the checkpoint of --resume")
-    add("--eval-every", default=1, type=int, help="epochs between two validations; the last epoch is always validated")
+    add(
+        "--eval-every",
+        default=1,
+        type=positive,
+        help="epochs between two validations; the last epoch is always validated",
+    )
     add("--save-every", default=1, type=int, help="epochs between two model_<epoch>.pth; 0: only the last and the best")
-    add("--resume", default="", help="checkpoint to continue exactly, with the same flags")
+    add("--resume", default="", help="checkpoint to continue exactly; auto: OUTPUT_DIR/checkpoint.pth, if it is there")
+    add("--overwrite", action="store_true", help="start a new run in an OUTPUT_DIR that holds another one's checkpoint")
+    add(
+        "--save-logits",
+        default="",
+        metavar="FILE",
+        help="with --test-only: what the network says of all clips of --split",
+    )
+    add("--recompute-statistics", default="", metavar="FILE", help="with --test-only: BatchNorm's; saved here")
+    add("--split", default="train", choices=["train", "val"], help="of --save-logits")
+    add(
+        "--views",
+        default=1,
+        type=positive,
+        help="of --save-logits; more than the centre: random crops and flips, averaged",
+    )
     add("--resume-weights-only", action="store_true", help="take only the weights of --resume, and start a new run")
     add("--start-epoch", default=0, type=int, help="first epoch of a new run; --resume goes on after its own")
     add("--tensorboard", action="store_true", help="also write for TensorBoard, into OUTPUT_DIR")
@@ -522,5 +537,9 @@ if __name__ == "__main__":
         main(get_args_parser().parse_args())
         utils.leave_distributed_mode()
     except KeyboardInterrupt:
-        print("\ninterrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted; --resume auto goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
+    except RuntimeError as e:
+        if not utils.is_loss_of_others(e):
+            raise
+        common.refuse(f"another process of this run has ended, so this one ends, too ({utils.first_line(e)})")

@@ -6,7 +6,6 @@ A batch is float32 (N, 3, T, H, W), RGB, in [0, 1] before it is normalised.
 import re
 
 import torch
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from torchvision_patches.spatial import PRESET
@@ -23,12 +22,15 @@ def as_float(clips):
 
 
 class Normalize(torch.nn.Module):
-    """[0, 1] -> the mean and standard deviation of Kinetics-400, per colour, that R(2+1)D-18 was trained with."""
+    """[0, 1] -> by the mean and standard deviation of each colour that the network was trained with.
 
-    def __init__(self):
+    R(2+1)D-18's are the defaults.
+    """
+
+    def __init__(self, mean=tuple(PRESET.mean), std=tuple(PRESET.std)):
         super().__init__()
-        self.register_buffer("mean", torch.tensor(PRESET.mean).view(3, 1, 1, 1))
-        self.register_buffer("std", torch.tensor(PRESET.std).view(3, 1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1))
 
     def forward(self, clips):
         return (clips - self.mean) / self.std
@@ -71,29 +73,89 @@ def grey(clips):
     return v2.functional.rgb_to_grayscale(clips.transpose(1, 2)).transpose(1, 2)
 
 
-class MixUp(v2.MixUp):
-    """torchvision's MixUp on clips: it takes batches of videos only as tv_tensors.Video.
+class MixUp(torch.nn.Module):
+    """Lay each clip over the next one of the batch, weighted by one draw of Beta(alpha, alpha) (Zhang et al., 2018).
 
-    clips (N, 3, T, H, W), targets int64 (N,) -> clips of that shape, targets float32 (N, num_classes).
+    clips (N, 3, T, H, W), targets float (N, classes): mixed alike.
     """
 
+    def __init__(self, alpha):
+        super().__init__()
+        self.weight = torch.distributions.Beta(alpha, alpha)
+
     def forward(self, clips, targets):
-        clips, targets = super().forward(tv_tensors.Video(clips), targets)
-        return clips.as_subclass(torch.Tensor), targets
+        other = 1 - float(self.weight.sample())
+        return torch.lerp(clips, clips.roll(-1, 0), other), torch.lerp(targets, targets.roll(-1, 0), other)
+
+
+class VideoMix(torch.nn.Module):
+    """Put a box of another clip of the batch into a clip, the same in all frames, with probability `p` for each.
+
+    The box's share of the picture is uniform in [0, 1] before it is cut at the border, as in VideoMix (Yun et al.,
+    2020); targets float (N, classes) are mixed by the area that it takes in the end.
+    """
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, clips, targets):
+        number, height, width = len(clips), *clips.shape[-2:]
+        chosen, share, y, x = torch.rand(4, number, device=clips.device)
+        side = share.sqrt() * (chosen < self.p) / 2
+        rows, columns = (torch.arange(size, device=clips.device) + 0.5 for size in (height, width))
+        inside_rows = (rows - y[:, None] * height).abs() < side[:, None] * height
+        inside_columns = (columns - x[:, None] * width).abs() < side[:, None] * width
+        box = (inside_rows[:, :, None] & inside_columns[:, None])[:, None, None]
+        return mixed(clips, targets, box, box.flatten(1).float().mean(1))
+
+
+class StackMix(torch.nn.Module):
+    """Let a clip end with the frames of another one of the batch, with probability `p` for each.
+
+    At least one frame of each; targets float (N, classes) are mixed by the number of frames.
+    """
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, clips, targets):
+        number, frames = len(clips), clips.shape[2]
+        chosen, cut = torch.rand(2, number, device=clips.device)
+        kept = torch.where(chosen < self.p, 1 + (cut * (frames - 1)).floor(), frames)
+        end = (torch.arange(frames, device=clips.device) >= kept[:, None])[:, None, :, None, None]
+        return mixed(clips, targets, end, 1 - kept / frames)
+
+
+def mixed(clips, targets, where, share):
+    """Clips that are the next one of the batch `where` (bool, broadcasts), and targets by its `share` (N,)."""
+    targets = torch.lerp(targets, targets.roll(-1, 0), share[:, None])
+    return torch.where(where, clips.roll(-1, 0), clips), targets
 
 
 def make_augment(class_names, args):
-    """Function of (clips of a batch, class indices) on the device -> (normalised clips, targets for the loss)."""
-    normalize = Normalize().to(args.device)
+    """Function of clips of a batch and class indices on the device -> (normalised clips, targets for the loss).
+
+    Targets are class indices (N,), or float (N, classes) where clips are mixed. With what a teacher says, float (N,
+    classes), they are float (N, 2 * classes): labels and teacher, mixed alike.
+    """
+    normalize = Normalize(args.mean, args.std).to(args.device)
     flip = RandomHorizontalFlip(class_names, args.hflip_prob).to(args.device)
     jitter = ColorJitter(args.color_jitter) if args.color_jitter else None
-    mixup = MixUp(alpha=args.mixup_alpha, num_classes=len(class_names)) if args.mixup_alpha else None
+    mixes = [MixUp(args.mixup_alpha)] if args.mixup_alpha else []
+    mixes += [VideoMix(args.videomix_prob)] if args.videomix_prob else []
+    mixes += [StackMix(args.stackmix_prob)] if args.stackmix_prob else []
 
-    def augment(clips, targets):
-        clips = flip(as_float(clips), targets)
+    def augment(clips, labels, teacher=None):
+        clips, targets = flip(as_float(clips), labels), labels
         clips = normalize(jitter(clips) if jitter else clips)
-        if mixup:
-            clips, targets = mixup(clips, targets)
+        if mixes or teacher is not None:
+            targets = torch.nn.functional.one_hot(labels, len(class_names)).float()
+        if teacher is not None:
+            targets = torch.cat([targets, teacher], 1)
+        for mix in mixes:
+            clips, targets = mix(clips, targets)
         return clips.to(memory_format=torch.channels_last_3d), targets
 
     return augment

@@ -1,11 +1,15 @@
 """Meters, logging, checkpoints' files and processes: what train.py needs besides training."""
 
-import argparse
 import datetime
+import itertools
 import json
+import math
+import multiprocessing
 import os
-import pickle
 import re
+import shutil
+import sys
+import threading
 import time
 from collections import defaultdict, deque
 from pathlib import Path
@@ -20,7 +24,12 @@ JOINING = datetime.timedelta(minutes=5)  # until all of a run have started
 INDEXING = datetime.timedelta(hours=3)  # until the first has read all videos' frame times: half an hour for QEVD
 WORKING = datetime.timedelta(minutes=30)  # at any other meeting: one may have more to decode, or a checkpoint to write
 
+STALLED = 600.0  # s without one batch, after which a run ends
+BEAT = 5.0  # s between two signs of life of a process
+LOST = 30.0  # s without one, after which the others end
+
 store = None  # what processes tell one another by name, a torch.distributed.Store, where there are several
+leaving = threading.Event()  # this process needs the others no longer
 
 
 # --- log lines ------------------------------------------------------------------------------------------------------
@@ -55,27 +64,74 @@ class SmoothedValue:
 
 
 class MetricLogger:
-    """Named SmoothedValues, and a loop over a loader that prints them every `print_freq` batches with the eta."""
+    """Named SmoothedValues, and a loop over a loader that prints them every `print_freq` batches with the eta.
 
-    def __init__(self):
-        self.meters = defaultdict(SmoothedValue)
+    After the loop `waited` is how many seconds it waited for batches. flops: floating point operations of a clip.
+    """
+
+    def __init__(self, flops=0):
+        self.meters, self.waited, self.flops = defaultdict(SmoothedValue), 0.0, flops
 
     def log_every(self, loader, print_freq, header):
-        start = end = time.perf_counter()
-        waited = 0.0
-        for i, batch in enumerate(loader):
-            waited += time.perf_counter() - end
+        """Yield the batches of `loader`, whose first element is the clips."""
+        start, steps, num_clips = time.perf_counter(), len(loader), 0
+        batches = patiently(loader)
+        for i in range(steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - asked
             yield batch
-            if i % print_freq == 0 or i == len(loader) - 1:
+            num_clips += len(batch[0])
+            if i % print_freq == 0 or i == steps - 1:
                 seconds = time.perf_counter() - start
-                eta = datetime.timedelta(seconds=int(seconds / (i + 1) * (len(loader) - 1 - i)))
+                eta = datetime.timedelta(seconds=int(seconds / (i + 1) * (steps - 1 - i)))
                 meters = "".join(f"  {name}: {meter}" for name, meter in self.meters.items())
-                line = f"{header}  [{i + 1}/{len(loader)}]  eta: {eta}{meters}"
-                line += f"  time: {seconds / (i + 1):.3f} s  data: {waited / (i + 1):.3f} s"
-                if torch.cuda.is_available():
-                    line += f"  max mem: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
-                log(line)
-            end = time.perf_counter()
+                log(f"{header}  [{i + 1}/{steps}]  eta: {eta}{meters}{self.pace(num_clips, seconds)}")
+
+    def pace(self, num_clips, seconds):
+        """How fast this process is, what it waits for, and which share of its GPU's peak that is, where it is known."""
+        text = f"  {num_clips / seconds:.4g} clips/s  waited: {self.waited:.1f} s of {seconds:.1f}"
+        if self.flops:
+            achieved = self.flops * num_clips / seconds
+            text += f"  {achieved / 1e9:,.0f} GFLOP/s"
+            if peak := peak_of_gpu():
+                text += f" (MFU {100 * achieved / peak:.1f} %)"
+        if torch.cuda.is_available():
+            text += f"  max mem: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
+        return text
+
+
+# dense FLOP/s with 16-bit factors and 32-bit sums, by their makers' data sheets
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+PEAKS |= {"RTX 4090": 165e12, "RTX 3090": 71e12, "A10": 125e12, "V100": 125e12, "T4": 65e12}
+
+
+def peak_of_gpu():
+    """Dense 16-bit FLOP/s of the current GPU by its name; None for an unknown one, or without a GPU."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for known, peak in PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
+
+
+def patiently(loader):
+    """The batches of a loader; exits with code 2 where its workers send none for STALLED s, or one of them ends."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as e:
+            if "DataLoader" not in str(e):
+                raise
+            reading = getattr(getattr(loader, "dataset", None), "being_read", list)()
+            what = f"no batch for {STALLED:g} s" if "timed out" in str(e) else first_line(e)
+            for worker in multiprocessing.active_children():
+                worker.kill()  # or this process would wait for a stopped one when it ends
+            common.refuse(
+                f"{what}; its workers were reading {', '.join(reading) or 'nothing'}: move such a video away, look at "
+                f"the disk it lies on, or give the run fewer --workers if memory is short"
+            )
+        yield batch
 
 
 class BadVideos:
@@ -123,12 +179,38 @@ def save_on_master(checkpoint, path, *others):
         common.refuse(
             f"{bad[0]} is not finite after epoch {checkpoint['epoch']}: nothing was saved, earlier files stand"
         )
-    with common.written_then_renamed(path) as temporary:
-        torch.save(checkpoint, temporary)
-    for other in others:
-        with common.written_then_renamed(other) as temporary:
-            temporary.unlink(missing_ok=True)
-            link_or_copy(path, temporary)
+    try:
+        with common.written_then_renamed(path) as temporary:
+            torch.save(checkpoint, temporary)
+        for other in others:
+            with common.written_then_renamed(other) as temporary:
+                temporary.unlink(missing_ok=True)
+                link_or_copy(path, temporary)
+    except (OSError, RuntimeError) as e:  # torch's writer raises RuntimeError where the disk is full
+        cannot_write(path, e)
+
+
+def cannot_write(path, error):
+    reason = getattr(error, "strerror", None) or first_line(error)
+    common.refuse(
+        f"{path} cannot be written ({reason}): make room or name another --output-dir, and continue with --resume; "
+        f"what was saved before is whole"
+    )
+
+
+def make_output_dir(args):
+    """Create --output-dir; exits with code 2 if it cannot be, or if it holds another run's checkpoint."""
+    output_dir = Path(args.output_dir)
+    mine = args.resume and not args.resume_weights_only and Path(args.resume).resolve().parent == output_dir.resolve()
+    if (output_dir / "checkpoint.pth").exists() and not (mine or args.overwrite):
+        common.refuse(
+            f"{output_dir} holds the checkpoint of another run: continue it with --resume auto, name another "
+            f"--output-dir, or let this run replace it with --overwrite"
+        )
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        cannot_write(output_dir, e)
 
 
 def link_or_copy(path, other):
@@ -138,43 +220,28 @@ def link_or_copy(path, other):
         Path(other).write_bytes(Path(path).read_bytes())
 
 
-def load_checkpoint(path):
-    """Read a checkpoint as tensors and plain values only; its `args` come as a dict.
-
-    The original's checkpoints hold an argparse.Namespace, which is let in. Exits with code 2 for anything else.
-    """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        common.refuse(f"there is no checkpoint {path}")
-    except pickle.UnpicklingError as e:
-        common.refuse(
-            f"{path} is damaged, or holds more than weights and plain values and could run code: {str(e)[:300]}"
-        )
-    except (RuntimeError, EOFError, OSError) as e:
-        common.refuse(f"the checkpoint {path} cannot be read: {e}")
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        common.refuse(f'{path} is no checkpoint of train.py: it has no weights under "model"')
-    saved_args = checkpoint.get("args", {})
-    checkpoint["args"] = saved_args if isinstance(saved_args, dict) else vars(saved_args)
-    return checkpoint
-
-
 class MetricsFile:
     """metrics.jsonl, one JSON object an epoch, and curves.png drawn from it."""
 
-    def __init__(self, output_dir, start_epoch):
-        """Keep the lines of the epochs before `start_epoch`: what follows will be written again."""
+    def __init__(self, output_dir, start_epoch, last=None):
+        """Keep the lines of the epochs before `start_epoch`: what follows will be written again.
+
+        last: the line of the checkpoint's epoch, which is saved before it is written here.
+        """
         self.path = Path(output_dir) / "metrics.jsonl"
         text = self.path.read_text() if start_epoch and self.path.exists() else ""
-        self.rows = [row for row in map(json.loads, text.splitlines()) if row["epoch"] < start_epoch]
+        rows = {row["epoch"]: row for row in map(json.loads, text.splitlines()) if row["epoch"] < start_epoch}
+        rows |= {last["epoch"]: last} if last else {}
+        self.rows = [rows[epoch] for epoch in sorted(rows)]
 
     def append(self, row):
         self.rows.append(row)
-        with common.written_then_renamed(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        self.draw()
+        try:
+            with common.written_then_renamed(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            self.draw()
+        except OSError as e:
+            cannot_write(self.path, e)
 
     def draw(self):
         import matplotlib
@@ -212,7 +279,8 @@ def init_distributed_mode(args):
     if args.device.startswith("cuda"):
         if args.distributed:  # SLURM may show each process its own GPU only
             args.device = f"cuda:{args.local_rank % torch.cuda.device_count()}"
-        torch.cuda.set_device(args.device)
+        if ":" in args.device:
+            torch.cuda.set_device(args.device)
     if not args.distributed:
         return
     global store
@@ -224,6 +292,7 @@ def init_distributed_mode(args):
         wait_for_all(args.world_size)
         backend = "nccl" if args.device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, None, WORKING, args.world_size, args.rank, store)
+        threading.Thread(target=watch, args=(store.clone(), args.rank, args.world_size), daemon=True).start()
     except (dist.DistNetworkError, dist.DistStoreError) as e:
         common.refuse(
             f"process {args.rank} of {args.world_size} cannot reach the first one at {host}:{port} ({first_line(e)}): "
@@ -263,12 +332,76 @@ def wait_for_all(world_size):
         )
 
 
+def watch(store, rank, world_size):
+    """Give signs of life, and end this process when another one gives none: in a thread, through the run's store.
+
+    The first process holds the store, except under torchrun, and looks at all others; they look for its word. A process
+    that ends by itself says so before: see `leave_distributed_mode`.
+    """
+    seen = {}
+    for beat in itertools.count():
+        try:
+            if leaving.wait(BEAT):
+                return
+            store.set(f"alive/{rank}", str(beat))
+            if store.check(["lost"]):
+                end_with_others(store.get("lost").decode())
+            for other in range(world_size) if rank == 0 else ():
+                key = f"alive/{other}"
+                now = store.get(key) if store.check([key]) else b""
+                if now != seen.get(other, (None, 0))[0]:
+                    seen[other] = now, time.monotonic()
+                elif now != b"left" and time.monotonic() - seen[other][1] > LOST:
+                    store.set("lost", str(other))
+                    leaving.wait(2 * BEAT)  # the store goes with this process: let the others look first
+                    end_with_others(other)
+        except RuntimeError:  # of a connection that is no more
+            if not leaving.is_set():
+                end_with_others(0)
+
+
+def end_with_others(lost):
+    print(f"error: process {lost} of this run has ended or does not answer, so this one ends, too", file=sys.stderr)
+    sys.stderr.flush()
+    for worker in multiprocessing.active_children():
+        worker.kill()  # they hold the port at which the next run meets
+    os._exit(2)
+
+
 def first_line(error):
     return str(error).splitlines()[0]
 
 
+def is_loss_of_others(error):
+    """Whether this is how torch.distributed says that another process is no more."""
+    known = dist.is_initialized() and re.search(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)", str(error))
+    return isinstance(error, dist.DistError) or bool(known)
+
+
+def refuse_small_shared_memory(args):
+    """Exit with code 2 if the batches that workers send do not fit into /dev/shm, as with Docker's default of 64 MB."""
+    folder = Path("/dev/shm")
+    if not args.workers or not folder.is_dir():
+        return
+    of_train, of_val = (math.prod(getattr(args, f"{split}_crop_size")) for split in ("train", "val"))
+    values = of_val * 4 + (0 if args.test_only else of_train)  # bytes of one colour of a frame: float32, uint8
+    batch = args.batch_size * args.clip_len * 3 * values
+    needed = batch * (2 * args.workers + 1) * common.launcher(array=False).local_world_size
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        common.refuse(
+            f"workers send batches through {folder}: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are "
+            f"free; give fewer --workers or a smaller --batch-size, or make it larger (Docker: --shm-size 4g)"
+        )
+
+
 def leave_distributed_mode():
+    """When all processes have come here, leave the run."""
     if dist.is_initialized():
+        dist.barrier()
+        store.set(f"alive/{dist.get_rank()}", "left")
+        leaving.set()
+        dist.barrier()
         dist.destroy_process_group()
 
 

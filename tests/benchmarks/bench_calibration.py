@@ -94,9 +94,9 @@ def main():
             proto = onnx_graph.torch_to_onnx(network.torch_model, network.shape)
             # as aihub.quantize_onnx calls it
             onnxruntime.quantization.quantize_static = functools.partial(quantize_static, per_channel)
-            proto = sources.quantised(proto, ())
+            proto = sources.quantised(proto, (), 8, 8)
             quantizers = onnx_graph.expose_quantized_io(proto.graph)
-            onnx_graph.channel_last_input(proto.graph)
+            onnx_graph.channel_last_input(proto.graph, onnx_graph.graph_inputs(proto.graph)[0])
             logits = logits_of(proto, onnx_graph.io_of_graph(proto.graph, quantizers), test_clips)
             agreed = emulator.agreement(logits, expected)
             print(f"| {name} | {'per channel' if per_channel else 'per tensor'} | {agreed['psnr_db']} | "

@@ -26,6 +26,7 @@ sys.path[:0] = [str(REPO / "references/video_classification"), str(REPO / "tests
 
 import torch
 
+import common
 import datasets
 import presets
 import train
@@ -53,18 +54,21 @@ def parse_train_args(root, options, layers=("all",), amp=False, cache=""):
     flags = ["--data-path", str(root), "--lr", "1e-5", "--workers", str(options.workers), "--cache-frames", str(cache)]
     flags += ["--batch-size", str(options.batch_size)]
     args = train.get_args_parser().parse_args([*flags, "--trainable-layers", *layers] + ["--amp"] * amp)
-    args.rank, args.distributed, args.gpu, args.num_classes, args.print_freq = 0, False, 0, 92, 10**6
+    args.num_classes, args.print_freq = 92, 10**6
+    train.models.settle_device(args)
+    utils.init_distributed_mode(args)
     train.settle_args(args, None)
+    train.models.settle_layers(args)
     return args
 
 
-def make_loader(args, passes=1):
+def make_loader(args, passes=1, preset=presets.VideoClassificationPresetTrain):
     """train.py's loader over `passes` epochs at once."""
     sizes = dict(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
-    class_map, preset = datasets.load_class_map(args.class_map), presets.VideoClassificationPresetTrain
-    dataset = train.load_dataset("train", class_map, preset, sizes, utils.BadVideos(0.0), args)
+    class_map = common.load_class_map(args.class_map)
+    dataset = datasets.load_dataset("train", class_map, preset, sizes, utils.BadVideos(0.0), args)
     clips = [clip for _ in range(passes) for clip in datasets.TrainSampler(dataset, 1, 0)]
-    return train.make_loader(dataset, clips, args)
+    return datasets.make_loader(dataset, clips, args)
 
 
 class Stepper:
@@ -72,18 +76,21 @@ class Stepper:
 
     def __init__(self, args):
         self.args = args
-        self.model = train.make_model(args, None)
-        self.optimizer = train.make_optimizer(self.model, args)
+        self.model = train.models.make_model(args, None)
+        self.optimizer = train.models.make_optimizer(self.model, args)
         self.scheduler = torch.optim.lr_scheduler.ConstantLR(self.optimizer, 1.0)
         self.scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=False)
-        self.augment = train.make_augment([f"class {i}" for i in range(92)], args)
+        self.augment = train.transforms.make_augment([f"class {i}" for i in range(92)], args)
         self.bad_videos = utils.BadVideos(0.0)
 
     def run(self, loader):
         self.bad_videos.start(10**9)
         criterion = torch.nn.CrossEntropyLoss()
-        parts = self.optimizer, self.scheduler, self.scaler, loader, self.augment, self.bad_videos
-        return train.train_one_epoch(self.model, None, criterion, *parts, 0, self.args)
+        parts = self.optimizer, self.scheduler, loader, self.augment, self.bad_videos
+        return train.train_one_epoch(self.model, criterion, *parts, 0, self.args, None, self.scaler)
+
+    def validate(self, loader, exact):
+        train.evaluate(self.model, loader, self.bad_videos, self.args, exact=exact)
 
 
 def clips_per_second(run, num_clips, device, repeats):
@@ -151,6 +158,15 @@ def bench(root, options):
             rows[f"{name}, from {source}"] = {key: round(value, 3) for key, value in row.items()}
             shown = f"{row['to_slower']:>16.2f}{row['to_bound']:>15.2f}{100 * row['waiting']:>8.0f} %"
             print(f"{name:24}{source:>8}{step:>10.2f}{both:>10.2f}{shown}", flush=True)
+    loader = make_loader(cached, passes, presets.VideoClassificationPresetEval)
+    stepper = Stepper(cached)
+    for exact in True, False:
+        cached.amp = not exact
+        with contextlib.redirect_stdout(io.StringIO()):
+            rate = clips_per_second(lambda: stepper.validate(loader, exact), count, args.device, options.repeats)  # noqa: B023
+        name = "validation, float32" if exact else "validation, --amp, between epochs"
+        rows[name] = {"both": round(rate, 3)}
+        print(f"{name:42}{rate:>10.2f}", flush=True)
     print(json.dumps({"device": where, "loading": {k: round(v, 1) for k, v in loading.items()}, "modes": rows}))
 
 

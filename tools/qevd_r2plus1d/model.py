@@ -6,10 +6,7 @@ labels.txt into the bundle that qai_hub_models makes.
 $ python tools/example_export.py --checkpoint checkpoint.pth --data-dir preprocessed_tensors
 """
 
-import argparse
-import pickle
 import random
-import re
 from pathlib import Path
 
 import numpy as np
@@ -27,40 +24,22 @@ OFFICIAL_NUM_FRAMES = 16  # what the organisers feed; used where neither checkpo
 
 
 def load_checkpoint(path):
-    """Read a checkpoint of train.py, of the original sample solution, or a bare state dict; nothing in it is executed.
+    """What the recipe needs of `common.load_checkpoint`, which exits with code 2 where the file cannot be used.
 
     Returns {state_dict, model_name, classes (names in index order, or None), clip_len (frames, or None),
-    clip_len_is_sure (False where it is the original's --clip-len, 8 unless given)}. Exits with code 2 and one sentence
-    if the file is missing, damaged, unsafe to load or holds another kind of network.
+    clip_len_is_sure (False where it is the original's --clip-len, 8 unless given), crop_size (pixels),
+    mean, std (a value a colour); the last three None in checkpoints that do not say}.
     """
-    try:
-        # the original's checkpoints carry their argparse.Namespace; every other class in the pickle is refused
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        common.refuse(
-            f"there is no checkpoint {path} (looked in {Path(path).absolute()}); name one that train.py wrote "
-            f"with --checkpoint, or export an untrained network on purpose with --random-weights"
-        )
-    except pickle.UnpicklingError as e:
-        kind = re.search(r"GLOBAL ([\w.]+)", str(e))
-        common.refuse(
-            f"the checkpoint {path} holds more than weights and plain values and is not loaded: "
-            f"{kind[1] if kind else str(e).splitlines()[-1].strip()} could run code; where you trust the file, load it "
-            f"with weights_only=False and save its `model` alone"
-        )
-    except (RuntimeError, EOFError, ValueError, OSError) as e:
-        common.refuse(f"{path} is not a readable torch checkpoint ({str(e).splitlines()[0]})")
-    if not isinstance(checkpoint, dict):
-        common.refuse(f"{path} holds a {type(checkpoint).__name__} instead of a dictionary with the key `model`")
-    args = checkpoint.get("args") or {}
-    args = args if isinstance(args, dict) else vars(args)
+    advice = "name one that train.py wrote with --checkpoint, or export an untrained network with --random-weights"
+    checkpoint = common.load_checkpoint(path, advice)
+    args = checkpoint["args"]
     return {
-        "state_dict": checkpoint.get("model", checkpoint),
+        "state_dict": checkpoint["model"],
         "model_name": checkpoint.get("model_name") or args.get("model") or NETWORKS[0],
         "classes": checkpoint.get("classes"),
         "clip_len": checkpoint.get("clip_len") or args.get("clip_len"),
         "clip_len_is_sure": bool(checkpoint.get("clip_len")),
+        **{key: checkpoint.get(key) for key in ("crop_size", "mean", "std")},
     }
 
 
@@ -73,6 +52,11 @@ def build_network(checkpoint_path, checkpoint, num_classes):
     weights, name = checkpoint["state_dict"], checkpoint["model_name"]
     if name not in NETWORKS:
         common.refuse(f"{checkpoint_path} holds the network {name!r}; this recipe exports {', '.join(NETWORKS)}")
+    preset = R2Plus1D_18_Weights.KINETICS400_V1.transforms()
+    for key in ("crop_size", "mean", "std"):
+        trained, own = checkpoint[key], list(getattr(preset, key))
+        if trained and list(trained) != own:
+            common.refuse(f"{checkpoint_path} was trained with {key} {trained}; this recipe deploys with {own} only")
     if "fc.weight" not in weights:
         common.refuse(f"{checkpoint_path} has no weights of a final layer `fc`; it is no checkpoint of train.py")
     found, names = len(weights["fc.weight"]), checkpoint["classes"]

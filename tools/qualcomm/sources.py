@@ -15,6 +15,7 @@ import aihub
 import common
 import onnx_graph
 
+BITS = {"w8a8": (8, 8), "w8a16": (8, 16)}  # of weights and activations
 NETWORKS = ("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "swin3d_t", "swin3d_s", "swin3d_b")  # of torchvision
 
 
@@ -28,7 +29,7 @@ class Source:
     name: str  # of the files that are made
     made_from: str  # in words
     sha256: str
-    precision: str  # "float" or "w8a8"
+    precision: str  # "float" or one of BITS
     shape: tuple  # of the input, a clip as NCTHW
     network: str = ""  # torchvision's name, "" unknown
     classes: list | None = None
@@ -117,8 +118,8 @@ def from_local_hub(path):
     network, torch_model = checkpoint_of(description, ncthw(io["input"]["shape"]))
     return Source(
         name="qevd_r2plus1d", made_from=str(path), sha256=hashlib.sha256(graph).hexdigest(),
-        precision="float" if io["input"]["dtype"].startswith("float") else "w8a8", shape=ncthw(io["input"]["shape"]),
-        network=network, classes=description.get("classes"), torch_model=torch_model,
+        precision=precision_of(io["input"]["dtype"]), shape=ncthw(io["input"]["shape"]), network=network,
+        classes=description.get("classes"), torch_model=torch_model,
         graph=onnx.load_from_string(graph), io=io,
     )  # fmt: skip
 
@@ -163,21 +164,28 @@ def from_onnx(path, frames, precision):
         shape=ncthw(onnx_graph.dims_of(value)), graph=proto,
     )  # fmt: skip
     if found.is_quantised:
-        found.precision = "w8a8"
+        types = {weight.name: onnx_graph.dtype_name(weight.data_type) for weight in proto.graph.initializer}
+        quantizer = next(node for node in proto.graph.node if node.op_type == "QuantizeLinear")
+        found.precision = precision_of(types.get(quantizer.input[-1], "uint8"))  # uint8 without a zero point
     return found
+
+
+def precision_of(dtype):
+    """The precision of a network whose activations are of this type."""
+    return {"uint8": "w8a8", "int8": "w8a8", "uint16": "w8a16", "int16": "w8a16"}.get(dtype, "float")
 
 
 def deployed_graph(found, samples=()):
     """(ONNX model, {"input", "output"} as aihub.io_of has them) of a Source as a device takes it.
 
-    Channel last and, if it is w8a8, with 8-bit ends; `samples`, NCTHW clips, calibrate what is float so far. The
+    Channel last and, unless it is float, with integer ends; `samples`, NCTHW clips, calibrate what is float so far. The
     graph of `found` is changed.
     """
     if found.io:
         return found.graph, found.io
     proto = found.graph if found.graph is not None else onnx_graph.torch_to_onnx(found.torch_model, found.shape)
-    if found.precision == "w8a8" and not found.is_quantised:
-        proto = quantised(proto, samples)
+    if found.precision != "float" and not found.is_quantised:
+        proto = quantised(proto, samples, *BITS[found.precision])
     quantizers = onnx_graph.expose_quantized_io(proto.graph)
     (value,) = onnx_graph.graph_inputs(proto.graph)
     if aihub.layout_of(onnx_graph.dims_of(value)) == "NCTHW":
@@ -188,15 +196,16 @@ def deployed_graph(found, samples=()):
         common.refuse(f"{found.made_from}: {e}")
 
 
-def quantised(proto, samples):
-    """An onnx.ModelProto in 8 bits, calibrated with NCTHW clips, as the local hub quantises it."""
+def quantised(proto, samples, weight_bits, activation_bits):
+    """An onnx.ModelProto in integers, calibrated with NCTHW clips, as the local hub quantises it."""
     import onnx
 
     (value,) = onnx_graph.graph_inputs(proto.graph)
     logging.disable(logging.WARNING)  # onnxruntime's quantiser warns on the root logger of what is meant
     try:
         with tempfile.TemporaryDirectory() as folder:
-            aihub.quantize_onnx(proto, f"{folder}/model.onnx", ({value.name: sample} for sample in samples))
+            named = ({value.name: sample} for sample in samples)
+            aihub.quantize_onnx(proto, f"{folder}/model.onnx", named, weight_bits, activation_bits)
             return onnx.load(f"{folder}/model.onnx")
     finally:
         logging.disable(logging.NOTSET)

@@ -1,0 +1,124 @@
+"""Average the weights of several checkpoints of one network: a soup (Wortsman et al., 2022), which costs nothing later.
+
+Reads:  CHECKPOINTS, of the same network and classes, fine-tuned from the same weights; data_path, if it is named
+Writes: OUTPUT, a checkpoint that every later step takes
+
+    $ python tools/average_checkpoints.py --checkpoints a/checkpoint.pth b/checkpoint.pth --data-path QEVD_organized
+
+With data_path, BatchNorm's statistics are recomputed over training clips (averaged ones fit no network), and it is
+validated. GREEDY takes the checkpoints from the best on and keeps each that does not lower Video Acc@1 on val; its
+result is never below the best single one there, which flatters it: report a soup's accuracy on other videos.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import common
+
+# ----------------------------------------------------------------------------------------------------------------------
+CHECKPOINTS = ["./checkpoint.pth"]  # two or more
+OUTPUT = "./soup.pth"  # checkpoint to write
+GREEDY = False  # keep only what helps on val; needs data_path
+data_path = ""  # dataset root with train/ and val/; "": statistics are averaged, and nothing is validated
+CLASS_MAP = "./class_map.json"  # the map that the checkpoints were trained with
+BN_CLIPS = 512  # training clips over which BatchNorm's statistics are recomputed
+DEVICE = ""  # of train.py; "": cuda where there is one
+# ----------------------------------------------------------------------------------------------------------------------
+
+SAME = ("classes", "model_name", "clip_len", "frame_rate", "resize_size", "crop_size", "mean", "std")
+TRAIN = common.REPO / "references/video_classification/train.py"
+
+
+def load_alike(paths):
+    """The checkpoints, in order. Exits with code 2 unless they hold one network, for the same classes and clips."""
+    checkpoints = [common.load_checkpoint(path) for path in paths]
+    first = checkpoints[0]
+    for path, other in zip(paths[1:], checkpoints[1:]):
+        shapes = ({key: value.shape for key, value in c["model"].items()} for c in (first, other))
+        different = [key for key in SAME if other.get(key) != first.get(key)]
+        if different or len({str(sorted(shape.items())) for shape in shapes}) > 1:
+            common.refuse(
+                f"{path} and {paths[0]} differ in {', '.join(different) or 'their layers'}: no average of them"
+            )
+    return checkpoints
+
+
+def average(checkpoints):
+    """The first checkpoint with the mean of all weights; counters are the first one's. No optimizer comes along."""
+    first = checkpoints[0]
+    weights = {
+        key: sum(c["model"][key].double() for c in checkpoints).div(len(checkpoints)).to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for key, value in first["model"].items()
+    }
+    return {key: first[key] for key in (*SAME, "args", "epoch") if key in first} | {"model": weights}
+
+
+def save(checkpoint, path):
+    import torch
+
+    try:
+        with common.written_then_renamed(path) as temporary:
+            torch.save(checkpoint, temporary)
+    except (OSError, RuntimeError) as e:  # torch's writer raises RuntimeError where the disk is full
+        common.refuse(f"{path} cannot be written ({str(e).splitlines()[0]})")
+
+
+def validate(path, layers, recompute=True):
+    """Let train.py recompute the statistics of a checkpoint, in place, and validate it. Returns its figures.
+
+    Exits with train.py's exit code if it fails.
+    """
+    command = [sys.executable, str(TRAIN), "--data-path", data_path, "--class-map", CLASS_MAP, "--resume", str(path)]
+    command += ["--test-only", "--trainable-layers", *layers] + (["--device", DEVICE] if DEVICE else [])
+    command += ["--recompute-statistics", str(path), "--bn-clips", str(BN_CLIPS)] if recompute else []
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    if result.returncode:
+        print(result.stdout, end="")
+        sys.exit(result.returncode)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def greedy(paths, checkpoints, layers, folder):
+    """The paths and checkpoints of a greedy soup, the best first."""
+    accuracies = [validate(path, layers, recompute=False)["video_acc1"] for path in paths]
+    for path, accuracy in zip(paths, accuracies):
+        print(f"{path}: Video Acc@1 {accuracy:.3f}", flush=True)
+    best_first = sorted(range(len(paths)), key=lambda i: -accuracies[i])
+    kept, best = best_first[:1], accuracies[best_first[0]]
+    for i in best_first[1:]:
+        tried = Path(folder, "tried.pth")
+        save(average([checkpoints[k] for k in (*kept, i)]), tried)
+        accuracy = validate(tried, layers)["video_acc1"]
+        print(f"with {paths[i]}: Video Acc@1 {accuracy:.3f}, {'kept' if accuracy >= best else 'left out'}", flush=True)
+        if accuracy >= best:
+            kept, best = [*kept, i], accuracy
+    return [paths[i] for i in kept], [checkpoints[i] for i in kept]
+
+
+def main():
+    common.set_constants_from_flags(globals())
+    if len(CHECKPOINTS) < 2:
+        common.refuse(
+            f"an average needs two checkpoints or more: name them with --checkpoints, not {CHECKPOINTS} alone"
+        )
+    if GREEDY and not data_path:
+        common.refuse("a greedy soup is chosen on val: name the dataset's root with --data-path")
+    paths, checkpoints = CHECKPOINTS, load_alike(CHECKPOINTS)
+    layers = checkpoints[0]["args"].get("trainable_layers") or ["all"]
+    if GREEDY:
+        with tempfile.TemporaryDirectory(dir=Path(OUTPUT).resolve().parent) as folder:
+            paths, checkpoints = greedy(paths, checkpoints, layers, folder)
+    save(average(checkpoints), OUTPUT)
+    print(f"{OUTPUT}: the average of {', '.join(paths)}")
+    if data_path:
+        # one checkpoint alone has statistics that fit it
+        print(json.dumps(validate(OUTPUT, layers, recompute=len(checkpoints) > 1)))
+
+
+if __name__ == "__main__":
+    main()
