@@ -81,7 +81,7 @@ class Place:
     def uploads(self):
         """How many datasets of chunks were uploaded."""
         new = [record for key, record in self.hub.datasets.items() if key not in self.old_datasets]
-        return sum(record.message.name.startswith("chunk") for record in new)
+        return sum(record.path is not None and record.message.name.startswith("chunk") for record in new)
 
     def check_output(self):
         """Every clip exactly once, in the manifest's order, with torch's logits."""
