@@ -124,6 +124,7 @@ def results_of(function, arguments):
     """
     from pebble import ProcessExpired, ProcessPool
 
+    import torchvision_patches.video_utils  # noqa: F401 (once, before the processes are forked, not in each of them)
     from torchvision_patches.decoding import UnreadableVideo
 
     num_workers, remaining, running = common.num_workers(NUM_WORKERS), iter(arguments), deque()
