@@ -187,6 +187,7 @@ def test_models_that_cannot_run_here_are_refused(exercises, run, tmp_path):
         assert sentence in refused and "Traceback" not in refused, refused
     assert "name videos, folders or patterns" in run(code=2)
     assert "no video found: nowhere.mp4: there is no such file" in run("nowhere.mp4", code=2)
+    assert "a timeline writes its segments into OUT" in run(video, "--timeline", CSV="x.csv", code=2)
     (tmp_path / "bare").mkdir()
     assert "no video in this folder" in run("bare", code=2)
     (tmp_path / "predictions").write_text("in the way")
