@@ -81,6 +81,20 @@ def test_flags_replace_constants(flags, arguments, position, value):
     assert json.loads(result.stdout)[position] == value
 
 
+@pytest.mark.parametrize(("arguments", "parts", "shuffle"), [
+    ([], ["a", "b"], False),
+    (["c", "--clip-len", "8", "d"], ["c", "d"], False),
+    (["--shuffle", "c"], ["c"], True),
+    (["--shuffle", "false", "c"], ["c"], False),
+    (["c", "--shuffle"], ["c"], True),
+])  # fmt: skip
+def test_words_without_a_flag(tmp_path, arguments, parts, shuffle):
+    (tmp_path / "script.py").write_text(SCRIPT.replace("globals())", 'globals(), words="parts")'))
+    command = [sys.executable, tmp_path / "script.py", *arguments]
+    printed = subprocess.check_output(command, env=os.environ | {"PYTHONPATH": str(common.REPO / "tools")})
+    assert json.loads(printed)[3] is shuffle and json.loads(printed)[5] == parts
+
+
 @pytest.mark.parametrize("arguments", [["--clip-len", "8.5"], ["--shuffle", "maybe"], ["--colour", "red"], ["8"],
                                        ["--before", "2"], ["--after", "2"], ["--data-path"]])  # fmt: skip
 def test_bad_flags_exit_with_2(flags, arguments):

@@ -124,6 +124,7 @@ def results_of(function, arguments):
     """
     from pebble import ProcessExpired, ProcessPool
 
+    import torchvision_patches.video_utils  # noqa: F401 (once, before the processes are forked, not in each of them)
     from torchvision_patches.decoding import UnreadableVideo
 
     num_workers, remaining, running = common.num_workers(NUM_WORKERS), iter(arguments), deque()
@@ -248,7 +249,7 @@ def report(videos, failed):
         print(f"failed: {video}: {why}")
     done = sum(video not in failed for video in videos)
     print(f"\n{done + len(failed):,} videos = {done:,} classified + {len(failed):,} failed")
-    written = [f"pictures in {OUT}/"] * (PICTURES or TIMELINE) + list(filter(None, (CSV, JSONL))) * (not TIMELINE)
+    written = [f"pictures in {OUT}/"] * (PICTURES or TIMELINE) + list(filter(None, (CSV, JSONL)))
     if done and written:
         print("see: " + ", ".join(written))
 
@@ -258,6 +259,8 @@ def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no terminal can show
     if not VIDEOS:
         common.refuse("name videos, folders or patterns: python tools/predict.py squats.mp4 more_videos/")
+    if TIMELINE and (CSV or JSONL):
+        common.refuse("CSV and JSONL list one prediction a video; a timeline writes its segments into OUT")
     videos, failed = find_videos()
     if not videos:
         common.refuse("no video found: " + "; ".join(f"{path}: {why}" for path, why in list(failed.items())[:3]))
