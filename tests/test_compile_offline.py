@@ -159,6 +159,20 @@ def test_what_the_local_hub_made_is_compiled_as_it_is_deployed(wheels, own_folde
     assert "was not made by the local hub, it is compiled for a device already" in result.stderr
 
 
+def test_what_the_local_hub_made_is_not_sent_to_ai_hub(own_folder, tmp_path, run_script):
+    """run_inference.py refuses it where the devices do not say that they are emulated."""
+    tools = str(common.REPO / "tools")
+    patch = f"import sys\nsys.path.append({tools!r})\nimport aihub\naihub.is_emulated = lambda _: False\n"
+    (tmp_path / "sitecustomize.py").write_text(patch)
+    with FaultyHub() as hub:
+        hub.write_client_ini(tmp_path / "client.ini")
+        compile_binary(hub, tmp_path / "hubs.bin")
+        flags = ("--dlc-path", "hubs.bin", "--data-path", own_folder / "clips")
+        environment = {"PYTHONPATH": tmp_path, "QAIHUB_CLIENT_INI": tmp_path / "client.ini"}
+        result = run_script("tools/run_inference.py", *flags, code=2, **environment)
+    assert "was made by the local hub and runs there alone" in result.stderr and "Traceback" not in result.stderr
+
+
 def unsupported_onnx():
     """A convolution, then a 3-D max pool, which the provider does not take; named as torch's exporter names them."""
     pool = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 3), torch.nn.MaxPool3d((1, 2, 2)), torch.nn.Conv3d(4, 2, 3))

@@ -326,6 +326,15 @@ def read_hub_binary(path):
         return json.loads(file.readline()), file.read()
 
 
+def check_hub_binary(path, device):
+    """Exit with code 2 and one sentence where a binary that the local hub made would be sent to a real device."""
+    if read_hub_binary(path) and not is_emulated(device):
+        common.refuse(
+            f"{path} was made by the local hub and runs there alone: export it again with AI Hub, or make a binary for "
+            f"the chip of it with tools/compile_offline.py --source {path}"
+        )
+
+
 def quantize_onnx(model, path, samples, weight_bits=8, activation_bits=8):
     """Quantise a float ONNX model (onnx.ModelProto) statically and write it to `path`, with QDQ nodes.
 

@@ -341,6 +341,7 @@ def run(source, clips):
         check_io(described)
     hub = aihub.connect_to_hub()
     device = aihub.find_device(hub, DEVICE_NAME)
+    aihub.check_hub_binary(source.path, device)
     state, result = State(OUTPUT_H5), read_result(OUTPUT_H5)
     good, bad = examine(clips, result.get("examined", {}), state)
     if "input" in described:
