@@ -213,11 +213,12 @@ def rotation_in_header(path, track_id):
             for trak in boxes(file, b"trak", *moov):
                 for start, _ in boxes(file, b"tkhd", *trak):
                     file.seek(start)
-                    version, *content = file.read(96)
-                    skipped = 11 + 8 * (version == 1)  # flags and two times; then the track, 4 reserved and a duration
-                    track, matrix = content[skipped : skipped + 4], content[skipped + 28 + 4 * (version == 1) :][:36]
-                    if int.from_bytes(track, "big") == track_id:
-                        a, b = (int.from_bytes(matrix[i : i + 4], "big", signed=True) for i in (0, 4))
+                    content = file.read(88)
+                    track, matrix = (20, 52) if content[:1] == b"\1" else (12, 40)  # version 1 has longer times
+                    track, a, b = (
+                        int.from_bytes(content[at : at + 4], "big", signed=True) for at in (track, matrix, matrix + 4)
+                    )
+                    if track == track_id:
                         return round(math.degrees(math.atan2(b, a)) / 90) * 90 % 360
     return 0
 
