@@ -3,9 +3,8 @@
 import csv
 import io
 
-from verdict import REASONS
-
 import common
+from verdict import REASONS
 
 COLUMNS = ["video", "reason", "action", "detail", "quarantined_to", "repaired_by", "frames", "corrupt_frames"]
 COLUMNS += ["fps", "variable_frame_rate", "duration_s", "shorter_than_4_s", "width", "height", "codec", "rotation"]

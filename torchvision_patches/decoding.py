@@ -13,7 +13,6 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-VIDEO_EXTENSIONS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}  # what training and preprocessing take for videos
 NOT_VIDEOS = {"image2", "tty", "hls", "concat", "dash", "sdp", "rtsp"}  # FFmpeg's names of pictures, texts, playlists
 NO_TIMES = -(2**62)  # from here on, a frame "time" is the frame's number: the file has no times. No file counts so low
 SKIP_BY_PACKET = {"h264", "hevc"}  # decoders that look at skip_frame at each packet; dav1d does once, at the first

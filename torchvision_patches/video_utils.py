@@ -26,10 +26,10 @@ import torchvision
 from torchvision.datasets import video_utils as upstream
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # run as a script, only this folder is on the path
-from torchvision_patches.decoding import VIDEO_EXTENSIONS, UnreadableVideo, frame_times, read_frames
+from torchvision_patches.decoding import UnreadableVideo, frame_times, read_frames
 from torchvision_patches.video_index import index_videos, stamp
 
-__all__ = ["VIDEO_EXTENSIONS", "UnreadableVideo", "VideoClips", "frame_times", "index_videos", "read_frames", "stamp"]
+__all__ = ["UnreadableVideo", "VideoClips", "frame_times", "index_videos", "read_frames", "stamp"]
 
 WRITTEN_FOR = "0.26.0"
 if torchvision.__version__.split("+")[0] != WRITTEN_FOR:

@@ -10,6 +10,7 @@ import functools
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tools")]
@@ -47,7 +48,8 @@ class Ranges:
             options |= {"calibrate_method": method, "extra_options": extra}
             calibrators[key] = create_calibrator(model, op_types, **options)
             for clip in clips:
-                calibrators[key].collect_data(onnx_graph.Samples([{"video": clip}]))
+                clips_left = iter([{"video": clip}])
+                calibrators[key].collect_data(SimpleNamespace(get_next=lambda left=clips_left: next(left, None)))
         self.calibrator = calibrators[key]
 
     def collect_data(self, reader):
