@@ -59,6 +59,7 @@ def taken_by_index(root):
 
 TRAIN = """
 import json, os, sys
+import train  # it puts tools/ on the path
 import datasets
 from torchvision_patches.video_utils import VideoClips, index_videos
 root, clip_len, frame_rate, num_workers = sys.argv[1], *map(int, sys.argv[2:])
