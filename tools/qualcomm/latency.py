@@ -130,6 +130,9 @@ def read_rows(file):
 
 
 def add_row(file, row):
+    """Note a row, but not a failure that names no operation: that of a machine without memory, say, is tried again."""
+    if "error" in row and not row["unsupported"]:
+        return
     with open(file, "a", encoding="utf-8") as lines:
         lines.write("\n" + json.dumps(row) + "\n")
 
