@@ -91,12 +91,12 @@ def decode(container, stream):
     """Decode the whole stream on one thread, going on after errors.
 
     Returns a namespace: packets and frames (counts), corrupt (frames that the decoder marked so), errors, first_error,
-    undisturbed (frames before it), pts (of frames), sizes ({(width, height)}), rotation (degrees clockwise).
+    pts (of frames), sizes ({(width, height)}), rotation (degrees clockwise).
     Raises OSError if the disk fails.
     """
     import av
 
-    seen = types.SimpleNamespace(packets=0, frames=0, corrupt=0, errors=0, first_error="", undisturbed=0, rotation=0)
+    seen = types.SimpleNamespace(packets=0, frames=0, corrupt=0, errors=0, first_error="", rotation=0)
     seen.pts, seen.sizes = [], set()
     stream.codec_context.thread_count = 1  # JOBS processes share the cores already
     packets = container.demux(stream)
@@ -115,9 +115,20 @@ def decode(container, stream):
             return seen
         except av.error.FFmpegError as e:
             read_through(container.name.removeprefix("file:"))
-            if not seen.errors:
-                seen.first_error, seen.undisturbed = e.strerror, seen.frames
+            seen.first_error = seen.first_error or e.strerror
             seen.errors += 1
+
+
+def all_are_read(path):
+    """Whether `read_frames` gives every frame that the index takes of a file."""
+    from torchvision_patches.decoding import UnreadableVideo, frame_times, read_frames
+
+    try:
+        pts, _ = frame_times(path)
+        read_frames(path, pts, range(len(pts)), convert=lambda pixels: pixels[:1, :1])
+    except UnreadableVideo:
+        return False
+    return True
 
 
 def facts_and_missing(path, seen):
@@ -187,7 +198,7 @@ def missing_end(path, boxes, stream, seen):
 
 def fault_of(path, boxes, stream, seen):
     """(reason code, figures, Facts or None, whether all that the index takes decodes) of a stream that was decoded."""
-    from torchvision_patches.decoding import UnreadableVideo, has_times
+    from torchvision_patches.decoding import UnreadableVideo
 
     facts, missing, refused = None, 0, ""
     try:
@@ -196,9 +207,9 @@ def fault_of(path, boxes, stream, seen):
         refused = e.reason
     end = missing_end(path, boxes, stream, seen)
     unread = max(0, sum(entry.size > 0 for entry in stream.index_entries) - seen.packets) if not end else 0
-    # a header may name fewer frames than there are packets: who has met them all reads no further
-    late = facts and has_times(facts.pts) and set(facts.pts.tolist()) <= set(seen.pts[: seen.undisturbed])
-    broken = not seen.frames or (seen.errors and not late) or seen.corrupt or missing
+    broken = not seen.frames or seen.corrupt or missing
+    # an error may lie where nobody reads: a header may name fewer frames than there are packets
+    broken = broken or (seen.errors and not all_are_read(path))
     decodes = not (broken or refused or len(seen.sizes) > 1)
     if not seen.frames:
         reason, figures = "no_frames", seen.first_error
