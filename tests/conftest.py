@@ -1,6 +1,7 @@
 """Fixtures of all tests: scripts are run as a user runs them, from a folder of the test's own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
+# started in the background of a shell, Python and all that it starts would ignore Ctrl-C, which some tests press
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # the tests import the project's modules by the names that its scripts use
 sys.path[:0] = [str(REPO), str(REPO / "tools"), str(REPO / "tests")]
 
