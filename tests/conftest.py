@@ -11,23 +11,34 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 # started in the background of a shell, Python and all that it starts would ignore Ctrl-C, which some tests press
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests run at once as there are cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # the tests import the project's modules by the names that its scripts use
 sys.path[:0] = [str(REPO), str(REPO / "tools"), str(REPO / "tests")]
 
+import warm_python  # noqa: E402
 from odd_videos import sources, zoo  # noqa: E402, F401  (fixtures of several rooms)
+
+run_before = set()  # scripts
 
 
 @pytest.fixture
 def run_script(tmp_path):
     """run_script("tools/evaluate.py", "--h5", path, …) -> CompletedProcess with text output, run in `tmp_path`.
 
-    Fails the test, showing the script's output, unless the exit code is `code`.
+    Fails the test, showing the script's output, unless the exit code is `code`. The first run of a script is a process
+    of its own; later ones are forks of one that has imported torch, where that makes no difference.
     """
 
     def run(script, *arguments, code=0, cwd=tmp_path, timeout=600, **environment):
         command = [sys.executable, str(REPO / script), *map(str, arguments)]
+        fresh = script not in run_before or any(key.startswith(("PYTHON", "OMP")) for key in environment)
+        run_before.add(script)
         environment = os.environ | {key: str(value) for key, value in environment.items()}
-        result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+        if fresh:
+            result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+        else:
+            (result,) = warm_python.run(REPO / script, arguments, [environment], cwd)
         shown = f"$ {' '.join(command)}\n{result.stdout}\n{result.stderr}"
         assert result.returncode == code, f"exit code {result.returncode} instead of {code}\n{shown}"
         return result

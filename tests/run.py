@@ -41,5 +41,6 @@ python = make_environment(REPO / "requirements.txt", TESTS / "requirements.txt")
 arguments = [word for word in sys.argv[1:] if word != "--quick"]
 chosen = [TESTS / name for name in QUICK] if "--quick" in sys.argv else [TESTS]
 style = subprocess.run([python, "-m", "ruff", "check", REPO])
-tests = subprocess.run([python, "-m", "pytest", *chosen, "--durations=10", *arguments], cwd=REPO)
+shared = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]  # a file's tests share what it made
+tests = subprocess.run([python, "-m", "pytest", *chosen, *shared, "--durations=10", *arguments], cwd=REPO)
 sys.exit(style.returncode or tests.returncode)

@@ -24,17 +24,22 @@ from small_models import client_of, compile_binary, expected_logits, read_h5, sm
 SCRIPT = "tools/compile_offline.py"
 
 
+def install_wheels():
+    """Install Qualcomm's wheels by the script's own function, unless they are there; returns why they cannot be."""
+    if reason := compiler.missing_wheel():
+        return f"Qualcomm has no wheel of its compiler for {reason}"
+    try:
+        compiler.install(compile_offline.qnn_dir)
+    except SystemExit:
+        return "Qualcomm's wheels could not be installed: no network?"
+
+
 @pytest.fixture(scope="session")
 def wheels():
-    """The folder of Qualcomm's wheels, installed by the script's own function where it is not there yet."""
-    if reason := compiler.missing_wheel():
-        pytest.skip(f"Qualcomm has no wheel of its compiler for {reason}")
-    folder = compile_offline.qnn_dir
-    try:
-        compiler.install(folder)
-    except SystemExit:
-        pytest.skip("Qualcomm's wheels could not be installed: no network?")
-    return folder
+    """The folder of Qualcomm's wheels."""
+    if reason := install_wheels():
+        pytest.skip(reason)
+    return compile_offline.qnn_dir
 
 
 @pytest.fixture(scope="session")

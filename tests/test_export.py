@@ -194,6 +194,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     write_checkpoint(folder / "model.pth", "r2plus1d_18", frames=4)  # the name that the manual gives it
     paths = write_clips(folder / "preprocessed_tensors", 10, frames=4, size=112, labels=CLASSES)
+    (folder / "export_assets/.export-killed/qevd").mkdir(parents=True)
     with FaultyHub() as hub:
         hub.write_client_ini(folder / "client.ini")
         environment = os.environ | {key: str(value) for key, value in audited(folder).items()}

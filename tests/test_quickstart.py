@@ -11,6 +11,7 @@ import pytest
 import common
 import quickstart
 from conftest import REPO
+from test_compile_offline import install_wheels
 
 # Found by every Python that starts with it on PYTHONPATH: writes down each address that a socket connects or sends to,
 # and each host name that is looked up.
@@ -36,6 +37,7 @@ LOCAL = ("AF_UNIX ", "AF_INET ('127.0.0.1', ", "name '127.0.0.1'", "name 'localh
 def small_run(tmp_path_factory):
     """Where a small run goes, its arguments and its environment."""
     common.make_environment(REPO / "requirements.txt")
+    install_wheels()  # tests beside this one do, and quickstart has a step more where they are
     folder = tmp_path_factory.mktemp("quickstart")
     (folder / "sitecustomize.py").write_text(WATCHER)
     arguments = ["--folder", folder / "sample", "--train-videos-per-class", 1, "--val-videos-per-class", 1]

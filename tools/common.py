@@ -106,6 +106,19 @@ LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # names of what `written_then_renamed`
 
 
 @contextlib.contextmanager
+def only_writer(path, flag):
+    """Hold a lock, which ends with the process, on an output that `flag` names. Exits with code 2 if another has it."""
+    import filelock
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(f"{path}.lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        refuse(f"another run writes {path}; wait for it, or pass another {flag}")
+
+
+@contextlib.contextmanager
 def written_then_renamed(path):
     """Yield a temporary path beside `path`; rename it onto `path` when the block ends well, delete it otherwise.
 

@@ -307,7 +307,8 @@ def export(hub, hub_device):
     QAIRT, compile and link job)."""
     from qevd_r2plus1d import Model
 
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    for left_by_a_kill in Path(output_dir).glob(".export-*"):
+        shutil.rmtree(left_by_a_kill)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output_dir) as folder:
         result = run_pipeline(hub_device, folder)
         target_model = (result.link_job or result.compile_job).get_target_model()
@@ -348,7 +349,8 @@ def main():
         hub_device = aihub.find_device(hub, device, chipset)
         check_qairt_version(hub)
         wait_for_each_job(hub)
-        model, target_model, io, qairt_version, jobs = export(hub, hub_device)
+        with common.only_writer(Path(output_dir, "resnet_2plus1d"), "--output-dir"):
+            model, target_model, io, qairt_version, jobs = export(hub, hub_device)
         if share:
             share_jobs(jobs, aihub.is_emulated(hub_device))
         options = options_of_jobs(model, qairt_version)

@@ -98,15 +98,10 @@ def find_clips():
 
 @contextlib.contextmanager
 def only_run():
-    """Hold a lock, which ends with the process, on OUTPUT_H5. Exits with code 2 if another run holds it."""
-    import filelock
-
+    """Hold the lock on OUTPUT_H5. Exits with code 2 if another run holds it, or if it cannot be written."""
     try:
-        Path(OUTPUT_H5).parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{OUTPUT_H5}.lock", timeout=0):
+        with common.only_writer(OUTPUT_H5, "--output-h5"):
             yield
-    except filelock.Timeout:
-        common.refuse(f"another run writes {OUTPUT_H5}; wait for it, or pass another --output-h5")
     except OSError as e:
         if e.errno == errno.ENOSPC or "No space left" in str(e):
             common.refuse(f"no space is left for {Path(OUTPUT_H5).absolute()} and its .state; what arrived is kept")
