@@ -184,17 +184,21 @@ def leg_lifts(phase, strength):
     )
 
 
+# floor's distance from the top and size of a body, in heights of the picture: a lying one is in the middle, too
+STANDING = (0.86, 0.90), (0.66, 0.70)
+LYING = (0.68, 0.72), (0.70, 0.74)
+
 # pose function, duration of one repetition in s, view in degrees (0: the person faces the camera, 90: from the side)
 EXERCISES = {
-    "jumping_jacks": (jumping_jacks, (1.1, 1.6), (0, 30)),
-    "squats": (squats, (1.5, 2.2), (30, 75)),
-    "high_knees": (high_knees, (1.2, 1.8), (30, 75)),
-    "arm_circles": (arm_circles, (1.1, 1.7), (0, 30)),
-    "toe_touch": (toe_touch, (1.6, 2.4), (45, 85)),
-    "standing_kicks": (standing_kicks, (1.6, 2.4), (45, 85)),
-    "lunges": (lunges, (2.2, 3.0), (45, 85)),
-    "pushups": (pushups, (1.2, 2.0), (60, 88)),
-    "leg_lifts": (leg_lifts, (1.6, 2.4), (60, 88)),
+    "jumping_jacks": (jumping_jacks, (1.1, 1.6), (0, 20), STANDING),
+    "squats": (squats, (1.5, 2.0), (60, 80), STANDING),
+    "high_knees": (high_knees, (1.2, 1.8), (30, 75), STANDING),
+    "arm_circles": (arm_circles, (1.1, 1.7), (0, 30), STANDING),
+    "toe_touch": (toe_touch, (1.6, 2.2), (60, 85), STANDING),
+    "standing_kicks": (standing_kicks, (1.6, 2.2), (60, 85), STANDING),
+    "lunges": (lunges, (2.2, 3.0), (45, 85), STANDING),
+    "pushups": (pushups, (1.2, 1.6), (75, 88), LYING),
+    "leg_lifts": (leg_lifts, (1.6, 2.0), (75, 88), LYING),
 }
 
 
@@ -348,25 +352,25 @@ def draw_room(rng, horizon):
     Returns the picture, (HEIGHT + margins) x (WIDTH + margins) enlarged, and the floor's colour.
     """
     width, height = WIDTH * SCALE + 2 * MARGIN, HEIGHT * SCALE + 2 * MARGIN
-    wall = rng.uniform(90, 115) + rng.uniform(-12, 12, 3)
-    floor = np.array([1.1, 1.0, 0.85]) * rng.uniform(80, 105)
-    blotches = rng.normal(0, 6, (rng.integers(3, 7), rng.integers(3, 7), 1)) + rng.normal(0, 3, 3)
-    light = np.linspace(rng.uniform(-12, 12), rng.uniform(-12, 12), width)[None, :, None]
+    wall = np.array([96, 102, 110]) + rng.uniform(-3, 3) + rng.uniform(-3, 3, 3)
+    floor = np.array([1.1, 1.0, 0.85]) * rng.uniform(86, 94)
+    blotches = rng.normal(0, 4, (rng.integers(3, 7), rng.integers(3, 7), 1)) + rng.normal(0, 1, 3)
+    light = np.linspace(rng.uniform(-7, 7), rng.uniform(-7, 7), width)[None, :, None]
     picture = np.where(np.arange(height)[:, None, None] < horizon, wall, floor) + light
     blotches = Image.fromarray((blotches + 128).clip(0, 255).astype(np.uint8)).resize((width, height), Image.BICUBIC)
     picture = picture + np.asarray(blotches, float) - 128 + rng.normal(0, 5, (height, width, 1))
     room = Image.fromarray(picture.clip(0, 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(1))
     draw = ImageDraw.Draw(room)
 
-    edge = shade(wall, 0.7)
+    edge = shade(wall, 0.82)
     for _ in range(rng.integers(1, 4)):  # pictures, windows, shelves
         w, h = rng.integers(60, 170), rng.integers(50, 140)
         x, y = rng.integers(0, width - w), rng.integers(0, max(horizon - h - 40, 1))
-        draw.rectangle((x, y, x + w, y + h), fill=shade(wall, rng.uniform(0.75, 1.25)), outline=edge, width=5)
+        draw.rectangle((x, y, x + w, y + h), fill=shade(wall, rng.uniform(0.88, 1.12)), outline=edge, width=5)
     if rng.random() < 0.6:  # a cupboard or a sofa at one side
         w, h = rng.integers(90, 170), rng.integers(90, 260)
         x = -20 if rng.random() < 0.5 else width - w + 20
-        draw.rectangle((x, horizon + 18 - h, x + w, horizon + 18), fill=shade(wall, rng.uniform(0.7, 1.2)))
+        draw.rectangle((x, horizon + 18 - h, x + w, horizon + 18), fill=shade(wall, rng.uniform(0.85, 1.1)))
     draw.rectangle((0, horizon - 8, width, horizon), fill=shade(wall, 1.15))
     for x in range(-width, 2 * width, int(rng.integers(70, 130))):  # floor boards, in perspective
         draw.line((width / 2 + (x - width / 2) * 0.6, horizon + 1, x, height), fill=shade(floor, 0.88), width=3)
@@ -379,17 +383,17 @@ def draw_room(rng, horizon):
 def frames_of(class_name, seeds, num_frames, fps):
     """Yield the `num_frames` frames of a video, uint8 (HEIGHT, WIDTH, 3) RGB."""
     rng = np.random.default_rng(seeds)
-    pose_function, (fastest, slowest), (least_view, most_view) = EXERCISES[class_name]
-    seconds_per_repetition, first_phase, strength = rng.uniform(fastest, slowest), rng.random(), rng.uniform(0.85, 1)
-    view = math.radians(rng.uniform(least_view, most_view) * rng.choice([-1, 1]))
-    floor = HEIGHT * SCALE * rng.uniform(0.87, 0.92) + MARGIN
+    pose_function, repetition, views, (floors, sizes) = EXERCISES[class_name]
+    seconds_per_repetition, first_phase, strength = rng.uniform(*repetition), rng.random(), rng.uniform(0.85, 1)
+    view = math.radians(rng.uniform(*views) * rng.choice([-1, 1]))
+    floor = HEIGHT * SCALE * rng.uniform(*floors) + MARGIN
     horizon = int(floor - HEIGHT * SCALE * rng.uniform(0.10, 0.22))
-    size, centre = HEIGHT * SCALE * rng.uniform(0.61, 0.69), WIDTH * SCALE * rng.uniform(0.47, 0.53) + MARGIN
+    size, centre = HEIGHT * SCALE * rng.uniform(*sizes), WIDTH * SCALE * rng.uniform(0.485, 0.515) + MARGIN
     camera = Camera(view, size, centre, floor)
     room, floor_colour = draw_room(rng, horizon)
     person = random_person(rng, floor_colour)
-    shake, shake_rates, shake_phases = rng.uniform(0, 3), rng.uniform(0.5, 3, 2), rng.uniform(0, 6, 2)
-    grain = rng.normal(0, rng.uniform(1, 4), (2 * HEIGHT, 2 * WIDTH, 1)).astype(np.int16)
+    shake, shake_rates, shake_phases = rng.uniform(0, 1.5), rng.uniform(0.5, 3, 2), rng.uniform(0, 6, 2)
+    grain = rng.normal(0, rng.uniform(1, 3), (2 * HEIGHT, 2 * WIDTH, 1)).astype(np.int16)
 
     for i in range(num_frames):
         picture = room.copy()
