@@ -115,6 +115,7 @@ def main():
             paths, checkpoints = greedy(paths, checkpoints, layers, folder)
     save(average(checkpoints), OUTPUT)
     print(f"{OUTPUT}: the average of {', '.join(paths)}")
+    print(f"next: {common.next_command('example_export.py', OUTPUT, checkpoint=OUTPUT)}")
     if data_path:
         # one checkpoint alone has statistics that fit it
         print(json.dumps(validate(OUTPUT, layers, recompute=len(checkpoints) > 1)))
