@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,11 @@ def test_a_run_with_a_name_and_float_and_w8a8_side_by_side(tmp_path, videos, run
     description = json.loads((tmp_path / "runs/w8a8/export_assets/resnet_2plus1d.json").read_text())
     assert (description["precision"], description["checkpoint"]) == ("w8a8", "checkpoint.pth")
 
+    two = ("--checkpoints", "checkpoint.pth", "checkpoint.pth")
+    out = run_script("tools/average_checkpoints.py", "--run", "soup", *two).stdout
+    assert "next: python tools/example_export.py --run soup --checkpoint runs/soup/soup.pth\n" in out
+    assert (tmp_path / "runs/soup/soup.pth").exists()
+
 
 @pytest.mark.parametrize("name", ["", "..", ".", "a/b", "/tmp", "a b", ".hidden", "-x", "a\\b"])
 def test_names_that_are_no_folder_are_refused(capsys, name):
@@ -112,3 +118,17 @@ def test_what_belongs_to_a_run():
     assert common.in_run("runs/x", ["./checkpoint.pth", "a.pth"]) == ["runs/x/checkpoint.pth", "a.pth"]
     for other in "", "./class_map.json", "./QEVD_organized", "./reports", "../report", "/report", "a/report", 4, True:
         assert common.in_run("runs/x", other) == other
+
+
+@pytest.mark.parametrize(("written", "flags"), [
+    ("checkpoint.pth", ""),
+    ("runs/x/checkpoint.pth", " --run x"),
+    ("./runs/x/other.pth", " --run x --checkpoint runs/x/other.pth"),
+    ("a/checkpoint.pth", " --checkpoint a/checkpoint.pth"),
+    ("runs/checkpoint.pth", " --checkpoint runs/checkpoint.pth"),
+    ("runs/no name/checkpoint.pth", " --checkpoint 'runs/no name/checkpoint.pth'"),
+    ("/runs/x/checkpoint.pth", " --checkpoint /runs/x/checkpoint.pth"),
+])  # fmt: skip
+def test_the_next_command_goes_on_in_the_run(written, flags):
+    path = Path(written)
+    assert common.next_command("example_export.py", path, checkpoint=path) == f"python tools/example_export.py{flags}"

@@ -115,6 +115,7 @@ def set_constants_from_flags(script, argv=None, words=None):
 
 
 RUNS = "runs"  # folder of the runs that have a name
+RUN_NAME = re.compile(r"\w[\w.+-]*")
 # what a run writes and its later steps read: where scripts are started or, with --run NAME, in runs/NAME
 OF_A_RUN = {"checkpoint.pth", "soup.pth", "preprocessed_tensors", "calibration_tensors", "export_assets"}
 OF_A_RUN |= {"dataset-export.h5", "dataset-export-htp.h5", "report", "predictions", "recordings"}
@@ -122,7 +123,7 @@ OF_A_RUN |= {"dataset-export.h5", "dataset-export-htp.h5", "report", "prediction
 
 def run_folder(name):
     """The folder of the run NAME; exits with code 2 and one sentence if that cannot be the name of a folder."""
-    if not re.fullmatch(r"\w[\w.+-]*", name):
+    if not RUN_NAME.fullmatch(name):
         refuse(f"--run is {name!r}: a name of letters, digits, _ . + - is needed, which becomes the folder {RUNS}/NAME")
     return f"{RUNS}/{name}"
 
@@ -141,14 +142,14 @@ def next_command(script, written, **constants):
     written: a path that this step wrote; if it lies in a run's folder, that run goes on.
     """
     parts = Path(written).parts
-    run = parts[1:2] if parts[:1] == (RUNS,) else ()
-    words = ["python", f"tools/{script}", *(["--run", *run] if run else [])]
+    in_one = len(parts) > 2 and parts[0] == RUNS and RUN_NAME.fullmatch(parts[1])
+    folder, run = (Path(*parts[:2]), ["--run", parts[1]]) if in_one else (Path(), [])
+    words = ["python", f"tools/{script}", *run]
     nodes = ast.parse((REPO / "tools" / script).read_text(encoding="utf-8")).body
     nodes = [node for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
     defaults = {getattr(node.targets[0], "id", ""): node.value.value for node in nodes}
     for name, value in constants.items():
-        default = in_run(run_folder(*run), defaults.get(name, "")) if run else defaults.get(name, "")
-        if Path(value) != Path(default):
+        if Path(value) != Path(in_run(folder, defaults.get(name, ""))):
             words += ["--" + name.lower().replace("_", "-"), str(value)]
     return shlex.join(words)
 

@@ -389,12 +389,12 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
                 writer.add_scalar(key, value, epoch)
             writer.flush()
     utils.log(f"Training time {(time.perf_counter() - begin) / 60:.1f} min; best Video Acc@1 {best:.3f}")
-    out, videos = Path(args.output_dir), Path(args.data_path, "val")
+    last, videos = Path(args.output_dir, "checkpoint.pth"), Path(args.data_path, "val")
     commands = (
-        common.next_command("preprocess_and_save.py", out, DATA_ROOT=videos),
-        common.next_command("example_export.py", out, checkpoint=out / "checkpoint.pth"),
+        common.next_command("preprocess_and_save.py", last, DATA_ROOT=videos),
+        common.next_command("example_export.py", last, checkpoint=last),
     )
-    utils.log(f"{out / 'checkpoint.pth'} is the last epoch's; next: {', then '.join(commands)}")
+    utils.log(f"{last} is the last epoch's; next: {', then '.join(commands)}")
 
 
 def save(state, is_best, args):
