@@ -17,6 +17,8 @@ from common import make_environment  # noqa: E402 (tools/ has to be on the path 
 
 QUICK = [
     "test_common.py",
+    "test_runs.py::test_what_belongs_to_a_run",
+    "test_runs.py::test_names_that_are_no_folder_are_refused",
     "test_clips.py",
     "test_refactor_dataset.py",
     "test_compile_and_profile.py",

@@ -419,6 +419,14 @@ def test_model_that_says_nothing(run, folder):
     assert "note: other.h5: 6 of 6 predictions give all" in run("--compare", "other.h5")[0].stdout
 
 
+def test_classes_that_never_come_though_fewer_videos_than_classes_are_judged(run, folder):
+    """Only those that several videos show: with four videos two of the six classes cannot come."""
+    write_inputs(folder, [(1, None), (2, None), (2, None), (3, None)], TENSORS[:4])
+    write_h5(folder / "dataset-export.h5", [[0, 9, 0, 0, 0, 0]] * 2 + [[9, 0, 0, 0, 0, 0]] * 2, TENSORS[:4])
+    said = "1 of 6 classes are never predicted, though several videos show each (arm_circles); 2 videos show them"
+    assert said in run()[0].stdout
+
+
 def test_one_class_is_not_odd_where_most_videos_show_it(run, folder):
     write_inputs(folder, [(1, None)] * 6)
     write_h5(folder / "dataset-export.h5", [[0, 5 + i, 0, 0, 0, 0] for i in range(6)])

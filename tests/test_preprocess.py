@@ -384,10 +384,10 @@ def one_video(tmp_path, monkeypatch):
 
 
 def test_too_little_disk_space_is_refused_before_anything_is_decoded(one_video, monkeypatch, capsys):
-    monkeypatch.setattr(preprocess_and_save.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(SystemExit) as stop:
         preprocess_and_save.main()
-    assert stop.value.code == 2 and "its disk has less" in capsys.readouterr().err
+    assert stop.value.code == 2 and "2.4 MB are needed in" in capsys.readouterr().err
     assert not list((one_video / "out").rglob("*.npy"))
 
 

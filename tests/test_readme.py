@@ -24,6 +24,28 @@ PAGES = {page: (REPO / page).read_text(encoding="utf-8")
 README = PAGES["README.md"]
 ALL = "\n".join(PAGES.values())
 
+TRAIN = "python references/video_classification/train.py"
+
+
+def commands(text):
+    """The commands in the bash blocks of a text, one line each, without comments; a heredoc belongs to its command."""
+    found = []
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        block = re.sub(r"\\\n\s*", "", block)
+        while block.strip():
+            heredoc = re.match(r"[^\n]*<<'END'\n.*?^END$", block, re.DOTALL | re.MULTILINE)
+            command, rest = (heredoc[0], block[heredoc.end() :]) if heredoc else block.lstrip().partition("\n")[::2]
+            found.append(command if heredoc else command.split("  #")[0].strip())
+            block = rest.lstrip()
+    return found
+
+
+def section(title):
+    return re.search(rf"^## {title}\n(.*?)^(?:---|## )", ALL, re.DOTALL | re.MULTILINE)[1]
+
+
+FLOAT_AND_W8A8 = commands(section("Several runs"))
+
 # Commands that run neither here nor in quickstart.py as they stand: the test that runs them with other paths, or why
 # none can.
 ELSEWHERE = {
@@ -83,29 +105,10 @@ ELSEWHERE = {
     "$HEAD:29500 references/video_classification/train.py --data-path /path/to/dataset/root --cache-dataset "
     "--cache-frames /local/frames": "there is no SLURM here; torchrun: test_train.py::test_validation_is_the_same_at_"
     "any_world_size",
+    **dict.fromkeys(FLOAT_AND_W8A8, "test_runs.py::test_a_run_with_a_name_and_float_and_w8a8_side_by_side"),
     'sbatch --array 0-7 --wrap "python tools/preprocess_and_save.py"': "there is no SLURM here; what it sets: "
     "test_preprocess.py::test_shares_of_the_work_end_in_one_manifest",
 }
-TRAIN = "python references/video_classification/train.py"
-
-
-def commands(text):
-    """The commands in the bash blocks of a text, one line each, without comments; a heredoc belongs to its command."""
-    found = []
-    for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        block = re.sub(r"\\\n\s*", "", block)
-        while block.strip():
-            heredoc = re.match(r"[^\n]*<<'END'\n.*?^END$", block, re.DOTALL | re.MULTILINE)
-            command, rest = (heredoc[0], block[heredoc.end() :]) if heredoc else block.lstrip().partition("\n")[::2]
-            found.append(command if heredoc else command.split("  #")[0].strip())
-            block = rest.lstrip()
-    return found
-
-
-def section(title):
-    return re.search(rf"^## {title}\n(.*?)^(?:---|## )", ALL, re.DOTALL | re.MULTILINE)[1]
-
-
 RUN_HERE = [*commands(section("Use your own videos")), *commands(section("On a cluster"))[2:4]]
 
 

@@ -382,7 +382,7 @@ def test_disk_space_is_checked_first(qevd, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         refactorer(qevd).refactor_dataset()
     assert stopped.value.code == 2
-    assert "3 videos need" in capsys.readouterr().err
+    assert "3 videos need them" in capsys.readouterr().err
     assert not (qevd / "QEVD_organized").exists()
     free = 13
     refactorer(qevd).refactor_dataset()

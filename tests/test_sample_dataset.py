@@ -28,7 +28,7 @@ def dataset(tmp_path_factory):
                "--train-videos-per-class", "2", "--val-videos-per-class", "1"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    return out, result.stdout.splitlines()[-1]
+    return out, result.stdout.splitlines()[-2]
 
 
 def content_of(folder):
@@ -134,11 +134,11 @@ def test_killed_run_is_completed_and_leaves_no_process(run_script, tmp_path):
     finished[0].with_name(f".{finished[0].name}.123.tmp").write_bytes(b"half")
     result = run_script("tools/make_sample_dataset.py", "--out", "killed", *FEW)
     left = len(finished) - 1
-    assert f"6 videos = {6 - left} drawn + {left} already there = 4 train + 2 val" in result.stdout.splitlines()[-1]
+    assert f"6 videos = {6 - left} drawn + {left} already there = 4 train + 2 val" in result.stdout
     assert content_of(tmp_path / "killed") == content_of(tmp_path / "whole")
 
     result = run_script("tools/make_sample_dataset.py", "--out", "killed", *FEW)
-    assert "6 videos = 0 drawn + 6 already there" in result.stdout.splitlines()[-1]
+    assert "6 videos = 0 drawn + 6 already there" in result.stdout
 
 
 def wait_for(condition, what, seconds=60):

@@ -339,7 +339,7 @@ def test_a_full_disk_ends_in_one_sentence(tmp_path, run, monkeypatch):
         add(tmp_path, f"jabs/{k}.mp4", os.urandom(2000))
     with monkeypatch.context() as patch:
         patch.setattr(split_videos.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-        assert "and the disk of" in run(MODE="copy", code=2)
+        assert "use MODE symlink or hardlink" in run(MODE="copy", code=2)
     copy2, left = split_videos.shutil.copy2, iter("x")
 
     def full(source, target):

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -114,6 +115,10 @@ def test_a_run_writes_what_later_steps_read(trained):
     output_dir, out, err = trained
     assert "Warning" not in err, err
     assert "train: 12 videos, 0 unusable" in out and "3 of 92 classes" in out
+    card = r"clips of 4 frames at 4 fps an epoch takes 1 a video \(--clips-per-video\), in all 12; "
+    assert re.search(card, out) and "validation takes 1 a video (--clips-per-video), in all 13; " in out
+    left = [int(minutes) for minutes in re.findall(r"Epoch: .*  left: (\d+) min of the run  ", out)]
+    assert len(left) == 12 and left[-1] == 0 < left[0], left
     names = {path.name for path in output_dir.iterdir()}
     assert names == {"checkpoint.pth", "model_1.pth", "model_best.pth", "metrics.jsonl", "curves.png"}
     checkpoint = load(output_dir / "checkpoint.pth")

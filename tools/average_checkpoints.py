@@ -109,12 +109,17 @@ def main():
     if GREEDY and not data_path:
         common.refuse("a greedy soup is chosen on val: name the dataset's root with --data-path")
     paths, checkpoints = CHECKPOINTS, load_alike(CHECKPOINTS)
+    try:
+        Path(OUTPUT).absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        common.refuse(f"{OUTPUT} cannot be written ({e.strerror})")
     layers = checkpoints[0]["args"].get("trainable_layers") or ["all"]
     if GREEDY:
         with tempfile.TemporaryDirectory(dir=Path(OUTPUT).resolve().parent) as folder:
             paths, checkpoints = greedy(paths, checkpoints, layers, folder)
     save(average(checkpoints), OUTPUT)
     print(f"{OUTPUT}: the average of {', '.join(paths)}")
+    print(f"next: {common.next_command('example_export.py', OUTPUT, checkpoint=OUTPUT)}")
     if data_path:
         # one checkpoint alone has statistics that fit it
         print(json.dumps(validate(OUTPUT, layers, recompute=len(checkpoints) > 1)))

@@ -35,6 +35,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -406,6 +407,7 @@ def main():
     rows = [row for video, row in rows.items() if spelled_from_root(video)]
     print_summary(rows)
     print(f"report: {REPORT}; quarantine: {QUARANTINE}")
+    print(f"next: python references/video_classification/train.py --data-path {shlex.quote(ROOT)}")
     if any(row["reason"] != "healthy" and row["action"] != "quarantined earlier" for row in rows):
         raise SystemExit(1)
 

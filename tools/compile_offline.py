@@ -269,9 +269,9 @@ def emulate(found, path, description, deployed):
     figures = emulator.compare(found, graph, description, rows, read, outputs)
     emulator.write_h5(OUTPUT_H5, rows, aihub.as_logits(outputs, description["output"]), description, path.name)
     journal.graph.unlink()
+    command = common.next_command("evaluate.py", OUTPUT_H5, h5=OUTPUT_H5, manifest=Path(data_dir, "manifest.jsonl"))
     partial = " --allow-partial" if len(rows) < number else ""
-    print(f"wrote {OUTPUT_H5}: {len(rows)} clips; next: python tools/evaluate.py --h5 {OUTPUT_H5} --manifest "
-          f"{Path(data_dir, 'manifest.jsonl')}{partial}")  # fmt: skip
+    print(f"wrote {OUTPUT_H5}: {len(rows)} clips; next: {command}{partial}")
     return {"num_clips": len(rows), **figures}
 
 

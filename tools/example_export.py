@@ -14,7 +14,6 @@ $ python tools/local_hub.py python tools/example_export.py      # without an acc
 """
 
 import json
-import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -280,17 +279,11 @@ def print_result(result, path, bundle, io):
 
 def print_next(path, emulated):
     """The command of the next step, with the flags that are not its defaults."""
-    command = ["python", "tools/run_inference.py"]
+    command = common.next_command("run_inference.py", path, DLC_PATH=path, data_path=data_dir or "preprocessed_tensors")
+    print(f"next: {'python tools/local_hub.py ' * emulated}{command}")
     if emulated:
-        command[:0] = ["python", "tools/local_hub.py"]
-    if path != Path("export_assets/resnet_2plus1d.bin"):
-        command += ["--dlc-path", str(path)]
-    if data_dir and Path(data_dir) != Path("preprocessed_tensors"):
-        command += ["--data-path", data_dir]
-    print(f"next: {shlex.join(command)}")
-    if emulated:
-        ask = ["python", "tools/compile_offline.py", "--source", str(path)]
-        print(f"under {aihub.LATENCY_GATE_MS} ms? Qualcomm's own compiler, on this machine: {shlex.join(ask)}")
+        ask = common.next_command("compile_offline.py", path, source=path)
+        print(f"under {aihub.LATENCY_GATE_MS} ms? Qualcomm's own compiler, on this machine: {ask}")
 
 
 def share_jobs(jobs, emulated):

@@ -16,6 +16,7 @@ import json
 import math
 import multiprocessing
 import os
+import shlex
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -37,8 +38,10 @@ NUM_WORKERS = os.cpu_count() or 1  # processes that draw and encode
 
 WIDTH, HEIGHT = 340, 256  # pixels
 NUM_PARTS = 4
+LABELS = "fine_grained_labels_release.json"
 SCALE = 2  # the picture is drawn this many times larger and then reduced, which smooths its edges
 MARGIN = 8 * SCALE  # pixels the camera may shake in each direction
+LARGEST = 300_000  # bytes that a video has at most; 0.1 MB on average
 
 # --- the exercises ----------------------------------------------------------------------------------------------------
 # Lengths are in body heights. Axes: x to the person's left, y up from the floor, z to where the person faces.
@@ -498,6 +501,8 @@ def make_videos(videos):
     """Draw what is missing, NUM_WORKERS videos at a time; returns how many were written."""
     from tqdm import tqdm
 
+    if needed := LARGEST * sum(not os.path.exists(video["path"]) for video in videos):
+        common.check_space(OUT, needed, "make room, or choose another OUT or fewer videos; nothing was drawn")
     for part in {Path(video["path"]).parent for video in videos}:
         part.mkdir(exist_ok=True)
         for left_by_a_kill in part.glob(".*.mp4.*.tmp"):
@@ -536,11 +541,14 @@ def main():
     written = make_videos(videos)
     labels = [{"video_path": f"./{Path(video['path']).name}", "label": video["class_name"].replace("_", " "),
                "split": video["split"]} for video in videos]
-    write_text(Path(OUT, "fine_grained_labels_release.json"), json.dumps(labels, indent=1) + "\n")
+    write_text(Path(OUT, LABELS), json.dumps(labels, indent=1) + "\n")
     write_contact_sheet(Path(OUT, "contact_sheet.png"), videos)
     num_train = sum(video["split"] == "train" for video in videos)
     print(f"{OUT}: {len(videos)} videos = {written} drawn + {len(videos) - written} already there = "
           f"{num_train} train + {len(videos) - num_train} val, {len(CLASSES)} classes")
+    parts = [str(Path(OUT, f"QEVD-FIT-300k-Part-{1 + k}")) for k in range(NUM_PARTS)]
+    into = ["--labels-json", str(Path(OUT, LABELS)), "--dest", str(Path(OUT).parent / "QEVD_organized")]
+    print("next:", shlex.join(["python", "tools/refactor_dataset.py", "--srcs", *parts, *into]))
 
 
 if __name__ == "__main__":

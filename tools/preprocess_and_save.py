@@ -21,7 +21,6 @@ import io
 import json
 import math
 import os
-import shutil
 import sys
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
 from itertools import chain, groupby
@@ -94,13 +93,6 @@ def check_settings():
     changed = [f"{key} {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
     if changed:
         common.refuse(f"{OUT_ROOT} was filled with other settings ({', '.join(changed)}); choose another OUT_ROOT")
-
-
-def check_disk_space(num_tensors):
-    """Refuse to start if this many tensors more do not fit on OUT_ROOT's disk."""
-    needed = num_tensors * 3 * CLIP_LEN * 112 * 112 * 4
-    if needed > shutil.disk_usage(OUT_ROOT).free:
-        common.refuse(f"{OUT_ROOT} needs {needed / 1e9:.1f} GB more, its disk has less; nothing was written")
 
 
 def is_whole(tensor, shape):
@@ -272,7 +264,8 @@ def preprocess_all(videos, failures):
     Path(OUT_ROOT).mkdir(parents=True, exist_ok=True)
     check_settings()
     before = read_progress(videos, journal)[0]["num_frames"] > 0
-    check_disk_space(int((~before).sum()))
+    if needed := int((~before).sum()) * 4 * 3 * CLIP_LEN * 112 * 112:
+        common.check_space(OUT_ROOT, needed, "make room, or choose another OUT_ROOT; no tensor was written")
     mine = np.array([journal.is_mine(video) for video in videos])
     run_share([videos[i] for i in np.flatnonzero(mine & ~before)], journal, int((mine & before).sum()))
     table, errors = read_progress(videos, journal)
@@ -286,6 +279,8 @@ def preprocess_all(videos, failures):
     else:
         write_manifest(videos, table, failures | errors, journal)
         report(table[after], failures | errors)
+        what_for = {"precision": "w8a8", "CALIBRATION_DIR": OUT_ROOT} if MAX_PER_CLASS else {"data_dir": OUT_ROOT}
+        print(f"next: {common.next_command('example_export.py', OUT_ROOT, **what_for)}")
     saved, kept = int((mine & after & ~before).sum()), int((mine & after & before).sum())
     failed = int(mine.sum()) - saved - kept + (len(failures) if journal.rank == 0 else 0)
     print(f"share {journal.rank} of {journal.world_size}: " if journal.world_size > 1 else "", end="")

@@ -390,11 +390,9 @@ class DatasetRefactorer:
         if MODE in ("hardlink", "symlink"):
             return
         copied = [v.source for v in todo if MODE == "copy" or os.path.dirname(v.source) in foreign]
-        needed = sum(map(size_of, copied))
-        free = shutil.disk_usage(nearest_existing(self.dest)).free
-        if needed > free:
-            common.refuse(f"{len(copied):,} videos need {needed / 1e9:,.1f} GB and the disk of {self.dest} has"
-                          f" {free / 1e9:,.1f} GB free; free some, or use MODE hardlink, symlink or move")
+        if copied:
+            advice = f"{len(copied):,} videos need them; make room, or use MODE hardlink, symlink or move"
+            common.check_space(nearest_existing(self.dest), sum(map(size_of, copied)), advice)
 
     def place_all(self, todo):
         """Place the planned videos; one that fails is refused with the reason, a full disk ends the run."""
@@ -490,6 +488,8 @@ def report_not_there(rows):
 def main():
     common.set_constants_from_flags(globals())
     counts = DatasetRefactorer(srcs, dest, labels_json).refactor_dataset()
+    if not DRY_RUN:
+        print(f"next: {common.next_command('check_videos.py', dest, ROOT=dest)}")
     raise SystemExit(1 if any(row["missing"] or row["refused"] for row in counts.values()) else 0)
 
 

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import shutil
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -308,18 +307,6 @@ def expected_logits(source, good, result):
     return None, None
 
 
-def check_space(folder, chunks, tensor):
-    """Say how much temporary space is needed, and exit with code 2 if it is not there: two datasets, uncompressed."""
-    needed = 2 * max(len(chunk.clips) for chunk in chunks) * bytes_of_clip(tensor)
-    free = shutil.disk_usage(folder).free
-    print(f"space     at most {needed / 1e9:.2g} GB in {folder} while it runs, {free / 1e9:.3g} GB are free")
-    if free < needed:
-        common.refuse(
-            f"there are {free / 1e9:.2g} GB free in {folder.absolute()}, up to {needed / 1e9:.2g} are needed: make "
-            f"room or lower --max-chunk-bytes (now {MAX_CHUNK_BYTES:,})"
-        )
-
-
 def main():
     common.set_constants_from_flags(globals())
     if LAYOUT not in ("", "NCTHW", "NTHWC"):
@@ -394,8 +381,9 @@ def prepare(hub, device, source, io, good, result, attributes, state, model_key)
 
 def infer(inference, chunks, state):
     """Bring the chunks' logits into the state; returns {chunk number: why not}."""
-    check_space(state.folder, chunks, inference.io["input"])
     largest = max(len(chunk.clips) for chunk in chunks)
+    needed = 2 * largest * bytes_of_clip(inference.io["input"])  # two datasets lie there, before they are compressed
+    common.check_space(state.folder, needed, f"make room or lower --max-chunk-bytes (now {MAX_CHUNK_BYTES:,})")
     print(f"clips     {sum(len(chunk.clips) for chunk in chunks):,} in {len(chunks):,} chunks of at most {largest}")
     try:
         return inference.run(chunks, CHUNKS_IN_FLIGHT, ATTEMPTS, RETRY_SECONDS)
@@ -443,11 +431,11 @@ def finish(chunks, failed, bad, io, result, attributes, state, model_key):
 
 
 def print_next(classes):
-    own = common.REPO / "class_map.json"
-    known, own = common.load_class_map(own), own.name if Path(own.name).is_file() else own
-    class_map = own if classes in ([], sorted(known, key=known.get)) else "YOUR_CLASS_MAP"
-    print(f"next: python tools/evaluate.py --h5 {OUTPUT_H5} --manifest {Path(data_path, 'manifest.jsonl')} "
-          f"--class_map {class_map}")  # fmt: skip
+    paths, own = {"h5": OUTPUT_H5, "manifest": Path(data_path, "manifest.jsonl")}, common.REPO / "class_map.json"
+    known = common.load_class_map(own)
+    if classes not in ([], sorted(known, key=known.get)):
+        paths["class_map"] = "YOUR_CLASS_MAP"
+    print(f"next: {common.next_command('evaluate.py', OUTPUT_H5, **paths)}")
 
 
 if __name__ == "__main__":

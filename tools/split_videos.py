@@ -314,9 +314,8 @@ def place_all(videos, rows, failed):
             todo.append(video)
         else:
             placed[video.video] = video
-    needed, free = sum(video.size for video in todo), shutil.disk_usage(DEST).free
-    if MODE == "copy" and needed > free:
-        common.refuse(f"{needed / 1e9:,.1f} GB are needed and the disk of {DEST} has {free / 1e9:,.1f} GB free")
+    if MODE == "copy" and todo:
+        common.check_space(DEST, sum(video.size for video in todo), "make room, or use MODE symlink or hardlink")
     write_split(rows, placed)  # before the first link: a run that is killed must not decide anew
     try:
         for video in tqdm(todo, MODE, unit="video", disable=None):

@@ -364,9 +364,13 @@ def print_data_card(split, dataset, class_map, args):
     names = sorted(class_map, key=class_map.get)
     (most, most_count), (least, least_count) = counts[0], counts[-1]
     short = sum(length * args.frame_rate < args.clip_len for length in lengths)
+    k = args.clips_per_video  # of a video with fewer clips training takes each once, validation some twice
+    taken = int(k * (dataset.counts > 0).sum() if split == "val" else dataset.counts.clamp(max=k).sum())
+    taker = "validation" if split == "val" else "an epoch"
     utils.log(
-        f"{split}: {len(dataset.samples):,} videos, {len(clips.unreadable)} unusable; {len(dataset):,} clips of "
-        f"{args.clip_len} frames at {args.frame_rate:g} fps; videos of {min(lengths):.1f} to {max(lengths):.1f} s, "
+        f"{split}: {len(dataset.samples):,} videos, {len(clips.unreadable)} unusable; of their {len(dataset):,} clips "
+        f"of {args.clip_len} frames at {args.frame_rate:g} fps {taker} takes {k} a video (--clips-per-video), in all "
+        f"{taken:,}; videos of {min(lengths):.1f} to {max(lengths):.1f} s, "
         f"{short:,} too short for a clip and so sampled faster; {len(counts)} of {len(names)} classes, "
         f"from {least_count:,} videos ({names[least]}) to {most_count:,} ({names[most]})"
     )

@@ -15,6 +15,7 @@ import json
 import math
 import sys
 import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -44,10 +45,12 @@ RECIPE = """
 
 
 def train_one_epoch(
-    model, criterion, optimizer, scheduler, loader, augment, bad_videos, epoch, args, model_ema=None, scaler=None
-):
+    model, criterion, optimizer, scheduler, loader, augment, bad_videos, epoch, args, model_ema=None, scaler=None,
+    time_left=None,
+):  # fmt: skip
     """One pass over the training clips. Returns {"train_loss", "train_acc1" in percent, "clips_per_s", …}.
 
+    time_left: what a log line says of the rest of the run, a function of the share of this epoch that is done.
     Exits with code 2 as soon as a log line shows a loss that is not finite.
     """
     models.set_train_mode(model, args)
@@ -59,7 +62,7 @@ def train_one_epoch(
     steps = len(loader)
     start, num_clips = time.perf_counter(), 0
     for i, (clips, targets, _, failures) in enumerate(
-        metric_logger.log_every(loader, args.print_freq, f"Epoch: [{epoch}]")
+        metric_logger.log_every(loader, args.print_freq, f"Epoch: [{epoch}]", time_left)
     ):
         bad_videos.report(failures)
         if not len(clips):
@@ -345,8 +348,9 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
         bad_videos.start(args.world_size * len(sampler))
         metrics = {"epoch": epoch}
         metrics |= train_one_epoch(
-            model, criterion, optimizer, scheduler, loader, augment, bad_videos, epoch, args, ema, scaler
-        )
+            model, criterion, optimizer, scheduler, loader, augment, bad_videos, epoch, args, ema, scaler,
+            partial(utils.time_left, begin, args.epochs - start_epoch, epoch - start_epoch),
+        )  # fmt: skip
         learning = [raw_model, ema.module] if ema else [raw_model]
         for network in learning if bn_batches else ():
             models.recompute_statistics(network, islice(loader, bn_batches), augment, args)
@@ -385,6 +389,12 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
                 writer.add_scalar(key, value, epoch)
             writer.flush()
     utils.log(f"Training time {(time.perf_counter() - begin) / 60:.1f} min; best Video Acc@1 {best:.3f}")
+    last, videos = Path(args.output_dir, "checkpoint.pth"), Path(args.data_path, "val")
+    commands = (
+        common.next_command("preprocess_and_save.py", last, DATA_ROOT=videos),
+        common.next_command("example_export.py", last, checkpoint=last),
+    )
+    utils.log(f"{last} is the last epoch's; next: {', then '.join(commands)}")
 
 
 def save(state, is_best, args):
@@ -419,27 +429,38 @@ def positive(text):
 
 def get_args_parser(add_help=True):
     parser = argparse.ArgumentParser(
+        usage="%(prog)s --data-path DIR [flags]",
         description=__doc__,
         add_help=add_help,
         formatter_class=HelpFormatter,
     )
-    add = parser.add_argument
+    group = parser.add_argument_group("what one needs first")
+    add, out = group.add_argument, group.add_mutually_exclusive_group().add_argument
     add("--data-path", required=True, help="folder that holds train/<class>/<video> and val/<class>/<video>")
     add("--class-map", default=str(DEFAULT_MAP), help="JSON object {class folder name: index}")
-    add("--model", help="a video model of torchvision; None: the checkpoint's, else r2plus1d_18")
     add("--weights", help="pre-trained weights of torchvision to start from, say KINETICS400_V1")
+    add("--trainable-layers", nargs="+", help="modules that learn, or: all; None: layer4 and the head")
+    add("--epochs", default=15, type=positive, help="passes over the training videos")
+    add("-b", "--batch-size", default=24, type=positive, help="clips a step, in each process")
+    add("--lr", default=0.01, type=float, help="initial (onecycle: highest); multiplied by the number of processes")
+    add("--amp", action="store_true", help="bfloat16, or float16 on a GPU without; on a CPU in frozen layers only")
+    out("--output-dir", default=".", help="for checkpoints, metrics.jsonl and curves.png")
+    run = dict(dest="output_dir", default=argparse.SUPPRESS, metavar="NAME", type=common.run_folder)
+    out("--run", **run, help="--output-dir runs/NAME, where later steps with the same --run look")
+    add("--resume", default="", help="checkpoint to continue exactly; auto: OUTPUT_DIR/checkpoint.pth, if it is there")
+
+    group = parser.add_argument_group("data, model and machine")
+    add = group.add_argument
+    add("--model", help="a video model of torchvision; None: the checkpoint's, else r2plus1d_18")
     add("--train-splits", default=["train"], nargs="+", choices=["train", "val"], help="folders that are trained on")
     add("--extra-data", default=[], nargs="+", metavar="DIR", help="more roots with train/<class>/<video> to train on")
     add("--hold-out", default=0.0, type=float, metavar="SHARE", help="validate on this part of train, instead of val/")
     add("--groups", default="", metavar="CSV", help="video,group (a person, say): --hold-out never divides a group")
-    add("--device", help="cuda, cuda:1, … or cpu; None: cuda where there is one")
-    add("-b", "--batch-size", default=24, type=positive, help="clips a step, in each process")
-    add("--epochs", default=15, type=positive)
-    add("-j", "--workers", default=10, type=int, help="decoding processes, at most one for each core; 0: none")
-    add("--output-dir", default=".", help="for checkpoints, metrics.jsonl and curves.png")
-    add("--print-freq", default=10, type=positive, help="batches between two log lines")
     add("--cache-dataset", action="store_true", help="keep the index of the videos in DATA_PATH/<split>.index.npz")
     add("--cache-frames", default="", metavar="DIR", help="decode each video once: keep resized frames, 66 kB each")
+    add("--device", help="cuda, cuda:1, … or cpu; None: cuda where there is one")
+    add("-j", "--workers", default=10, type=int, help="decoding processes, at most one for each core; 0: none")
+    add("--print-freq", default=10, type=positive, help="batches between two log lines")
     add("--seed", default=0, type=int, help="all randomness follows from it")
     add("--use-deterministic-algorithms", action="store_true", help="bit for bit on GPUs too; slower")
 
@@ -447,12 +468,7 @@ def get_args_parser(add_help=True):
     add = group.add_argument
     add("--clip-len", type=int, help="frames; None: the checkpoint's, else 16, as export expects (the original: 8)")
     add("--frame-rate", type=float, help="fps at which frames are picked; None: the checkpoint's, else 4")
-    add(
-        "--clips-per-video",
-        default=1,
-        type=positive,
-        help="random clips an epoch, and evenly spread ones in validation",
-    )
+    add("--clips-per-video", default=1, type=positive, help="an epoch, random ones; in validation evenly spread")
     sizes, crop = (dict(nargs=n, type=int, metavar="PIXELS") for n in ("+", 2))
     add("--val-resize-size", **sizes, help="height and width, or the shorter side; None: the checkpoint's or network's")
     add("--val-crop-size", **crop, help="height and width; None: the checkpoint's or the network's own")
@@ -463,9 +479,7 @@ def get_args_parser(add_help=True):
 
     group = parser.add_argument_group("recipe")
     add = group.add_argument
-    add("--trainable-layers", nargs="+", help="modules that learn, or: all; None: layer4 and the head")
     add("--opt", default="sgd", choices=["sgd", "adamw"])
-    add("--lr", default=0.01, type=float, help="initial (onecycle: highest); multiplied by the number of processes")
     add("--lr-head", type=float, help="that of the last layer; None: as --lr")
     add("--momentum", default=0.9, type=float, help="of SGD")
     add("--wd", "--weight-decay", default=1e-4, type=float, dest="weight_decay")
@@ -476,7 +490,6 @@ def get_args_parser(add_help=True):
     add("--lr-warmup-epochs", default=10, type=int, help="(multistep and cosine; onecycle has its own warm-up)")
     add("--lr-warmup-method", default="linear", choices=["linear", "constant"])
     add("--lr-warmup-decay", default=0.001, type=float, help="factor at the start of warm-up")
-    add("--amp", action="store_true", help="bfloat16, or float16 on a GPU without; on a CPU in frozen layers only")
     add("--fold-frozen", action="store_true", help="compute frozen BatchNorm within its convolution")
     add("--label-smoothing", default=0.0, type=float)
     add("--clip-grad-norm", default=0.0, type=float, help="largest norm of the gradient; 0: any")
@@ -497,29 +510,13 @@ def get_args_parser(add_help=True):
     group = parser.add_argument_group("validation, saving and resuming")
     add = group.add_argument
     add("--test-only", action="store_true", help="validate the checkpoint of --resume")
-    add(
-        "--eval-every",
-        default=1,
-        type=positive,
-        help="epochs between two validations; the last epoch is always validated",
-    )
+    add("--eval-every", default=1, type=positive, help="epochs between two validations; the last is always validated")
     add("--save-every", default=1, type=int, help="epochs between two model_<epoch>.pth; 0: only the last and the best")
-    add("--resume", default="", help="checkpoint to continue exactly; auto: OUTPUT_DIR/checkpoint.pth, if it is there")
     add("--overwrite", action="store_true", help="start a new run in an OUTPUT_DIR that holds another one's checkpoint")
-    add(
-        "--save-logits",
-        default="",
-        metavar="FILE",
-        help="with --test-only: what the network says of all clips of --split",
-    )
+    add("--save-logits", default="", metavar="FILE", help="with --test-only: what it says of all clips of --split")
     add("--recompute-statistics", default="", metavar="FILE", help="with --test-only: BatchNorm's; saved here")
     add("--split", default="train", choices=["train", "val"], help="of --save-logits")
-    add(
-        "--views",
-        default=1,
-        type=positive,
-        help="of --save-logits; more than the centre: random crops and flips, averaged",
-    )
+    add("--views", default=1, type=positive, help="of --save-logits; beyond the centre: random crops, flips, averaged")
     add("--resume-weights-only", action="store_true", help="take only the weights of --resume, and start a new run")
     add("--start-epoch", default=0, type=int, help="first epoch of a new run; --resume goes on after its own")
     add("--tensorboard", action="store_true", help="also write for TensorBoard, into OUTPUT_DIR")

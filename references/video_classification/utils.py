@@ -72,8 +72,11 @@ class MetricLogger:
     def __init__(self, flops=0):
         self.meters, self.waited, self.flops = defaultdict(SmoothedValue), 0.0, flops
 
-    def log_every(self, loader, print_freq, header):
-        """Yield the batches of `loader`, whose first element is the clips."""
+    def log_every(self, loader, print_freq, header, time_left=None):
+        """Yield the batches of `loader`, whose first element is the clips.
+
+        time_left: a function from the share that is done to a text, where the loop is a part of something longer.
+        """
         start, steps, num_clips = time.perf_counter(), len(loader), 0
         batches = patiently(loader)
         for i in range(steps):
@@ -85,8 +88,9 @@ class MetricLogger:
             if i % print_freq == 0 or i == steps - 1:
                 seconds = time.perf_counter() - start
                 eta = datetime.timedelta(seconds=int(seconds / (i + 1) * (steps - 1 - i)))
+                left = f"  left: {time_left((i + 1) / steps)} of the run" if time_left else ""
                 meters = "".join(f"  {name}: {meter}" for name, meter in self.meters.items())
-                log(f"{header}  [{i + 1}/{steps}]  eta: {eta}{meters}{self.pace(num_clips, seconds)}")
+                log(f"{header}  [{i + 1}/{steps}]  eta: {eta}{left}{meters}{self.pace(num_clips, seconds)}")
 
     def pace(self, num_clips, seconds):
         """How fast this process is, what it waits for, and which share of its GPU's peak that is, where it is known."""
@@ -99,6 +103,17 @@ class MetricLogger:
         if torch.cuda.is_available():
             text += f"  max mem: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
         return text
+
+
+def time_left(begin, epochs, epochs_done, share):
+    """What is left of `epochs` epochs that began at `begin`, `share` of one more than `epochs_done` being done.
+
+    By the pace so far, which holds validation and saving of the epochs before.
+    """
+    done = epochs_done + share
+    seconds = (time.perf_counter() - begin) * (epochs - done) / done
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 # dense FLOP/s with 16-bit factors and 32-bit sums, by their makers' data sheets

@@ -270,10 +270,13 @@ def oddities(predictions, classes):
             "was trained on (layout, range, normalisation)"
         )
     never = sorted(np.flatnonzero(predicted == 0).tolist(), key=lambda i: -shown[i])
-    if never and n >= len(classes):  # with fewer videos some class cannot come
+    how = ""
+    if n < len(classes):  # then some class cannot come
+        never, how = [i for i in never if shown[i] > 1], ", though several videos show each"
+    if never:
         names = some([classes[i] for i in never], len(never))
         lines.append(
-            f"{h5}: {len(never)} of {len(classes)} classes are never predicted ({names}); "
+            f"{h5}: {len(never)} of {len(classes)} classes are never predicted{how} ({names}); "
             f"{shown[never].sum():,} videos show them"
         )
     return lines
