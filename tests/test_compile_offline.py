@@ -14,11 +14,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+import aihub
 import common
 import compile_offline
 import onnx_graph
 from faulty_hub import FaultyHub
-from qualcomm import compiler, emulator, latency
+from qualcomm import compiler, latency
 from small_models import client_of, compile_binary, expected_logits, read_h5, small_onnx, write_clips
 
 SCRIPT = "tools/compile_offline.py"
@@ -114,7 +115,7 @@ def test_the_emulators_float_logits_are_torchs(wheels, own_folder, tmp_path, run
     figures = last_line(run_here(*flags, 3))
     assert figures["num_clips"] == 3 and figures["against_onnxruntime"]["same_top1"] == 3
     logits, paths = read_h5(tmp_path / "dataset-export-htp.h5")
-    agreed = emulator.agreement(logits, expected_logits(own_folder / "clips", paths))
+    agreed = aihub.agreement(logits, expected_logits(own_folder / "clips", paths))
     assert agreed["psnr_db"] > 60 and agreed["same_top1"] == 3, agreed
 
     (journal,) = (tmp_path / "dataset-export-htp.h5.state").glob("*.jsonl")
@@ -137,7 +138,7 @@ def test_w8a8_in_the_emulator_is_within_one_step_of_onnxruntime(wheels, own_fold
     assert description["input"]["dtype"] == "uint8" and description["input"]["scale"] == pytest.approx(1 / 255, 0.01)
     assert figures["against_onnxruntime"]["largest_difference"] <= 1.01 * description["output"]["scale"]
     logits, paths = read_h5(tmp_path / "dataset-export-htp.h5")
-    assert emulator.agreement(logits, expected_logits(own_folder / "clips", paths))["psnr_db"] > 25
+    assert aihub.agreement(logits, expected_logits(own_folder / "clips", paths))["psnr_db"] > 25
 
 
 def test_what_the_local_hub_made_is_compiled_as_it_is_deployed(wheels, own_folder, tmp_path, run_here):

@@ -252,11 +252,7 @@ def compare_on_device(hub, hub_device, model, target_model, io, options=""):
     if len(arrays) != len(clips):
         raise aihub.JobFailedError(f"the inference job brought no output for its {len(clips)} clips; see {job.url}")
     logits = np.concatenate([aihub.as_logits(array, io["output"]) for array in arrays])
-    error = np.mean((logits - expected) ** 2)
-    psnr = 10 * np.log10(np.abs(expected).max() ** 2 / error) if error else np.inf
-    agree = int((logits.argmax(1) == expected.argmax(1)).sum())
-    print(f"on device against torch: PSNR {psnr:.1f} dB, largest difference {np.abs(logits - expected).max():.2g}, "
-          f"the same Top-1 for {agree} of {len(clips)} clips")  # fmt: skip
+    print(f"on device against torch: {aihub.in_words(aihub.agreement(logits, expected), len(clips))}")
 
 
 def profile_on_device(hub, hub_device, target_model, options):

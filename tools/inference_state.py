@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import aihub
 import common
 
 
@@ -133,28 +134,18 @@ def take_over(path, result, chunks, state):
 
 
 def write_result(path, chunks, state, output_name, attributes):
-    """Write OUTPUT_H5: AI Hub's data/0/batch_<i>, `tensor_paths`, and for the next run `chunks` and `examined`.
-
-    Returns (clips, classes).
-    """
+    """Write OUTPUT_H5: AI Hub's data/0/batch_<i>, `tensor_paths`, and for the next run `chunks` and `examined`."""
     import h5py
     import numpy as np
 
     clips = [clip for chunk in chunks for clip in chunk.clips]
     with common.written_then_renamed(path) as temporary, h5py.File(temporary, "w") as file:
-        group, i = file.create_group("data/0"), 0
-        for chunk in chunks:
-            for row in state.logits(chunk.key):
-                group.create_dataset(f"batch_{i}", data=row[None])  # 368 bytes: gzip would make it 3 KB
-                i += 1
-        group.attrs.update({"name": output_name, "order": 0, "batch_count": i})
-        text = h5py.string_dtype()
-        file.create_dataset("tensor_paths", data=clips, dtype=text)
-        file.create_dataset("chunks", data=[f"{chunk.key} {len(chunk.clips)}" for chunk in chunks], dtype=text)
+        aihub.write_logits(file, (row for chunk in chunks for row in state.logits(chunk.key)), clips, output_name)
+        sizes = [f"{chunk.key} {len(chunk.clips)}" for chunk in chunks]
+        file.create_dataset("chunks", data=sizes, dtype=h5py.string_dtype())
         examined = np.frombuffer(json.dumps(state.read("examined")).encode(), np.uint8)
         file.create_dataset("examined", data=examined, compression="gzip")
         file.attrs.update(attributes)
-    return i, len(row)
 
 
 def keep_aside(path, result, chunks, model_sha256):

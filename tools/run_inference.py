@@ -419,7 +419,8 @@ def finish(chunks, failed, bad, io, result, attributes, state, model_key):
     jobs = [state.read(chunk.key).get("job", "") for chunk in there]
     attributes = attributes | {"job_ids": json.dumps(jobs), "io": json.dumps(io)}
     name = io["output"]["name"] or "output_0"
-    num_clips, num_classes = write_result(OUTPUT_H5, there, state, name, attributes)
+    num_clips, num_classes = sum(len(chunk.clips) for chunk in there), state.logits(there[0].key).shape[1]
+    write_result(OUTPUT_H5, there, state, name, attributes)
     state.remove([model_key, *(chunk.key for chunk in there)])
     missing = sum(len(by_number[number].clips) for number in failed)
     print(f"wrote {OUTPUT_H5}: {num_clips:,} clips, {num_classes} {attributes.get('output_kind', 'scores')} each"

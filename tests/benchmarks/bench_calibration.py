@@ -7,6 +7,7 @@ $ python tests/benchmarks/bench_calibration.py checkpoint.pth tensors_train tens
 """
 
 import functools
+import importlib
 import sys
 import time
 from pathlib import Path
@@ -17,14 +18,16 @@ sys.path[:0] = [str(REPO), str(REPO / "tools")]
 
 import numpy as np
 import onnxruntime.quantization
-import onnxruntime.quantization.quantize as ort_quantize
 from onnxruntime.quantization import CalibrationMethod
 
+import aihub
 import common
 import onnx_graph
 from qevd_r2plus1d.model import class_balanced, read_clip
-from qualcomm import emulator, sources
+from qualcomm import sources
 
+# by its name: the package has a function of the same one
+ort_quantize = importlib.import_module("onnxruntime.quantization.quantize")
 create_calibrator = ort_quantize.create_calibrator
 METHODS = {
     # name: (onnxruntime's method, options of its calibrator, percentile)
@@ -66,8 +69,6 @@ def quantize_static(per_channel, *arguments, **options):
 
 
 def logits_of(graph, io, clips):
-    import aihub
-
     session = onnx_graph.cpu_session(graph.SerializeToString())
     inputs = (aihub.as_model_input(clip, io["input"]) for clip in clips)
     return np.concatenate([aihub.as_logits(session.run(None, {"video": x})[0], io["output"]) for x in inputs])
@@ -100,7 +101,7 @@ def main():
             quantizers = onnx_graph.expose_quantized_io(proto.graph)
             onnx_graph.channel_last_input(proto.graph, onnx_graph.graph_inputs(proto.graph)[0])
             logits = logits_of(proto, onnx_graph.io_of_graph(proto.graph, quantizers), test_clips)
-            agreed = emulator.agreement(logits, expected)
+            agreed = aihub.agreement(logits, expected)
             print(f"| {name} | {'per channel' if per_channel else 'per tensor'} | {agreed['psnr_db']} | "
                   f"{agreed['same_top1']} of {len(labels)} | {(logits.argmax(1) == labels).mean():.1%} | "
                   f"{time.monotonic() - start:.0f} |", flush=True)  # fmt: skip

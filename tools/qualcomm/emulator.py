@@ -73,18 +73,6 @@ def emulate(binary, description, rows, read_clip, journal, data_dir, wheels, num
     return np.concatenate([np.array(done[clip], dtype=description["output"]["dtype"]) for clip in clips])
 
 
-def agreement(logits, expected):
-    """How two arrays (clips, classes) agree: PSNR in dB over the peak of `expected` (None: equal), and by Top-1."""
-    import numpy as np
-
-    error = float(np.mean((logits - expected) ** 2))
-    return {
-        "psnr_db": round(float(10 * np.log10(float(np.abs(expected).max()) ** 2 / error)), 1) if error else None,
-        "largest_difference": float(np.abs(logits - expected).max()),
-        "same_top1": int((logits.argmax(1) == expected.argmax(1)).sum()),
-    }
-
-
 def compare(found, graph, description, rows, read_clip, outputs):
     """Print how the emulator's outputs agree with onnxruntime's on this CPU and with torch's, and return it."""
     import numpy as np
@@ -105,11 +93,8 @@ def compare(found, graph, description, rows, read_clip, outputs):
     for what, arrays in expected.items():
         if not arrays:
             continue
-        figures[f"against_{what}"] = found_out = agreement(logits, np.concatenate(arrays))
-        psnr = "the same values" if found_out["psnr_db"] is None else f"PSNR {found_out['psnr_db']} dB"
-        steps = f" ({found_out['largest_difference'] / given['scale']:.0f} steps)" if given["scale"] else ""
-        print(f"emulator against {what}: {psnr}, largest difference {found_out['largest_difference']:.2g}{steps}, the "
-              f"same Top-1 for {found_out['same_top1']} of {len(rows)} clips")  # fmt: skip
+        figures[f"against_{what}"] = found_out = aihub.agreement(logits, np.concatenate(arrays))
+        print(f"emulator against {what}: {aihub.in_words(found_out, len(rows), given['scale'])}")
     return figures
 
 
@@ -118,11 +103,7 @@ def write_h5(path, rows, logits, description, model_name):
     import h5py
 
     with common.written_then_renamed(path) as temporary, h5py.File(temporary, "w") as file:
-        group = file.create_group("data/0")
-        for i, row in enumerate(logits):
-            group.create_dataset(f"batch_{i}", data=row[None], compression="gzip")
-        group.attrs.update({"name": description["output"]["name"], "order": 0, "batch_count": len(logits)})
-        file.create_dataset("tensor_paths", data=[row["tensor_path"] for row in rows], dtype=h5py.string_dtype())
+        aihub.write_logits(file, logits, [row["tensor_path"] for row in rows], description["output"]["name"])
         device = f"Qualcomm's HTP emulator for {description['chip']}, QAIRT {description['qairt']}"
         file.attrs.update({"model": model_name, "device": device, "job_ids": "[]", "output_kind": "logits"})
         if description["classes"]:
