@@ -46,6 +46,16 @@ def section(title):
 
 FLOAT_AND_W8A8 = commands(section("Several runs"))
 
+TEACHING = "test_training_run.py::test_a_teacher_is_asked_once_and_listened_to"
+WINNER = [  # a test for each of the five commands
+    "test_training_run.py::test_every_network_learns_and_is_validated",
+    TEACHING,
+    TEACHING,
+    "test_average_checkpoints.py::test_equal_checkpoints_and_means",
+    "test_export.py::test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow",
+]
+WINNER_ON_SAMPLE = [*WINNER[:4], "test_preprocess.py::test_values_manifest_and_counts", WINNER[4]]
+
 # Commands that run neither here nor in quickstart.py as they stand: the test that runs them with other paths, or why
 # none can.
 ELSEWHERE = {
@@ -54,11 +64,8 @@ ELSEWHERE = {
     "conda create --name lpcvc python=3.11 -y": "conda may not be there",
     "conda activate lpcvc": "conda may not be there",
     "pip install -r requirements.txt": "tests/run.py and quickstart.py install that file with pip",
-    "python references/video_classification/train.py --data-path QEVD_organized --resume teacher/checkpoint.pth "
-    "--test-only --save-logits teacher.npy": "test_training_run.py::test_a_teacher_is_asked_once_and_listened_to",
-    "python references/video_classification/train.py --data-path QEVD_organized --weights KINETICS400_V1 "
-    "--trainable-layers all --teacher-logits teacher.npy": "test_training_run.py::test_a_teacher_is_asked_once_and_"
-    "listened_to",
+    **dict(zip(commands(section("3. Training the Model :weight_lifting:"))[1:], WINNER, strict=True)),
+    **dict(zip(commands(section("The 2026 winner")), WINNER_ON_SAMPLE, strict=True)),
     "srun --ntasks-per-node 8 python references/video_classification/train.py --data-path /path/to/dataset/root "
     "--resume auto": "there is no SLURM here; what it sets: test_train.py::test_srun_starts_one_run",
     "python tools/predict.py squats.mp4 more_videos/": "test_predict.py::test_a_folder_of_all_kinds_of_files",
@@ -70,9 +77,6 @@ ELSEWHERE = {
     "offline.py::test_w8a8_in_the_emulator_is_within_one_step_of_onnxruntime",
     "python tools/compile_offline.py --compare r2plus1d_18 r3d_18 mc3_18": "test_compile_offline.py::test_a_comparison_"
     "goes_on_where_it_was_killed",
-    "python tools/average_checkpoints.py --checkpoints a/checkpoint.pth b/checkpoint.pth --data-path QEVD_organized": (
-        "test_average_checkpoints.py::test_equal_checkpoints_and_means"
-    ),
     "python tools/refactor_dataset.py --dry-run": "test_refactor_dataset.py::test_dry_run_touches_nothing",
     "python tools/refactor_dataset.py": "test_refactor_dataset.py::test_parts_are_sorted_and_named",
     "python tools/check_videos.py --root ./full_dataset --quarantine ./bad_videos --remux --replace --ext mp4 --jobs 8 "

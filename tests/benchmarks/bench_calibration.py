@@ -64,8 +64,8 @@ class Ranges:
         return self.calibrator.compute_data()
 
 
-def quantize_static(per_channel, *arguments, **options):
-    return ort_quantize.quantize_static(*arguments, **(options | {"per_channel": per_channel}))
+def quantize_static(by_channel, *arguments, **options):
+    return ort_quantize.quantize_static(*arguments, **(options | {"per_channel": by_channel}))
 
 
 def logits_of(graph, io, clips):
