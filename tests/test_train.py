@@ -35,8 +35,9 @@ SMALL = "--train-resize-size 32 43 --train-crop-size 28 28 --val-resize-size 32 
 FAST = ["--model", "mc3_18", "--device", "cpu", "--clip-len", 4, *SMALL, "--print-freq", 1, "--workers", 1]
 # every part of the recipe that has a state or draws random numbers
 RECIPE = """
-    --epochs 3 --batch-size 3 --accumulate 2 --amp --model-ema 0.9 --mixup-alpha 0.4 --color-jitter 0.2 --opt adamw
-    --lr 0.001 --class-balanced --lr-scheduler cosine --lr-warmup-epochs 1 --label-smoothing 0.1 --clip-grad-norm 5
+    --epochs 3 --batch-size 3 --accumulate 2 --amp --model-ema 0.9 --mixup-alpha 0.4 --color-jitter 0.2 --rand-augment
+    --opt adamw --lr 0.001 --class-balanced --lr-scheduler cosine --lr-warmup-epochs 1 --label-smoothing 0.1
+    --clip-grad-norm 5
 """.split()  # noqa: SIM905
 
 
@@ -557,6 +558,25 @@ def test_colours_change_by_factors_of_their_own_in_each_clip(transforms):
         frames = F.adjust_contrast(F.adjust_brightness(clip.transpose(0, 1), brightness), contrast)
         expected = F.adjust_saturation(frames, saturation).transpose(0, 1)
         assert torch.allclose(result, expected, atol=1e-5)
+
+
+def test_randaugment_is_drawn_once_a_clip_and_never_mirrors(transforms):
+    augment = transforms.RandAugment()
+    torch.manual_seed(0)
+    frames = torch.rand(1, 3, 1, 24, 32).expand(30, 3, 4, 24, 32)  # 30 times the same clip, of 4 equal frames
+    torch.manual_seed(1)
+    changed = augment(frames)
+    assert changed.shape == frames.shape and changed.dtype == torch.float32
+    assert changed.min() >= 0 and changed.max() <= 1
+    assert torch.equal(changed, changed[:, :, :1].expand_as(changed)), "the frames of a clip are changed differently"
+    assert len({clip.numpy().tobytes() for clip in changed}) > 20, "clips are changed alike"
+    torch.manual_seed(1)
+    assert torch.equal(augment(frames), changed), "the same seed draws something else"
+    # 0.6 on the left, 0.2 on the right: no single operation makes the right the lighter side, but a mirror would
+    augment.change.num_ops = 1
+    sides = torch.cat([torch.full((400, 3, 1, 24, 16), value) for value in (0.6, 0.2)], 4)
+    left, right = augment(sides).chunk(2, 4)
+    assert (left.mean((1, 2, 3, 4)) > right.mean((1, 2, 3, 4))).all()
 
 
 def test_mixup_mixes_clips_and_labels_alike(transforms):

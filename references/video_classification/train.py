@@ -39,7 +39,7 @@ RECIPE = """
     weights batch_size clips_per_video opt lr lr_head no_decay_norm momentum weight_decay lr_scheduler lr_milestones
     lr_gamma lr_warmup_epochs lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema
     clip_grad_norm accumulate sync_bn class_balanced color_jitter hflip_prob mixup_alpha videomix_prob stackmix_prob
-    hold_out teacher_logits distill_alpha distill_temperature
+    rand_augment hold_out teacher_logits distill_alpha distill_temperature
     bn_clips fold_frozen train_resize_size train_crop_size cache_frames rotate seed world_size
 """.split()  # noqa: SIM905
 
@@ -497,6 +497,7 @@ def get_args_parser(add_help=True):
     add("--model-ema", default=0.0, type=float, help="decay, say 0.999: validate and save averaged weights; 0: do not")
     add("--class-balanced", action="store_true", help="draw clips so that all classes come equally often")
     add("--hflip-prob", default=0.5, type=float, help="of a mirrored clip; classes that name a side never are")
+    add("--rand-augment", action="store_true", help="torchvision's RandAugment, one draw for all frames of a clip")
     add("--color-jitter", default=0.0, type=float, help="largest relative change of brightness, contrast, saturation")
     add("--mixup-alpha", default=0.0, type=float, help="0: no MixUp")
     add("--videomix-prob", default=0.0, type=float, help="of a clip with a box of another one, the same in all frames")

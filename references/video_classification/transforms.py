@@ -68,6 +68,20 @@ class ColorJitter(torch.nn.Module):
         return torch.lerp(grey(clips), clips, saturation).clamp(0, 1)
 
 
+class RandAugment(torch.nn.Module):
+    """torchvision's RandAugment (Cubuk et al., 2020), drawn anew for each clip and the same for all its frames.
+
+    None of its operations mirrors, so a class that names a side stays what it is.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.change = v2.RandAugment()
+
+    def forward(self, clips):
+        return torch.stack([self.change(clip.transpose(0, 1)).transpose(0, 1) for clip in clips])
+
+
 def grey(clips):
     """(N, 3, T, H, W) -> (N, 1, T, H, W)."""
     return v2.functional.rgb_to_grayscale(clips.transpose(1, 2)).transpose(1, 2)
@@ -142,14 +156,17 @@ def make_augment(class_names, args):
     """
     normalize = Normalize(args.mean, args.std).to(args.device)
     flip = RandomHorizontalFlip(class_names, args.hflip_prob).to(args.device)
-    jitter = ColorJitter(args.color_jitter) if args.color_jitter else None
+    changes = [RandAugment()] if args.rand_augment else []
+    changes += [ColorJitter(args.color_jitter)] if args.color_jitter else []
     mixes = [MixUp(args.mixup_alpha)] if args.mixup_alpha else []
     mixes += [VideoMix(args.videomix_prob)] if args.videomix_prob else []
     mixes += [StackMix(args.stackmix_prob)] if args.stackmix_prob else []
 
     def augment(clips, labels, teacher=None):
         clips, targets = flip(as_float(clips), labels), labels
-        clips = normalize(jitter(clips) if jitter else clips)
+        for change in changes:
+            clips = change(clips)
+        clips = normalize(clips)
         if mixes or teacher is not None:
             targets = torch.nn.functional.one_hot(labels, len(class_names)).float()
         if teacher is not None:
