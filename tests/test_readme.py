@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -18,6 +19,7 @@ import torchvision
 import quickstart
 from conftest import REPO
 from make_videos import write_video
+from torchvision_patches.video_utils import VideoClips
 
 PAGES = {page: (REPO / page).read_text(encoding="utf-8")
          for page in ("README.md", "tools/README.md", "tests/benchmarks/README.md")}  # fmt: skip
@@ -197,3 +199,46 @@ def test_own_videos_and_processes_that_share_the_work(shell, tmp_path):
     (tmp_path / "preprocessed_tensors").rename(tmp_path / "earlier")
     assert "2 clips in ./preprocessed_tensors/manifest.jsonl" in shell(preprocess)
     assert before == {path: path.read_bytes() for path in (tmp_path / "preprocessed_tensors").rglob("*.npy")}
+
+
+# the two names of transformers that the page's lines use: a network whose logits tell the frames' mean colour
+TRANSFORMERS = """
+import json, types, torch
+names = json.load(open("class_map.json"))
+
+class VideoMAEForVideoClassification(torch.nn.Module):
+    config = types.SimpleNamespace(id2label={i: name for name, i in names.items()}, num_labels=len(names))
+    from_pretrained = classmethod(lambda cls, name: cls())
+
+    def forward(self, pixels):
+        assert pixels.shape[:3] == (1, 16, 3)
+        return types.SimpleNamespace(logits=pixels.mean((1, 2, 3, 4))[:, None].repeat(1, len(names)))
+
+class VideoMAEImageProcessor:
+    from_pretrained = classmethod(lambda cls, name: cls())
+
+    def __call__(self, frames, return_tensors):
+        pixels = torch.stack([torch.from_numpy(frame).permute(2, 0, 1) / 255 for frame in frames])
+        return types.SimpleNamespace(pixel_values=pixels[None])
+"""
+
+
+def test_the_lines_that_write_another_teachers_logits(shell, tmp_path):
+    """train.py takes what they write. transformers is not one of the project's packages: a stand-in has its place."""
+    (lines,) = (block for block in re.findall(r"^```python\n(.*?)^```", ALL, re.DOTALL | re.MULTILINE)
+                if "VideoMAE" in block)  # fmt: skip
+    (tmp_path / "transformers.py").write_text(TRANSFORMERS)
+    (tmp_path / "write_logits.py").write_text(lines)
+    (tmp_path / "class_map.json").symlink_to(REPO / "class_map.json")
+    for split, name, frames in ("train", "squats/a", 150), ("train", "jumping_jacks/b", 30), ("val", "squats/c", 30):
+        path = tmp_path / "QEVD_organized" / split / f"{name}.mp4"
+        path.parent.mkdir(parents=True)
+        write_video(path, frames, height=48, width=64)
+    shell("python write_logits.py")
+    flags = "--model mc3_18 --val-resize-size 32 43 --val-crop-size 28 28 --trainable-layers all --device cpu"
+    flags += " --epochs 1 --batch-size 2 --teacher-logits videomae.npy"
+    printed = shell(f"{TRAIN} --data-path QEVD_organized {flags}")
+    assert "videomae.npy: logits for 2 of 2 videos" in printed
+    clips = VideoClips([str(tmp_path / "QEVD_organized/train/squats/a.mp4")], 16, 1, 4)  # the last of the two
+    mean = clips.get_clip(clips.num_clips() - 1)[0].float().mean() / 255
+    assert abs(np.load(tmp_path / "videomae.npy")[-1, 7] - mean) < 1e-3
