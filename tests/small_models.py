@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import onnx
+import pytest
 import qai_hub
 import torch
 from torch import nn
@@ -134,8 +135,9 @@ def compile_and_save(hub, folder, runtime, **options):
     else:
         path = Path(target.download(str(bundle / "small")))
     (bundle / "metadata.json").write_text(json.dumps({"model_files": {str(path.relative_to(bundle)): {}}}))
-    example_export.output_dir = str(folder)
-    return example_export.save_beside(bundle, aihub.io_of(target) | {"output_kind": "logits"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example_export, "output_dir", str(folder))
+        return example_export.save_beside(bundle, aihub.io_of(target) | {"output_kind": "logits"})
 
 
 def read_h5(path):
