@@ -101,7 +101,7 @@ def feed(args, passes):
     takes in).
     """
     loader, stepper = make_loader(args, passes), Stepper(args)
-    stepper.model = torch.nn.Sequential(torch.nn.Linear(3, args.num_classes))
+    stepper.model = torch.nn.Sequential(torch.nn.Linear(args.clip_len, args.num_classes))
     stepper.optimizer = train.models.make_optimizer(stepper.model, args)
     stepper.augment = lambda clips, targets, _: (clips[..., 0, 0, 0].float(), targets)
     start, own, others = time.perf_counter(), time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
