@@ -279,3 +279,21 @@ def test_one_walk_finds_what_is_a_video(tree):
 def test_a_folder_goes_by_its_own_name_and_not_by_that_of_a_link_to_it(tree):
     (tree / "a_link").symlink_to(tree / "squats")
     assert [path for path in common.find_videos(tree).videos if path.endswith("a.mp4")] == ["squats/a.mp4"]
+
+
+def test_one_writer_at_a_time_also_where_there_are_no_locks(tmp_path, monkeypatch, capsys):
+    import filelock
+
+    with common.only_writer(tmp_path / "new/out.h5", "--output-h5"):
+        with pytest.raises(SystemExit) as stopped, common.only_writer(tmp_path / "new/out.h5", "--output-h5"):
+            pass
+        assert stopped.value.code == 2 and "pass another --output-h5" in capsys.readouterr().err
+    with common.only_writer(tmp_path / "new/out.h5", "--output-h5"):
+        """The first has let it go."""
+
+    def no_locks(self):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(filelock.FileLock, "_acquire", no_locks)
+    with common.only_writer(tmp_path / "out.h5", "--output-h5"):
+        assert "has no locks" in capsys.readouterr().out

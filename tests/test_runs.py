@@ -132,3 +132,13 @@ def test_what_belongs_to_a_run():
 def test_the_next_command_goes_on_in_the_run(written, flags):
     path = Path(written)
     assert common.next_command("example_export.py", path, checkpoint=path) == f"python tools/example_export.py{flags}"
+
+
+def test_the_next_command_has_the_clips_that_were_trained_on():
+    """Numbers and booleans, too; the next script takes what is printed."""
+    made = dict(CLIP_LEN=8, FRAME_RATE=10.0, ROTATE=True)
+    command = common.next_command("preprocess_and_save.py", Path("checkpoint.pth"), **made)
+    assert command == "python tools/preprocess_and_save.py --clip-len 8 --frame-rate 10 --rotate True"
+    assert common.boolean("True") is True
+    usual = dict(CLIP_LEN=16, FRAME_RATE=4.0, ROTATE=False)
+    assert common.next_command("preprocess_and_save.py", Path("checkpoint.pth"), **usual) == command.split(" --")[0]

@@ -149,8 +149,9 @@ def next_command(script, written, **constants):
     nodes = [node for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
     defaults = {getattr(node.targets[0], "id", ""): node.value.value for node in nodes}
     for name, value in constants.items():
-        if Path(value) != Path(in_run(folder, defaults.get(name, ""))):
-            words += ["--" + name.lower().replace("_", "-"), str(value)]
+        default = in_run(folder, defaults.get(name, ""))
+        if (Path(value) != Path(default)) if isinstance(default, str) else (value != default):
+            words += ["--" + name.lower().replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)]
     return shlex.join(words)
 
 
@@ -166,11 +167,17 @@ def only_writer(path, flag):
     import filelock
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(f"{path}.lock", timeout=0)
     try:
-        with filelock.FileLock(f"{path}.lock", timeout=0):
-            yield
+        lock.acquire()
     except filelock.Timeout:
         refuse(f"another run writes {path}; wait for it, or pass another {flag}")
+    except NotImplementedError:  # some network file systems
+        print(f"the file system of {path} has no locks: start no second run that writes it")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -389,9 +389,10 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
                 writer.add_scalar(key, value, epoch)
             writer.flush()
     utils.log(f"Training time {(time.perf_counter() - begin) / 60:.1f} min; best Video Acc@1 {best:.3f}")
-    last, videos = Path(args.output_dir, "checkpoint.pth"), Path(args.data_path, "val")
+    last = Path(args.output_dir, "checkpoint.pth")
+    clips = dict(CLIP_LEN=args.clip_len, FRAME_RATE=args.frame_rate, ROTATE=args.rotate)
     commands = (
-        common.next_command("preprocess_and_save.py", last, DATA_ROOT=videos),
+        common.next_command("preprocess_and_save.py", last, DATA_ROOT=Path(args.data_path, "val"), **clips),
         common.next_command("example_export.py", last, checkpoint=last),
     )
     utils.log(f"{last} is the last epoch's; next: {', then '.join(commands)}")
