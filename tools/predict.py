@@ -21,7 +21,7 @@ import json
 import os
 import sys
 from collections import Counter, deque
-from concurrent.futures import TimeoutError
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,7 +182,12 @@ def predict_all(videos, failed, names, classifier):
     from pictures import draw_clip
 
     few = len(videos) <= WITH_BARS
-    with table_of_videos() as write, tqdm(total=len(videos), unit="video", disable=few or None) as bar:
+    with (
+        table_of_videos() as write,
+        tqdm(total=len(videos), unit="video", disable=few or None) as bar,
+        ThreadPoolExecutor(1) as painter,  # draws while the network classifies the next
+    ):
+        drawing = None
         for video, clip, logits, why in predictions_of(videos, classifier):
             bar.update()
             if why:
@@ -192,12 +197,17 @@ def predict_all(videos, failed, names, classifier):
             five = best(softmax(logits), classifier.classes)
             bar.write(lines_of(video, clip, five) if few else line_of(video, five))
             if PICTURES:
-                draw_clip(Path(OUT, names[video] + ".png"), video, clip, five, classifier.about)
+                if drawing:
+                    drawing.result()  # one at a time: each holds a clip
+                picture = Path(OUT, names[video] + ".png")
+                drawing = painter.submit(draw_clip, picture, video, clip, five, classifier.about)
             row = {"video": video, "error": "", "classes": five, "logits": logits.tolist()}
             write(row | {key: value for key, value in clip._asdict().items() if key != "pixels"})
         for video, why in failed.items():
             if video not in names:  # what names no file at all
                 write({"video": video, "error": why})
+        if drawing:
+            drawing.result()
 
 
 @contextlib.contextmanager

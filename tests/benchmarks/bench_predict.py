@@ -1,6 +1,6 @@
 """Clips a second of predict.py, against reading the clips alone and the network alone, in the same run.
 
-    $ python tests/benchmarks/bench_predict.py --videos 24 --rounds 3
+    $ python tests/benchmarks/bench_predict.py --videos 48 --rounds 3
 
 Draws videos of 5 s (340 x 256, 30 fps, H.264) and takes an untrained R(2+1)D-18 from a checkpoint. Prints medians and
 the ratio to the slower of the two, with and without the pictures.
@@ -36,7 +36,7 @@ def clips_per_second(number, work):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", type=int, default=24)
+    parser.add_argument("--videos", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -40,6 +40,7 @@ MODES = [  # name, --trainable-layers, --amp
     ("all layers, float32", ["all"], False),
     ("all layers, --amp", ["all"], True),
 ]
+FED = 24, 64  # batch sizes with which the host feeds a stub
 PASSES = 16  # over the videos in one run that loads from the cache: it would be too short to time
 
 
@@ -98,8 +99,10 @@ def feed(args, passes):
     """What the host can feed, by CPU seconds a clip: a loop from the cache into a stub in place of network and device.
 
     Returns (clips/s of the whole loop here, clips/s that one core's worker loads, clips/s that the training process
-    takes in).
+    takes in). The stub computes on one thread, since those of an OpenMP team would spin while they wait.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     loader, stepper = make_loader(args, passes), Stepper(args)
     stepper.model = torch.nn.Sequential(torch.nn.Linear(args.clip_len, args.num_classes))
     stepper.optimizer = train.models.make_optimizer(stepper.model, args)
@@ -112,6 +115,7 @@ def feed(args, passes):
     del loader  # its workers end, and are counted
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     others = ended.ru_utime + ended.ru_stime - others.ru_utime - others.ru_stime
+    torch.set_num_threads(threads)
     return num_clips / seconds, num_clips / others, num_clips / own
 
 
@@ -161,9 +165,14 @@ def bench(root, options):
     print(f"{where}; {args.workers} processes load batches of {args.batch_size}; loading alone, clips/s:")
     print(f"from videos {loading['videos']:.1f}, from the cache {loading['cache']:.0f}, ", end="")
     print(f"{loading['cache'] / loading['videos']:.1f} times as many")
-    whole, of_core, taken = feed(parse_train_args(root, options, ["fc"], cache=root / "cache"), 4 * PASSES)
-    print(f"a stub for a network, from the cache: {whole:.0f} clips/s here; by CPU time a worker's core loads "
-          f"{of_core:.0f}, eight of them {8 * of_core:.0f}, and the training process takes in {taken:.0f}")  # fmt: skip
+    for batch_size in FED:
+        fed = argparse.Namespace(**vars(options) | {"batch_size": batch_size})
+        whole, of_core, taken = feed(parse_train_args(root, fed, ["fc"], cache=root / "cache"), 8 * PASSES)
+        print(f"a stub for a network, batches of {batch_size} from the cache: {whole:.0f} clips/s here; by CPU time a "
+              f"worker's core loads {of_core:.0f}, eight of them {8 * of_core:.0f}, and the training process takes in "
+              f"{taken:.0f}")  # fmt: skip
+        rates = {"stub": whole, "worker's core": of_core, "training process": taken}
+        loading |= {f"{name}, batches of {batch_size}": rate for name, rate in rates.items()}
     print(f"{'':24}{'from':>8}{'step':>10}{'both':>10}{'both / slower':>16}{'both / bound':>15}{'waiting':>10}")
     rows = {}
     for name, layers, amp in (MODES[k - 1] for k in options.modes):
@@ -192,7 +201,6 @@ def bench(root, options):
         name = "validation, float32" if exact else "validation, --amp, between epochs"
         rows[name] = {"both": round(rate, 3)}
         print(f"{name:42}{rate:>10.2f}", flush=True)
-    loading |= {"stub": whole, "a worker's core": of_core, "the training process": taken}
     print(json.dumps({"device": where, "loading": {k: round(v, 1) for k, v in loading.items()}, "modes": rows}))
 
 
