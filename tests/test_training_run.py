@@ -80,6 +80,16 @@ def test_resume_auto_starts_continues_and_nothing_is_overwritten(videos, tmp_pat
     assert load(tmp_path / "checkpoint.pth")["args"]["lr"] == 0.5
 
 
+def test_too_little_space_is_told_before_the_first_step(videos, tmp_path):
+    """A checkpoint of mc3_18 holds 46 MB of weights and 34 of momentum: no disk takes those of a million epochs."""
+    flags = [*FAST, "--data-path", videos, "--output-dir", tmp_path / "out", "--epochs", 10**6, "--lr-warmup-epochs", 0]
+    out, err = train(*flags, code=2)
+    needed = float(err.split("at most ")[1].split(" GB are needed")[0].replace(",", ""))
+    assert needed == pytest.approx(80_000, rel=0.02), err
+    assert "keep fewer with --save-every" in err and "Epoch" not in out + err
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_full_disk_costs_one_epoch(videos, tmp_path):
     """As files may not grow beyond 1 MB, saving ends as on a full disk; what was there stays."""
     flags = ["--data-path", videos, *FLAGS, "--output-dir", tmp_path, "--resume", "auto"]

@@ -328,6 +328,7 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
             ema.n_averaged.fill_(checkpoint["ema_steps"])
         start_epoch, best = checkpoint["epoch"] + 1, checkpoint["best_acc1"]
         utils.log(f"{args.resume} has {start_epoch} epochs behind it; {max(0, args.epochs - start_epoch)} to go")
+    utils.check_space(model, args.epochs - start_epoch, args)
     raw_model = model
     if args.distributed:
         model = models.distributed(model, args)

@@ -228,6 +228,18 @@ def make_output_dir(args):
         cannot_write(output_dir, e)
 
 
+def check_space(model, epochs, args):
+    """Say what the checkpoints of `epochs` more epochs take in --output-dir; exits with code 2 if that is not free."""
+    if not is_main_process():
+        return
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values()) * (2 if args.model_ema else 1)
+    learning = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    state = learning * (2 if args.opt == "adamw" else 1)  # SGD keeps one value a weight
+    numbered = epochs // args.save_every if args.save_every else 0
+    kept = 3 + numbered  # the last, the best, and the one that is being written
+    common.check_space(args.output_dir, kept * (weights + state), "make room, or keep fewer with --save-every")
+
+
 def link_or_copy(path, other):
     try:
         os.link(path, other)
