@@ -20,6 +20,13 @@ import warm_python  # noqa: E402
 from odd_videos import sources, zoo  # noqa: E402, F401  (fixtures of several rooms)
 
 run_before = set()  # scripts
+# the longest first, so that no process is left alone with one at the end; others in the order of their names
+LONGEST = ["test_training_run.py", "test_train.py", "test_run_inference.py", "test_export.py", "test_quickstart.py",
+           "test_live.py", "test_readme.py", "test_runs.py", "test_compile_offline.py"]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ TESTS = Path(__file__).resolve().parent
 REPO = TESTS.parent
 sys.path.append(str(REPO / "tools"))
 
-from common import make_environment  # noqa: E402 (tools/ has to be on the path first)
+from common import make_environment, num_cores  # noqa: E402 (tools/ has to be on the path first)
 
 QUICK = [
     "test_common.py",
@@ -43,6 +43,7 @@ python = make_environment(REPO / "requirements.txt", TESTS / "requirements.txt")
 arguments = [word for word in sys.argv[1:] if word != "--quick"]
 chosen = [TESTS / name for name in QUICK] if "--quick" in sys.argv else [TESTS]
 style = subprocess.run([python, "-m", "ruff", "check", REPO])
-shared = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]  # a file's tests share what it made
+# a file's tests share what it made; one process more than cores, since many tests wait
+shared = ["-n", str(min(4, num_cores() + 1)), "--dist", "loadfile", "--no-loadscope-reorder"]
 tests = subprocess.run([python, "-m", "pytest", *chosen, *shared, "--durations=10", *arguments], cwd=REPO)
 sys.exit(style.returncode or tests.returncode)

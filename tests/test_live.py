@@ -228,6 +228,27 @@ def test_a_recording_that_cannot_be_written_or_is_cut_off(server):
             assert container.streams.video[0].frames == 1
 
 
+def test_the_end_of_the_program_closes_its_pages_and_finishes_their_recordings(tmp_path):
+    process, address = start(tmp_path, "--checkpoint", write_onnx(tmp_path / "tiny.onnx"))
+
+    async def use(client):
+        await client.socket.send_json({"record": True})
+        await client.put(0, jpeg(draw("squats", [7, 80], 1, 4)[0]))
+        await client.get("filled")
+        process.send_signal(2)
+        while not client.socket.closed:
+            await client.socket.receive(timeout=10)  # by itself it would wait for half a minute
+
+    try:
+        with_client(address, use)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+    (path,) = (tmp_path / "recordings").glob("*.mp4")
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 1
+
+
 def test_wrong_usage(server, run_script, tmp_path):
     address, folder = server
     port = re.search(r":(\d+)/", address)[1]

@@ -22,13 +22,14 @@ import json
 import secrets
 import struct
 import time
+import weakref
 import webbrowser
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 import common
 
@@ -242,6 +243,7 @@ class Session:
 def make_app(classifier, token):
     """The aiohttp application: the page and its connection under /<token>/, nothing for anyone else."""
     network = ThreadPoolExecutor(1)  # all pages take turns
+    pages = weakref.WeakSet()
 
     @web.middleware
     async def guard(request, handler):
@@ -267,11 +269,17 @@ def make_app(classifier, token):
     async def frames(request):
         socket = web.WebSocketResponse(max_msg_size=MAX_FRAME_BYTES, heartbeat=20)
         await socket.prepare(request)
+        pages.add(socket)
         await Session(socket, classifier, network).run()
         return socket
 
+    async def close_pages(app):
+        for socket in set(pages):
+            await socket.close(code=WSCloseCode.GOING_AWAY)
+
     app = web.Application(middlewares=[guard])
     app.add_routes([web.get("/{token}/info", info), web.get("/{token}/frames", frames)])
+    app.on_shutdown.append(close_pages)  # the end would wait for them, half a minute
     app.add_routes([web.get("/{token}/{name:[^/]*}", file), web.get("/{anything:.*}", file)])
     return app
 
