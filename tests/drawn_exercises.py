@@ -9,13 +9,14 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
+import common
+
 import av
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import common
 import make_sample_dataset
 from make_sample_dataset import HEIGHT, WIDTH
 from torchvision_patches.spatial import resize_and_crop

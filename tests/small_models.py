@@ -106,8 +106,9 @@ def compile_on(hub, frames=8, channel_last=False, w8a8=False, calibration=(), na
 
 def compile_binary(hub, path, *args, **options):
     """Let a FaultyHub, at its most talkative, compile a SmallNetwork to a binary at `path`, with its description."""
-    import aihub
     import common
+
+    import aihub
 
     quirks, hub.quirks = hub.quirks, set()
     target = compile_on(hub, *args, **options)

@@ -5,10 +5,11 @@ import math
 import os
 import subprocess
 import sys
-
-import pytest
+from pathlib import Path
 
 import common
+
+import pytest
 
 SCRIPT = '''"""Show what the flags made of the constants.
 
@@ -108,6 +109,42 @@ def test_help_shows_values_and_comments(flags):
                  "--clip-len CLIP_LEN", "true|false", "folders (now: ['a', 'b'])", "frames, pixels (now: 112)"):
         assert text in shown, f"{text!r} is not in\n{shown}"
     assert "More text" not in shown and "--before" not in shown and "--after" not in shown, shown
+
+
+@pytest.mark.parametrize(
+    "script", ["tools/split_videos.py", "tools/predict.py", "references/video_classification/train.py"]
+)
+def test_a_script_outside_its_environment_says_how_to_enter_it(tmp_path, script):
+    """-S leaves out what is installed; train.py would import torch before anything else."""
+    command = [sys.executable, "-S", str(common.REPO / script), "video.mp4"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("error: ") and "is not installed for" in result.stderr
+    assert "source .venv/bin/activate" in result.stderr
+
+
+def test_class_maps_that_scripts_know(tmp_path, monkeypatch):
+    """Those that hold the labels, and those of exactly a model's classes; a damaged one is none."""
+    monkeypatch.chdir(tmp_path)
+    official = common.load_class_map(common.REPO / "class_map.json")
+    assert common.class_map_with(["squats"]) == common.REPO / "class_map.json"
+    assert common.class_map_with(sorted(official, key=official.get), only_these=True) == common.REPO / "class_map.json"
+    assert common.class_map_with(["squats", "mine"]) == common.class_map_with(["squats"], only_these=True) == ""
+    for text, found in ('{"mine": 0, "squats": 1}', Path("my_class_map.json")), ("[1]", ""), ("{", ""):
+        Path("my_class_map.json").write_text(text)
+        assert common.class_map_with(["squats", "mine"]) == found
+        assert common.class_map_with(["mine", "squats"], only_these=True) == found
+        assert common.class_map_with(["squats", "mine"], only_these=True) == ""
+
+
+def test_the_next_command_starts_a_local_hub_where_there_is_no_account(tmp_path, monkeypatch):
+    monkeypatch.setenv("QAIHUB_CLIENT_INI", str(tmp_path / "client.ini"))
+    hub = "python tools/local_hub.py "
+    for script in "example_export.py", "run_inference.py":
+        assert common.next_command(script, Path("x")) == f"{hub}python tools/{script}"
+    assert common.next_command("preprocess_and_save.py", Path("x")) == "python tools/preprocess_and_save.py"
+    (tmp_path / "client.ini").touch()
+    assert common.next_command("example_export.py", Path("x")) == "python tools/example_export.py"
 
 
 def test_written_then_renamed(tmp_path):

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import common
+
 import numpy as np
 import onnx
 import pytest
@@ -15,7 +17,6 @@ import torch
 from onnx import TensorProto, helper
 
 import aihub
-import common
 import compile_offline
 import onnx_graph
 from faulty_hub import FaultyHub

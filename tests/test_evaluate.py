@@ -402,11 +402,26 @@ def test_comparison_with_a_partial_file_says_so(run, folder):
     assert (last["n"], last["agreement"]) == (6, 100.0)
 
 
+def test_a_manifest_of_clips_of_another_length_is_refused(run, folder):
+    """Its paths are the same; the pictures of the report would be of clips that the model never saw."""
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    lines = (json.dumps(row | {"shape": [1, 3, 16, 112, 112]}) + "\n" for row in rows)
+    (folder / "manifest.jsonl").write_text("".join(lines))
+    scores = [scores for _, scores in CASE]
+    for shape in [1, 8, 112, 112, 3], [1, 3, 8, 112, 112]:
+        write_h5(folder / "dataset-export.h5", scores, io=json.dumps({"input": {"shape": shape}}))
+        error = run(code=2)[0].stderr
+        assert "was made of clips of 8 frames, manifest.jsonl lists clips of 16; name the manifest" in error
+    for shape in [1, 16, 112, 112, 3], [1, 3, 16, 112, 112], [1, 48]:
+        write_h5(folder / "dataset-export.h5", scores, io=json.dumps({"input": {"shape": shape}}))
+        run()
+
+
 # --- what is odd about a result --------------------------------------------------------------------------------------
 
 
 def test_model_that_says_nothing(run, folder):
-    never = "dataset-export.h5: 3 of 6 classes are never predicted (high_knees, toe_touch, jabs); 2 videos show them"
+    never = "3 of 6 classes are never predicted (high_knees, toe_touch, jabs); 2 videos show 1 of them"
     assert never in run()[0].stdout
     write_h5(folder / "dataset-export.h5", np.zeros((6, 6)))
     assert "dataset-export.h5: 6 of 6 predictions give all classes the same score" in run()[0].stdout
@@ -414,7 +429,7 @@ def test_model_that_says_nothing(run, folder):
     notes = run()[0].stdout
     assert "all 6 predictions are the same to the last digit" in notes
     assert "100.0 % of the predictions are jabs, which 0.0 % of the videos show" in notes
-    assert "5 of 6 classes are never predicted (squats, high_knees, lunges, …); 6 videos show them" in notes
+    assert "5 of 6 classes are never predicted (squats, high_knees, lunges, …); 6 videos show" in notes
     write_h5(folder / "other.h5", np.zeros((6, 6)))
     assert "note: other.h5: 6 of 6 predictions give all" in run("--compare", "other.h5")[0].stdout
 

@@ -11,6 +11,8 @@ import sys
 import zipfile
 from pathlib import Path, PosixPath
 
+import common
+
 import h5py
 import numpy as np
 import pytest
@@ -19,7 +21,6 @@ import torch
 from torchvision.models import get_model
 
 import aihub
-import common
 import example_export
 from conftest import REPO
 from faulty_hub import Fault, FaultyHub

@@ -10,9 +10,10 @@ import json
 import subprocess
 import sys
 
+import common
+
 import pytest
 
-import common
 from conftest import REPO
 from odd_videos import write_bad, write_healthy
 from torchvision_patches.video_utils import UnreadableVideo, index_videos, read_frames

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import common
+
 import av
 import numpy as np
 import pytest
@@ -20,7 +22,6 @@ from PIL import Image
 
 import annotated_copy
 import classifier
-import common
 import pictures
 import predict
 import timeline

@@ -13,6 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
+import common
+
 import av
 import numpy as np
 import pytest
@@ -20,7 +22,6 @@ import torch
 import torchvision
 from torchvision.transforms import functional as F
 
-import common
 import preprocess_and_save
 from conftest import REPO
 from journal import Journal

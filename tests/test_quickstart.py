@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import common
+
 import pytest
 
-import common
 import quickstart
 from conftest import REPO
 from test_compile_offline import install_wheels

@@ -4,9 +4,10 @@ import json
 import shlex
 from pathlib import Path
 
+import common
+
 import pytest
 
-import common
 from make_videos import write_video
 from test_readme import FLOAT_AND_W8A8
 

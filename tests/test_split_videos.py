@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_a_folder_of_classes_becomes_a_dataset(tmp_path, run_script):
     assert all((tmp_path / "out" / side / name).is_symlink() for name, side in sides.items())
     for name in (".git", "__MACOSX", "@eaDir", "empty", "notes"):
         assert f"left out: {name}/" in printed, printed
-    assert "left out: 2 x .txt, loose.mp4, which lies in no class" in printed
+    assert "left out: 2 x .txt, 1 that lie in no class: loose.mp4" in printed
     assert "nothing.mp4: it is empty" in printed and "dangling.mp4: it is a link to nothing" in printed
     assert "found 32 = placed 30 + failed 2" in printed
     again = run_script(SCRIPT, *flags, code=1).stdout
@@ -220,7 +221,25 @@ def test_copies_share_a_side_and_two_labels_of_one_video_are_said(tmp_path, run)
     assert all(sides[f"jabs/{k}.mp4"] == sides[f"jabs/{k} (1).mp4"] for k in range(20))
     assert sides["hooks/3.mp4"] == sides["jabs/3.mp4"]
     assert "21 videos are copies of others" in printed and "1 videos lie in two classes" in printed
-    assert "hooks and jabs" in printed
+    assert "one of which is wrong: hooks/3.mp4 and jabs/3 (1).mp4 and jabs/3.mp4" in printed
+
+
+def test_a_class_that_has_no_videos_any_more_is_said(tmp_path, run):
+    for k in range(4):
+        add(tmp_path, f"jabs/{k}.mp4")
+        add(tmp_path, f"hooks/{k}.mp4", b"%d" % k)
+    assert "no video at all" not in run()
+    (tmp_path / "in/jabs").rename(tmp_path / "in/left jabs")
+    printed = run()
+    assert f"no video at all, yet in {tmp_path / 'map.json'}: jabs" in printed, printed
+    (tmp_path / "map.json").unlink()
+    assert "no video at all" not in run()
+    assert json.loads((tmp_path / "map.json").read_text()) == {"hooks": 0, "left_jabs": 1}
+
+
+def test_a_folder_that_is_one_class_is_told_from_one_of_classes(tmp_path, run):
+    add(tmp_path, "0.mp4")
+    assert "if it is one of your classes, name the folder above" in run(code=2)
 
 
 # --- repaired and quarantined videos ----------------------------------------------------------------------------------
@@ -245,6 +264,8 @@ def test_what_check_videos_repaired_or_took_away_is_not_undone(tmp_path, run, ru
     for _ in range(2):
         printed = run(MODE=mode)
         assert "already there 1 + kept as repaired 1 + taken out before 1" in printed, printed
+        counted = re.search(r"^all +(\d+) +(\d+) ", printed, re.MULTILINE).groups()
+        assert sum(map(int, counted)) == 2, "the table counts what lies in DEST"
     assert repaired.read_bytes() == content and side_of(tmp_path).keys() == {"jabs/good.mp4", "jabs/cut.mp4"}
     (tmp_path / "in/jabs/cut.mp4").rename(tmp_path / "in/jabs/name.mp4")
     assert "kept as repaired 1 + taken out before 1" in run(MODE=mode)

@@ -287,6 +287,14 @@ def in_words(agreed, num_clips, scale=None):
     )
 
 
+def evaluate_command(h5, manifest, classes, **constants):
+    """The command that evaluates logits of these classes, with the class map if it is not the project's."""
+    constants |= {"h5": h5, "manifest": manifest}
+    if classes:
+        constants["class_map"] = common.class_map_with(classes, only_these=True) or "YOUR_CLASS_MAP"
+    return common.next_command("evaluate.py", h5, **constants)
+
+
 def write_logits(file, rows, tensor_paths, output_name):
     """Write logits into an open HDF5 file as AI Hub does, data/0/batch_<i> float32 (1, classes), and `tensor_paths`."""
     import h5py

@@ -6,11 +6,12 @@ length. No ffmpeg program is needed.
 
 import errno
 
+import common
+
 import av
 import numpy as np
 from tqdm import tqdm
 
-import common
 import pictures
 from torchvision_patches.decoding import UnreadableVideo, opened
 

@@ -4,6 +4,7 @@ import csv
 import io
 
 import common
+
 from verdict import REASONS
 
 COLUMNS = ["video", "reason", "action", "detail", "quarantined_to", "repaired_by", "frames", "corrupt_frames"]

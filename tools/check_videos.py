@@ -46,6 +46,7 @@ from collections import Counter
 from pathlib import Path
 
 import common
+
 from check_report import COLUMNS, print_summary, read_rows, write_rows
 from journal import Journal
 from repairs import REPAIRABLE, preserve, repair
@@ -407,7 +408,10 @@ def main():
     rows = [row for video, row in rows.items() if spelled_from_root(video)]
     print_summary(rows)
     print(f"report: {REPORT}; quarantine: {QUARANTINE}")
-    print(f"next: python references/video_classification/train.py --data-path {shlex.quote(ROOT)}")
+    folders = [folder for folder in (Path(ROOT, "train"), Path(ROOT, "val")) if folder.is_dir()]
+    own = common.class_map_with(label for folder in folders for label in common.class_folders(folder))
+    own = f" --class-map {own}" if own and own.parent != common.REPO else ""
+    print(f"next: python references/video_classification/train.py --data-path {shlex.quote(ROOT)}{own}")
     if any(row["reason"] != "healthy" and row["action"] != "quarantined earlier" for row in rows):
         raise SystemExit(1)
 

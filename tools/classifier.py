@@ -8,10 +8,11 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import common
+
 import numpy as np
 
 import aihub
-import common
 
 CROP = (112, 112)  # (height, width) that torchvision_patches.spatial makes
 

@@ -1,7 +1,8 @@
 """What all scripts share, those of references/video_classification too: no constant that a user edits.
 
-Every script starts with `import common`, which also makes `torchvision_patches` importable. It imports nothing but the
-standard library, so that `--help` is fast and quickstart.py runs before anything is installed.
+Every script starts with `import common`, which also makes `torchvision_patches` importable, and says what to do where a
+package is not installed. It imports nothing but the standard library, so that `--help` is fast and quickstart.py runs
+before anything is installed.
 """
 
 import argparse
@@ -30,6 +31,19 @@ def refuse(message):
     """Print one sentence that says what is wrong, where and what to do; exit with code 2 (usage or configuration)."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(2)
+
+
+def say_what_is_not_installed(kind, error, traceback):
+    """Stands in for sys.excepthook: a script that is run outside of its environment ends with one sentence."""
+    if not issubclass(kind, ModuleNotFoundError):
+        return sys.__excepthook__(kind, error, traceback)
+    refuse(
+        f"{error.name} is not installed for {sys.executable}; `source .venv/bin/activate` where tools/quickstart.py or "
+        f"tests/run.py has made .venv, otherwise `pip install -r requirements.txt` (README, section 0)"
+    )
+
+
+sys.excepthook = say_what_is_not_installed
 
 
 def shortened(names, most=20):
@@ -152,7 +166,9 @@ def next_command(script, written, **constants):
         default = in_run(folder, defaults.get(name, ""))
         if (Path(value) != Path(default)) if isinstance(default, str) else (value != default):
             words += ["--" + name.lower().replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)]
-    return shlex.join(words)
+    account = Path(os.environ.get("QAIHUB_CLIENT_INI", "~/.qai_hub/client.ini")).expanduser().exists()
+    hub = "" if account or script not in ("example_export.py", "run_inference.py") else "python tools/local_hub.py "
+    return hub + shlex.join(words)
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -195,6 +211,17 @@ def written_then_renamed(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def class_map_with(labels, only_these=False):
+    """The class map that has all labels, or exactly these in order: class_map.json, split_videos.py's, or ""."""
+    labels = list(labels)
+    for path in (REPO / "class_map.json", Path("my_class_map.json")):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if sorted(known, key=known.get) == labels if only_these else set(labels) <= known.keys():
+                return path
+    return ""
 
 
 def check_space(folder, needed, advice):
@@ -244,7 +271,7 @@ def read_manifest(path):
     """
     path, rows = Path(path), []
     if not path.is_file():
-        refuse(f"there is no manifest {path}; run tools/preprocess_and_save.py first, it writes one into OUT_ROOT")
+        refuse(f"there is no manifest {path}; run tools/preprocess_and_save.py first, or name another with --manifest")
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:

@@ -9,8 +9,9 @@ $ python tools/local_hub.py python tools/compile_and_profile.py     # without an
 
 from pathlib import Path
 
-import aihub
 import common
+
+import aihub
 
 # ----------------------------------------------------------------------------------------------------------------------
 ONNX_DIR = "."                          # folder of the ONNX file

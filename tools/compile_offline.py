@@ -25,8 +25,9 @@ import sys
 import time
 from pathlib import Path
 
-import aihub
 import common
+
+import aihub
 from qualcomm import compiler, emulator, latency, sources
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -110,10 +111,12 @@ def calibration_rows(found):
     if found.precision == "float" or found.io or found.is_quantised or model:
         return []
     if not Path(CALIBRATION_DIR, "manifest.jsonl").is_file():
+        clip_len = f" --clip-len {found.clip_len}" if found.clip_len != 16 else ""
         common.refuse(
             f"{found.precision} is calibrated with clips of training videos, but there is no manifest.jsonl in "
             f"{CALIBRATION_DIR} (looked in {Path(CALIBRATION_DIR).absolute()}): make them with "
-            f"tools/preprocess_and_save.py, or name another folder with --calibration-dir"
+            f"tools/preprocess_and_save.py --data-root TRAIN_FOLDER --out-root {CALIBRATION_DIR} --max-per-class 2"
+            f"{clip_len}, or name another folder with --calibration-dir"
         )
     return choose_rows(found, CALIBRATION_DIR, num_calibration_samples)[0]
 
@@ -269,7 +272,8 @@ def emulate(found, path, description, deployed):
     figures = emulator.compare(found, graph, description, rows, read, outputs)
     emulator.write_h5(OUTPUT_H5, rows, aihub.as_logits(outputs, description["output"]), description, path.name)
     journal.graph.unlink()
-    command = common.next_command("evaluate.py", OUTPUT_H5, h5=OUTPUT_H5, manifest=Path(data_dir, "manifest.jsonl"))
+    manifest, report_dir = Path(data_dir, "manifest.jsonl"), Path(OUTPUT_H5).with_name("report-htp")
+    command = aihub.evaluate_command(OUTPUT_H5, manifest, found.classes, report_dir=report_dir)
     partial = " --allow-partial" if len(rows) < number else ""
     print(f"wrote {OUTPUT_H5}: {len(rows)} clips; next: {command}{partial}")
     return {"num_clips": len(rows), **figures}

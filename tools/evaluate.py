@@ -20,9 +20,10 @@ import re
 import time
 from pathlib import Path
 
+import common
+
 import numpy as np
 
-import common
 from report import figures, page, pictures
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -80,8 +81,9 @@ def main():
 
 
 def read_rows():
-    """The manifest's rows with video_path, label and tensor_path alone: 200,000 lists of frame indices need 200 MB."""
-    rows = [{k: row[k] for k in ("video_path", "label", "tensor_path")} for row in common.read_manifest(manifest)]
+    """The manifest's rows with video_path, label, tensor_path and shape: 200,000 lists of frame indices need 200 MB."""
+    kept = "video_path", "label", "tensor_path", "shape"
+    rows = [{k: row[k] for k in kept if k in row} for row in common.read_manifest(manifest)]
     if len({row["tensor_path"] for row in rows}) < len(rows):
         common.refuse(f"{manifest} names a tensor_path twice; run tools/preprocess_and_save.py again")
     return rows
@@ -90,6 +92,7 @@ def read_rows():
 def load(path, rows, class_index):
     """Predictions of the HDF5 `path`; exits with code 2 where it does not fit the manifest or the class map."""
     about, paths, scores, unusable = read_predictions(path, rows, class_index)
+    refuse_other_clips(path, about.pop("io", None), rows)
     notes = []
     if paths is None:
         notes.append(f"{path} names no tensors: its predictions were matched to the manifest by order")
@@ -105,6 +108,20 @@ def load(path, rows, class_index):
     scores = scores[[kept[clip] for clip in clips]]
     notes += settle_output_kind(about, scores)
     return figures.Predictions(about, notes, left_out, clips, labels, scores)
+
+
+def refuse_other_clips(path, described, rows):
+    """Exit with code 2 where the model took clips of another number of frames than the manifest's: paths may agree."""
+    shape = json.loads(described)["input"]["shape"] if described else ()
+    if len(shape) != 5:
+        return
+    frames = shape[1] if shape[4] == 3 else shape[2]  # NTHWC or NCTHW
+    others = {row["shape"][2] for row in rows if "shape" in row} - {frames}
+    if others:
+        common.refuse(
+            f"{path} was made of clips of {frames} frames, {manifest} lists clips of {min(others)}; name the manifest "
+            f"of those clips with --manifest"
+        )
 
 
 def read_predictions(path, rows, class_index):
@@ -174,7 +191,7 @@ def read_attributes(file, path, class_index):
                 f"{len(differing)} indices (at {first}: {theirs[first : first + 1]} and {ours[first : first + 1]}); "
                 "give the class map that the model was trained with"
             )
-    return {"h5": str(path)} | words
+    return {"h5": str(path), "io": file.attrs.get("io")} | words
 
 
 def find_batches(file, path):

@@ -18,8 +18,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import aihub
 import common
+
+import aihub
 
 # ----------------------------------------------------------------------------------------------------------------------
 checkpoint = "./checkpoint.pth"         # weights to export, as train.py wrote them; without it, ./model.pth
@@ -293,7 +294,7 @@ def share_jobs(jobs, emulated):
 
 def export(hub, hub_device):
     """Compile and save the model. Returns (network, hub's compiled model, what it takes and gives or None, version of
-    QAIRT, compile and link job)."""
+    QAIRT, compile and link job, path of the model or None)."""
     from qevd_r2plus1d import Model
 
     for left_by_a_kill in Path(output_dir).glob(".export-*"):
@@ -324,9 +325,7 @@ def export(hub, hub_device):
             path = save_beside(bundle, description)
             bundle = zip_bundle(bundle) if zip_assets else bundle
     print_result(result, path, bundle, io)
-    if path:
-        print_next(path, aihub.is_emulated(hub_device))
-    return model, target_model, io, qairt_version, jobs
+    return model, target_model, io, qairt_version, jobs, path
 
 
 def main():
@@ -339,7 +338,7 @@ def main():
         check_qairt_version(hub)
         wait_for_each_job(hub)
         with common.only_writer(Path(output_dir, "resnet_2plus1d"), "--output-dir"):
-            model, target_model, io, qairt_version, jobs = export(hub, hub_device)
+            model, target_model, io, qairt_version, jobs, path = export(hub, hub_device)
         if share:
             share_jobs(jobs, aihub.is_emulated(hub_device))
         options = options_of_jobs(model, qairt_version)
@@ -347,6 +346,8 @@ def main():
             profile_on_device(hub, hub_device, target_model, options)
         if not skip_inferencing:
             compare_on_device(hub, hub_device, model, target_model, io, options)
+    if path:
+        print_next(path, aihub.is_emulated(hub_device))
 
 
 if __name__ == "__main__":

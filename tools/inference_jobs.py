@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-import aihub
 import common
+
+import aihub
 
 
 class Patience:

@@ -14,8 +14,9 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import aihub
 import common
+
+import aihub
 
 
 class Chunk(NamedTuple):

@@ -28,10 +28,10 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import common
+
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
-
-import common
 
 # ----------------------------------------------------------------------------------------------------------------------
 CHECKPOINT = "./checkpoint.pth"  # of train.py; or an ONNX file or folder, or a binary made by the local hub

@@ -21,10 +21,10 @@ import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+import common
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-
-import common
 
 # ----------------------------------------------------------------------------------------------------------------------
 OUT = "./sample/dataset"  # folder to write, in the layout of a QEVD download

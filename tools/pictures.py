@@ -7,10 +7,10 @@ import functools
 from collections import Counter
 from pathlib import Path
 
+import common
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-import common
 
 INK, GREY, PAPER, BLUE, PALER, PALE = "#1d2733", "#5a6675", "#ffffff", "#2a6fb0", "#8fb4d6", "#e8ecf1"
 # eight hues that differ in lightness too, after Okabe and Ito 2008, "Color Universal Design", then paler ones

@@ -25,9 +25,9 @@ from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 import common
+
+import numpy as np
 
 # ----------------------------------------------------------------------------------------------------------------------
 VIDEOS = []  # files, folders, patterns such as 'clips/*.mp4'

@@ -26,9 +26,10 @@ from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
 from itertools import chain, groupby
 from pathlib import Path
 
+import common
+
 import numpy as np
 
-import common
 from journal import Journal
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -41,6 +42,8 @@ MAX_PER_CLASS = 0  # at most so many videos of each class, chosen by a hash of t
 NUM_WORKERS = 0  # processes; 0: one a core that this process may use
 TIMEOUT = 120  # seconds after which a video that does not finish decoding has failed
 # ----------------------------------------------------------------------------------------------------------------------
+
+CURE = "delete it, or choose another with --out-root"
 
 
 def list_videos():
@@ -85,14 +88,14 @@ def check_settings():
     settings |= {"resize_size": list(PRESET.resize_size), "crop_size": list(PRESET.crop_size)}
     file = Path(OUT_ROOT, "settings.json")
     if not file.exists() and Path(OUT_ROOT, "manifest.jsonl").exists():
-        common.refuse(f"{OUT_ROOT} holds tensors of unknown settings (no settings.json); choose another OUT_ROOT")
+        common.refuse(f"{OUT_ROOT} holds tensors of unknown settings (no settings.json); {CURE}")
     if not file.exists():
         with common.written_then_renamed(file) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")
     before = {"rotate": False} | json.loads(file.read_text())  # the version before could not rotate
     changed = [f"{key} {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
     if changed:
-        common.refuse(f"{OUT_ROOT} was filled with other settings ({', '.join(changed)}); choose another OUT_ROOT")
+        common.refuse(f"{OUT_ROOT} was filled with other settings ({', '.join(changed)}); {CURE}")
 
 
 def is_whole(tensor, shape):

@@ -27,9 +27,9 @@ from collections import Counter, namedtuple
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
-from tqdm import tqdm
-
 import common
+
+from tqdm import tqdm
 
 # ----------------------------------------------------------------------------------------------------------------------
 srcs = [  # folders the parts of QEVD were unpacked into, doubled folders too; the first that has a video wins

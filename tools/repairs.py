@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import common
+
 from verdict import examine
 
 # reasons of what opens and does not take the decoder down

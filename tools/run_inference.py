@@ -21,8 +21,9 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import aihub
 import common
+
+import aihub
 from inference_jobs import Inference, Patience, still_there
 from inference_state import Chunk, State, keep_aside, key_of, logits_of_row, read_result, take_over, write_result
 
@@ -426,17 +427,10 @@ def finish(chunks, failed, bad, io, result, attributes, state, model_key):
     print(f"wrote {OUTPUT_H5}: {num_clips:,} clips, {num_classes} {attributes.get('output_kind', 'scores')} each"
           + (f"; {len(bad):,} clips left out" if bad else "")
           + (f"; {missing:,} clips of failed chunks missing" if missing else ""))  # fmt: skip
-    print_next(json.loads(attributes.get("classes", "[]")))
+    classes = json.loads(attributes.get("classes", "[]"))
+    print(f"next: {aihub.evaluate_command(OUTPUT_H5, Path(data_path, 'manifest.jsonl'), classes)}")
     if bad or failed:
         raise SystemExit(1)
-
-
-def print_next(classes):
-    paths, own = {"h5": OUTPUT_H5, "manifest": Path(data_path, "manifest.jsonl")}, common.REPO / "class_map.json"
-    known = common.load_class_map(own)
-    if classes not in ([], sorted(known, key=known.get)):
-        paths["class_map"] = "YOUR_CLASS_MAP"
-    print(f"next: {common.next_command('evaluate.py', OUTPUT_H5, **paths)}")
 
 
 if __name__ == "__main__":

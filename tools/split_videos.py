@@ -30,9 +30,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import common
+
 from tqdm import tqdm
 
-import common
 import sides
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def check_settings():
     if not 0 < VAL_SHARE < 1:
         common.refuse(f"VAL_SHARE is {VAL_SHARE:g}; it must lie between 0 and 1, say 0.2")
     if not os.path.isdir(SOURCE):
-        common.refuse(f"there is no folder SOURCE = {SOURCE}; it must hold <class>/<video>")
+        common.refuse(f"there is no folder SOURCE = {SOURCE}; it must hold <class>/<video>: name yours with --source")
     source, dest = Path(SOURCE).resolve(), Path(DEST).resolve()
     if source.is_relative_to(dest) or dest.is_relative_to(source):
         common.refuse(f"SOURCE {SOURCE} and DEST {DEST} lie within one another; name a DEST elsewhere")
@@ -124,11 +125,13 @@ def find_videos():
         if folder not in labels.values() and folder not in {path.split("/")[0] for path in found.failures}:
             print(f"left out: {folder}/, {'no video in it' if folder in classes else 'not a folder of yours'}")
     others = [f"{number:,} x {ending or 'no ending'}" for ending, number in found.other_endings.most_common()]
-    others += [f"{path}, which lies in no class" for path in found.misplaced if "/" not in path]
+    lost = [path for path in found.misplaced if "/" not in path]
+    others += [f"{len(lost):,} that lie in no class: {common.shortened(lost, 3)}"] * bool(lost)
     if others:
         print(f"left out: {', '.join(others)}")
     if not taken:
-        common.refuse(f"no video lies at {SOURCE}/<class>/<video>, which SOURCE must hold")
+        hint = "; if it is one of your classes, name the folder above" if lost else ""
+        common.refuse(f"no video lies at {SOURCE}/<class>/<video>, which SOURCE must hold{hint}")
     if labels.keys() <= {"train", "val", "test"}:
         common.refuse(f"{SOURCE} is split into {', '.join(labels)} already; SOURCE must hold class folders")
     return list(taken.values()), found.failures
@@ -355,24 +358,29 @@ def write_class_map(labels, first_run):
 
 
 def report(videos, class_map, done, failed):
-    """Print the videos of each class and side, what a class lacks, what was done, and what failed."""
-    counts = {side: Counter(video.label for video in videos if video.side == side) for side in SIDES}
+    """Print the videos of each class and side in DEST, what a class lacks, what was done, and what failed."""
+    there = [video for video in videos if os.path.lexists(video.target)]
+    counts = {side: Counter(video.label for video in there if video.side == side) for side in SIDES}
     width = max(5, *map(len, class_map))
     print(f"\n{'class':{width}}  {'train':>9}{'val':>9}")
     for label in filter(lambda label: counts["train"][label] + counts["val"][label], class_map):
         print(f"{label:{width}}  {counts['train'][label]:>9,}{counts['val'][label]:>9,}")
     train, val = counts["train"].total(), counts["val"].total()
-    print(f"{'all':{width}}  {train:>9,}{val:>9,}   {val / (train + val):.1%} val\n")
+    print(f"{'all':{width}}  {train:>9,}{val:>9,}   {val / max(1, train + val):.1%} val\n")
+    if gone := [label for label in class_map if not any(counts[side][label] for side in SIDES)]:
+        print(f"no video at all, yet in {CLASS_MAP}: {common.shortened(gone)}; a network learns a class in vain; to "
+              f"train without, delete {CLASS_MAP} and run again")  # fmt: skip
     for side, other, rest in (("train", "val", "it cannot be learned"), ("val", "train", "it is not judged")):
         if lacking := [label for label in class_map if counts[other][label] and not counts[side][label]]:
             print(f"no {side} video, so {rest}: {common.shortened(lacking)}; add videos of another group and run again")
-    labels = defaultdict(set)
+    equal = defaultdict(list)
     for video in videos:
-        labels[video.fingerprint].add(video.label)
-    if copies := len(videos) - len(labels):
-        print(f"{copies:,} videos are copies of others and share their side")
-    if wrong := [" and ".join(sorted(names)) for names in labels.values() if len(names) > 1]:
-        print(f"{len(wrong):,} videos lie in two classes, one of which is wrong: {common.shortened(sorted(wrong))}")
+        equal[video.fingerprint].append(video)
+    if copies := [video.video for first, *others in equal.values() for video in others]:
+        print(f"{len(copies):,} videos are copies of others and share their side: {common.shortened(copies, 5)}")
+    if wrong := [" and ".join(video.video for video in same)
+                 for same in equal.values() if len({video.label for video in same}) > 1]:  # fmt: skip
+        print(f"{len(wrong):,} videos lie in two classes, one of which is wrong: {common.shortened(wrong, 5)}")
     if done["taken out before"]:
         print("what was taken out of DEST stays out; set its size in split.csv to 0 to have it back")
     for video, why in sorted(failed.items()):

@@ -9,9 +9,10 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+import common
+
 import numpy as np
 
-import common
 import pictures
 from annotated_copy import annotate
 from classifier import softmax

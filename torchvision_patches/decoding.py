@@ -78,6 +78,8 @@ def opened(path):
     except (UnreadableVideo, NotAsIndexed):
         raise
     except Exception as e:
+        if os.path.isfile(path) and not os.path.getsize(path):
+            raise UnreadableVideo(path, "it is empty") from e
         raise UnreadableVideo(path, getattr(e, "strerror", None) or f"{type(e).__name__}: {e}") from e
 
 

@@ -11,11 +11,12 @@ from collections import Counter
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
+import common
+
 import torch
 from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 from torchvision.datasets import VisionDataset
 
-import common
 import frame_cache
 import utils
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, index_videos, stamp
@@ -39,13 +40,19 @@ def list_videos(data_path, split, class_map, class_map_path):
     """
     folder = Path(data_path) / split
     if not folder.is_dir():
-        common.refuse(f"there is no folder {folder}; --data-path is the folder that holds train/ and val/")
+        common.refuse(
+            f"there is no folder {folder}; --data-path is the folder that holds train/ and val/, which "
+            f"tools/refactor_dataset.py makes of QEVD and tools/split_videos.py of videos of your own"
+        )
     folders = common.class_folders(folder)
     unknown = [name for name in folders if name not in class_map]
     if unknown:
+        what = f"{folder} has {len(unknown)} class folders that are not in {class_map_path}, the first is {unknown[0]}"
+        if own := common.class_map_with(folders):
+            common.refuse(f"{what}; {own} has them: add --class-map {own}")
         common.refuse(
-            f"{folder} has {len(unknown)} class folders that are not in {class_map_path}, the first is {unknown[0]}. "
-            f"Move them away, or, if these are your own classes, make a map of them and name it with --class-map:\n"
+            f"{what}. Move them away, or, if these are your own classes, name their map with --class-map; "
+            f"tools/split_videos.py writes one, and so does this:\n"
             f"  {MAP_FROM_FOLDERS} {shlex.quote(str(data_path))} > my_class_map.json"
         )
     found = common.find_videos(folder)

@@ -18,10 +18,11 @@ import socket
 import time
 from pathlib import Path
 
+import common
+
 import numpy as np
 import torch
 
-import common
 from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, read_frames, stamp
 

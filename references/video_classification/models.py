@@ -8,13 +8,14 @@ import os
 import socket
 from pathlib import Path
 
+import common
+
 import torch
 import torchvision
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 from torch.utils.flop_counter import FlopCounterMode
 
-import common
 import utils
 
 FEW_STEPS = 50  # of an epoch, below which BatchNorm's statistics are recomputed after it
@@ -129,7 +130,8 @@ def pretrained_weights(model_name, weights_name):
     except (OSError, RuntimeError) as e:
         common.refuse(
             f"{weights_name} could not be had from {weights.url} ({e}); download it where there is a network and put "
-            f"it at {cached}, or train from scratch: leave --weights away and give --trainable-layers all"
+            f"it at {cached}, or train from scratch: leave --weights away and give --trainable-layers all, or, in half "
+            f"the time, layer3 layer4 fc"
         )
     finally:
         socket.setdefaulttimeout(None)

@@ -12,13 +12,14 @@ import os
 import time
 from pathlib import Path
 
+import common
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-import common
 import datasets
 import models
 import presets

@@ -19,14 +19,15 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import torch
-from torch import nn
-from torch.optim import swa_utils
-
 # `python references/video_classification/train.py` puts only its own folder on the path; appended, so that nothing in
 # tools/ can shadow a package or a file here. `import common` then does the same for torchvision_patches.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import common
+
+import torch
+from torch import nn
+from torch.optim import swa_utils
+
 import datasets
 import models
 import presets
@@ -215,7 +216,7 @@ def settle_args(args, checkpoint):
 
 def refuse_other_recipe(args, checkpoint, keys=RECIPE):
     """--resume continues exactly, or not at all."""
-    advice = "; give the same flags, or start anew from its weights with --resume-weights-only"
+    advice = "; give the same flags, or train on from its weights alone: --resume-weights-only and another --output-dir"
     if "classes" not in checkpoint:
         common.refuse(f"{args.resume} was written by another script and cannot be continued exactly{advice}")
     changed, defaults = [], vars(get_args_parser().parse_args(["--data-path", ""]))

@@ -14,10 +14,10 @@ import time
 from collections import defaultdict, deque
 from pathlib import Path
 
+import common
+
 import torch
 import torch.distributed as dist
-
-import common
 
 # how long processes wait for one another
 JOINING = datetime.timedelta(minutes=5)  # until all of a run have started

@@ -16,12 +16,13 @@ from types import SimpleNamespace
 REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tools")]
 
+import common
+
 import numpy as np
 import onnxruntime.quantization
 from onnxruntime.quantization import CalibrationMethod
 
 import aihub
-import common
 import onnx_graph
 from qevd_r2plus1d.model import class_balanced, read_clip
 from qualcomm import sources

@@ -18,11 +18,12 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tools"), str(REPO / "tests")]
 
+import common
+
 import numpy as np
 import torch
 import torchvision
 
-import common
 import predict
 from classifier import load
 from make_videos import write_video

@@ -25,9 +25,10 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / folder) for folder in ("references/video_classification", "tools", "tests", ".")]
 
+import common
+
 import torch
 
-import common
 import datasets
 import presets
 import train

@@ -18,11 +18,12 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO / "tools"), str(REPO / "tests")]
 
+import common
+
 import numpy as np
 import torch
 from torchvision.models import get_model
 
-import common
 from small_models import read_h5
 
 MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)

@@ -9,14 +9,14 @@ $ python tools/example_export.py --checkpoint checkpoint.pth --data-dir preproce
 import random
 from pathlib import Path
 
+import common
+
 import numpy as np
 import torch
 from qai_hub_models.utils.base_model import BaseModel
 from qai_hub_models.utils.input_spec import ColorFormat, ImageMetadata, IoType, TensorSpec
 from torchvision.models import get_model
 from torchvision.models.video import R2Plus1D_18_Weights
-
-import common
 
 MODEL_ID = "qevd_r2plus1d"
 NETWORKS = ("r2plus1d_18", "r3d_18", "mc3_18")  # torchvision's video networks with this normalisation and a 112 crop
@@ -99,8 +99,8 @@ def read_clip(data_dir, row, shape):
         common.refuse(f"the clip {path} cannot be read ({e}); run tools/preprocess_and_save.py again")
     if clip.shape != tuple(shape):
         common.refuse(
-            f"the clip {path} has shape {clip.shape}, the network takes {tuple(shape)}; preprocess with the CLIP_LEN "
-            f"that the checkpoint was trained with"
+            f"the clip {path} has shape {clip.shape}, the network takes {tuple(shape)}; preprocess with --clip-len "
+            f"{shape[2]}, into a folder of its own (--out-root)"
         )
     return clip.astype(np.float32)
 

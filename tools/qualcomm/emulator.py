@@ -6,8 +6,9 @@ Definitions only, no constant that a user edits. An emulated clip takes some 30 
 import json
 from pathlib import Path
 
-import aihub
 import common
+
+import aihub
 import onnx_graph
 
 from . import compiler
@@ -106,5 +107,6 @@ def write_h5(path, rows, logits, description, model_name):
         aihub.write_logits(file, logits, [row["tensor_path"] for row in rows], description["output"]["name"])
         device = f"Qualcomm's HTP emulator for {description['chip']}, QAIRT {description['qairt']}"
         file.attrs.update({"model": model_name, "device": device, "job_ids": "[]", "output_kind": "logits"})
+        file.attrs["io"] = json.dumps({key: description[key] for key in ("input", "output")})
         if description["classes"]:
             file.attrs["classes"] = json.dumps(description["classes"])

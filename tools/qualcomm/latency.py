@@ -8,8 +8,9 @@ import json
 import math
 from pathlib import Path
 
-import aihub
 import common
+
+import aihub
 
 from . import compiler
 

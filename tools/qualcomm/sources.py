@@ -11,8 +11,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import aihub
 import common
+
+import aihub
 import onnx_graph
 
 BITS = {"w8a8": (8, 8), "w8a16": (8, 16)}  # of weights and activations

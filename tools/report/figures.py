@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 import common
+
+import numpy as np
 
 CALIBRATION_BINS = 15  # as in Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599
 LISTED_PAIRS = 20
@@ -275,10 +275,9 @@ def oddities(predictions, classes):
         never, how = [i for i in never if shown[i] > 1], ", though several videos show each"
     if never:
         names = some([classes[i] for i in never], len(never))
-        lines.append(
-            f"{h5}: {len(never)} of {len(classes)} classes are never predicted{how} ({names}); "
-            f"{shown[never].sum():,} videos show them"
-        )
+        videos, those = shown[never].sum(), np.count_nonzero(shown[never])
+        which = f"{videos:,} videos show {'them' if those == len(never) else f'{those} of them'}"
+        lines.append(f"{h5}: {len(never)} of {len(classes)} classes are never predicted{how} ({names}); {which}")
     return lines
 
 

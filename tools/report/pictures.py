@@ -3,9 +3,10 @@
 import base64
 import io
 
+import common
+
 import numpy as np
 
-import common
 from report.figures import occurring
 
 SIDE = 112  # pixels of a thumbnail, at most
