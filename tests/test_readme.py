@@ -7,6 +7,7 @@ $ python -m pytest tests/test_readme.py
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,8 +69,8 @@ ELSEWHERE = {
     "pip install -r requirements.txt": "tests/run.py and quickstart.py install that file with pip",
     **dict(zip(commands(section("3. Training the Model :weight_lifting:"))[1:], WINNER, strict=True)),
     **dict(zip(commands(section("The 2026 winner")), WINNER_ON_SAMPLE, strict=True)),
-    "srun --ntasks-per-node 8 python references/video_classification/train.py --data-path /path/to/dataset/root "
-    "--resume auto": "there is no SLURM here; what it sets: test_train.py::test_srun_starts_one_run",
+    commands(section("On a cluster"))[0]: "it writes the file that the next command gives to SLURM",
+    "sbatch train.sbatch": "there is no SLURM here; what it sets: test_train.py::test_srun_starts_one_run",
     "python tools/predict.py squats.mp4 more_videos/": "test_predict.py::test_a_folder_of_all_kinds_of_files",
     "python tools/predict.py session.mp4 --timeline": "test_predict.py::test_a_recording_of_three_exercises",
     "python tools/live.py": "test_live.py::test_from_the_camera_to_the_label",
@@ -81,12 +82,12 @@ ELSEWHERE = {
     "goes_on_where_it_was_killed",
     "python tools/refactor_dataset.py --dry-run": "test_refactor_dataset.py::test_dry_run_touches_nothing",
     "python tools/refactor_dataset.py": "test_refactor_dataset.py::test_parts_are_sorted_and_named",
-    "python tools/check_videos.py --root ./full_dataset --quarantine ./bad_videos --remux --replace --ext mp4 --jobs 8 "
-    "--report bad_videos.csv": "test_check_videos.py::test_every_fault_is_found_and_no_healthy_file_flagged",
-    "python references/video_classification/train.py --data-path /path/to/dataset/root --weights KINETICS400_V1 "
+    "python tools/check_videos.py --root ./QEVD_organized --quarantine ./bad_videos --remux --replace --ext mp4 "
+    "--jobs 8 --report bad_videos.csv": "test_check_videos.py::test_every_fault_is_found_and_no_healthy_file_flagged",
+    "python references/video_classification/train.py --data-path ./QEVD_organized --weights KINETICS400_V1 "
     "--cache-dataset --epochs 15 --batch-size 24 --lr 0.01": "test_train.py::test_a_run_writes_what_later_steps_read",
-    "python references/video_classification/train.py --data-path /path/to/dataset/root --resume "
-    "/path/to/checkpoint.pth --test-only": "test_train.py::test_validation_is_the_same_at_any_world_size",
+    "python references/video_classification/train.py --data-path ./QEVD_organized --resume ./checkpoint.pth "
+    "--test-only": "test_train.py::test_validation_is_the_same_at_any_world_size",
     "python tools/preprocess_and_save.py": "test_preprocess.py::test_values_manifest_and_counts",
     "python tools/example_export.py": "test_export.py::test_the_real_network_gives_torchs_logits",
     'python tools/example_export.py --device "Samsung Galaxy S25"': "test_export.py::test_jobs_and_sharing_of_the_"
@@ -105,12 +106,8 @@ ELSEWHERE = {
     'python tools/run_inference.py --dlc-path "" --onnx-dir /path/to/onnx_dir': "test_run_inference.py::"
     "test_onnx_source_is_compiled_first",
     "python tools/run_inference.py --use-single-tensor --output-h5 one.h5": "test_run_inference.py::test_one_clip",
-    "python tools/evaluate.py --h5 dataset-export.h5 --manifest /path/to/preprocessed_tensors/manifest.jsonl "
+    "python tools/evaluate.py --h5 dataset-export.h5 --manifest ./preprocessed_tensors/manifest.jsonl "
     "--class_map class_map.json": "test_evaluate.py::test_main_figures_by_hand",
-    "srun --nodes 2 --ntasks-per-node 1 torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "
-    "$HEAD:29500 references/video_classification/train.py --data-path /path/to/dataset/root --cache-dataset "
-    "--cache-frames /local/frames": "there is no SLURM here; torchrun: test_train.py::test_validation_is_the_same_at_"
-    "any_world_size",
     **dict.fromkeys(FLOAT_AND_W8A8, "test_runs.py::test_a_run_with_a_name_and_float_and_w8a8_side_by_side"),
     'sbatch --array 0-7 --wrap "python tools/preprocess_and_save.py"': "there is no SLURM here; what it sets: "
     "test_preprocess.py::test_shares_of_the_work_end_in_one_manifest",
@@ -191,14 +188,25 @@ def test_own_videos_and_processes_that_share_the_work(shell, tmp_path):
         printed = shell(command + (" --epochs 1 --batch-size 4 --device cpu" if TRAIN in command else ""))
     assert '"n": 2' in printed.splitlines()[-1], printed
     assert (tmp_path / "report/report.html").exists()
+    of_16 = contents(tmp_path / "preprocessed_tensors")
+    shutil.rmtree(tmp_path / "preprocessed_tensors")  # the other way, with clips of 8 frames
+    train, preprocess, calibrate = RUN_HERE[6:9]
+    shell(train + " --epochs 1 --device cpu")
+    assert torch.load(tmp_path / "checkpoint.pth")["clip_len"] == 8
+    for command, folder, number in (preprocess, "preprocessed_tensors", 2), (calibrate, "calibration_tensors", 10):
+        assert f"{number} clips in" in shell(command)
+        assert {np.load(path).shape[2] for path in (tmp_path / folder).rglob("*.npy")} == {8}
+    shutil.rmtree(tmp_path / "preprocessed_tensors")
     (tmp_path / "QEVD_organized").symlink_to("my_dataset")
-    check, preprocess = RUN_HERE[6:]
+    check, preprocess = RUN_HERE[9:]
     shell(check)
     assert len((tmp_path / "bad_videos.csv").read_text().splitlines()) == 1 + 12
-    before = {path: path.read_bytes() for path in (tmp_path / "preprocessed_tensors").rglob("*.npy")}
-    (tmp_path / "preprocessed_tensors").rename(tmp_path / "earlier")
     assert "2 clips in ./preprocessed_tensors/manifest.jsonl" in shell(preprocess)
-    assert before == {path: path.read_bytes() for path in (tmp_path / "preprocessed_tensors").rglob("*.npy")}
+    assert contents(tmp_path / "preprocessed_tensors") == of_16
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.npy")}
 
 
 # the two names of transformers that the page's lines use: a network whose logits tell the frames' mean colour

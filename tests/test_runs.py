@@ -12,6 +12,7 @@ from make_videos import write_video
 from test_readme import FLOAT_AND_W8A8
 
 TRAIN = "references/video_classification/train.py"
+HUB = "python tools/local_hub.py "  # conftest.py leaves the tests without an account
 LABELS = {"jab": 0, "squats": 1}
 
 
@@ -23,7 +24,7 @@ def videos(tmp_path):
             (tmp_path / "QEVD_organized" / split / label).mkdir(parents=True)
             for i in range(count):
                 write_video(tmp_path / "QEVD_organized" / split / label / f"{i}.mp4", num_frames=40, seed=10 * i + k)
-    (tmp_path / "map.json").write_text(json.dumps(LABELS))
+    (tmp_path / "my_class_map.json").write_text(json.dumps(LABELS))
     return tmp_path / "QEVD_organized"
 
 
@@ -34,25 +35,26 @@ def content_of(folder):
 
 
 def test_a_run_with_a_name_and_float_and_w8a8_side_by_side(tmp_path, videos, run_script):
-    data = ("--data-path", videos, "--class-map", "map.json", "--device", "cpu", "--workers", 0)
+    data = ("--data-path", videos, "--class-map", "my_class_map.json", "--device", "cpu", "--workers", 0)
     small = ("--model", "mc3_18", "--clip-len", 4, "--epochs", 1, "--batch-size", 2, "--bn-clips", 0)
     hub, run = ("tools/local_hub.py", "python"), ("--run", "float")
     (tmp_path / "tools").symlink_to(common.REPO / "tools")
-    kept = {"tools", "map.json", "QEVD_organized"}
+    kept = {"tools", "my_class_map.json", "QEVD_organized"}
 
     out = run_script(TRAIN, *data, *small, *run).stdout
     assert "next: python tools/preprocess_and_save.py --run float --data-root" in out
-    assert out.endswith("then python tools/example_export.py --run float\n") and "  left: 0 min of the run  " in out
+    assert out.endswith(f"then {HUB}python tools/example_export.py --run float\n"), out
+    assert "  left: 0 min of the run  " in out
     assert "runs/float holds the checkpoint" in run_script(TRAIN, *data, *small, *run, code=2).stderr
     out = run_script("tools/preprocess_and_save.py", *run, "--clip-len", 4).stdout
     assert "space     at most 2.4 MB are needed in" in out
-    assert "next: python tools/example_export.py --run float\n" in out
+    assert f"next: {HUB}python tools/example_export.py --run float\n" in out
     out = run_script(*hub, "tools/example_export.py", *run).stdout
     assert "next: python tools/local_hub.py python tools/run_inference.py --run float\n" in out
     assert "python tools/compile_offline.py --run float\n" in out
     out = run_script(*hub, "tools/run_inference.py", *run).stdout
-    assert out.splitlines()[-1] == "next: python tools/evaluate.py --run float --class-map YOUR_CLASS_MAP"
-    out = run_script("tools/evaluate.py", *run, "--class_map", "map.json").stdout
+    assert out.splitlines()[-1] == "next: python tools/evaluate.py --run float --class-map my_class_map.json"
+    out = run_script("tools/evaluate.py", *run, "--class_map", "my_class_map.json").stdout
     assert "runs/float/report/report.html" in out and json.loads(out.splitlines()[-1])["n"] == 4
     run_script("tools/predict.py", videos / "val/jab/0.mp4", *run)
     made = {path.name for path in (tmp_path / "runs/float").iterdir()}
@@ -62,7 +64,7 @@ def test_a_run_with_a_name_and_float_and_w8a8_side_by_side(tmp_path, videos, run
     for path in list((tmp_path / "runs/float").iterdir()):  # as a run without a name leaves them
         path.rename(tmp_path / path.name)
     before = content_of(tmp_path)
-    more = {"preprocess_and_save.py": " --clip-len 4", "evaluate.py": " --class_map map.json"}
+    more = {"preprocess_and_save.py": " --clip-len 4", "evaluate.py": " --class_map my_class_map.json"}
     for command in FLOAT_AND_W8A8:
         words = shlex.split(command + "".join(flags for script, flags in more.items() if script in command))
         printed = run_script(*words[1:]).stdout
@@ -76,7 +78,7 @@ def test_a_run_with_a_name_and_float_and_w8a8_side_by_side(tmp_path, videos, run
 
     two = ("--checkpoints", "checkpoint.pth", "checkpoint.pth")
     out = run_script("tools/average_checkpoints.py", "--run", "soup", *two).stdout
-    assert "next: python tools/example_export.py --run soup --checkpoint runs/soup/soup.pth\n" in out
+    assert f"next: {HUB}python tools/example_export.py --run soup --checkpoint runs/soup/soup.pth\n" in out
     assert (tmp_path / "runs/soup/soup.pth").exists()
 
 
@@ -132,7 +134,8 @@ def test_what_belongs_to_a_run():
 ])  # fmt: skip
 def test_the_next_command_goes_on_in_the_run(written, flags):
     path = Path(written)
-    assert common.next_command("example_export.py", path, checkpoint=path) == f"python tools/example_export.py{flags}"
+    command = common.next_command("example_export.py", path, checkpoint=path)
+    assert command == f"{HUB}python tools/example_export.py{flags}"
 
 
 def test_the_next_command_has_the_clips_that_were_trained_on():

@@ -10,7 +10,7 @@ It can be killed and started again: finished tensors of unchanged videos are kep
 as journal.py says:
 
     $ python tools/preprocess_and_save.py
-    $ torchrun --nproc-per-node 4 tools/preprocess_and_save.py
+    $ torchrun --nproc-per-node 4 -- tools/preprocess_and_save.py
     $ sbatch --array 0-7 --wrap "python tools/preprocess_and_save.py"
 """
 

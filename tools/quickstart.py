@@ -191,7 +191,7 @@ def report(trained, deployed, compiled, seconds):
 training's own validation   {val_acc1:7.3f} %  {val_acc5:7.3f} %  {trained["num_videos"]} videos
 deployed model              {deployed["top1"]:7.3f} %  {deployed["top5"]:7.3f} %  {deployed["n"]} videos
 
-Next: with QEVD and an AI Hub account, follow the README from section 2, with the same commands on your own folders.
+Next: your own videos (README, "Use your own videos"), or QEVD and an AI Hub account (README, from section 2).
 Your own webcam: .venv/bin/python tools/live.py --checkpoint {FOLDER}/training/checkpoint.pth
 """)
     if not compiled:

@@ -6,7 +6,7 @@ Writes  OUTPUT_DIR/checkpoint.pth, model_<epoch>.pth, model_best.pth, metrics.js
     $ python references/video_classification/train.py --data-path QEVD_organized --weights KINETICS400_V1 \\
           --cache-dataset --epochs 15 --batch-size 24 --lr 0.01
     $ python references/video_classification/train.py --data-path QEVD_organized --resume checkpoint.pth --test-only
-    $ torchrun --nproc-per-node 8 references/video_classification/train.py …      # --batch-size is that of one process
+    $ torchrun --nproc-per-node 8 -- references/video_classification/train.py …   # --batch-size is that of one process
 """
 
 import argparse
