@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import socket
+import warnings
 from pathlib import Path
 
 import common
@@ -189,6 +190,8 @@ def fold_frozen(model, args):
 
 def distributed(model, args):
     """The model for several processes. Buffers are not sent at each step: utils.same_buffers does it after an epoch."""
+    # 1 x 1 x 1 weights have the same values in one order by several strides; nothing is wrong with them
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return nn.parallel.DistributedDataParallel(
         model,
         device_ids=[args.device] if "cuda" in args.device else None,
