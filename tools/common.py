@@ -150,6 +150,9 @@ def in_run(folder, value):
     return str(Path(folder, value)) if of_a_run else value
 
 
+LOCAL_HUB = "python tools/local_hub.py "  # before a command that needs AI Hub
+
+
 def next_command(script, written, **constants):
     """The command of the next step, `python tools/SCRIPT`, with flags for those constants that it has otherwise.
 
@@ -167,7 +170,7 @@ def next_command(script, written, **constants):
         if (Path(value) != Path(default)) if isinstance(default, str) else (value != default):
             words += ["--" + name.lower().replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)]
     account = Path(os.environ.get("QAIHUB_CLIENT_INI", "~/.qai_hub/client.ini")).expanduser().exists()
-    hub = "" if account or script not in ("example_export.py", "run_inference.py") else "python tools/local_hub.py "
+    hub = "" if account or script not in ("example_export.py", "run_inference.py") else LOCAL_HUB
     return hub + shlex.join(words)
 
 

@@ -277,7 +277,7 @@ def print_result(result, path, bundle, io):
 def print_next(path, emulated):
     """The command of the next step, with the flags that are not its defaults."""
     command = common.next_command("run_inference.py", path, DLC_PATH=path, data_path=data_dir or "preprocessed_tensors")
-    print(f"next: {'python tools/local_hub.py ' * emulated}{command}")
+    print(f"next: {common.LOCAL_HUB * emulated}{command.removeprefix(common.LOCAL_HUB)}")
     if emulated:
         ask = common.next_command("compile_offline.py", path, source=path)
         print(f"under {aihub.LATENCY_GATE_MS} ms? Qualcomm's own compiler, on this machine: {ask}")
@@ -294,7 +294,7 @@ def share_jobs(jobs, emulated):
 
 def export(hub, hub_device):
     """Compile and save the model. Returns (network, hub's compiled model, what it takes and gives or None, version of
-    QAIRT, compile and link job, path of the model or None)."""
+    QAIRT, compile and link job)."""
     from qevd_r2plus1d import Model
 
     for left_by_a_kill in Path(output_dir).glob(".export-*"):
@@ -325,7 +325,9 @@ def export(hub, hub_device):
             path = save_beside(bundle, description)
             bundle = zip_bundle(bundle) if zip_assets else bundle
     print_result(result, path, bundle, io)
-    return model, target_model, io, qairt_version, jobs, path
+    if path:
+        print_next(path, aihub.is_emulated(hub_device))
+    return model, target_model, io, qairt_version, jobs
 
 
 def main():
@@ -338,7 +340,7 @@ def main():
         check_qairt_version(hub)
         wait_for_each_job(hub)
         with common.only_writer(Path(output_dir, "resnet_2plus1d"), "--output-dir"):
-            model, target_model, io, qairt_version, jobs, path = export(hub, hub_device)
+            model, target_model, io, qairt_version, jobs = export(hub, hub_device)
         if share:
             share_jobs(jobs, aihub.is_emulated(hub_device))
         options = options_of_jobs(model, qairt_version)
@@ -346,8 +348,6 @@ def main():
             profile_on_device(hub, hub_device, target_model, options)
         if not skip_inferencing:
             compare_on_device(hub, hub_device, model, target_model, io, options)
-    if path:
-        print_next(path, aihub.is_emulated(hub_device))
 
 
 if __name__ == "__main__":
