@@ -233,7 +233,7 @@ def test_a_changed_video_is_done_again_and_changed_settings_are_refused(run_here
     (tmp_path / "out/settings.json").write_text(json.dumps(settings))  # as the version before wrote it
     for flag, value in (("--clip-len", 8), ("--frame-rate", 5), ("--rotate", "true")):
         refused = run_here(*arguments, flag, value, code=2)
-        assert flag[2:].replace("-", "_") in refused and "choose another OUT_ROOT" in refused
+        assert flag[2:].replace("-", "_") in refused and "choose another with --out-root" in refused
 
 
 @pytest.mark.skipif(not hasattr(av.video.stream.VideoStream, "set_display_rotation"), reason="PyAV 17 cannot write it")

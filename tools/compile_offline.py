@@ -111,7 +111,7 @@ def calibration_rows(found):
     if found.precision == "float" or found.io or found.is_quantised or model:
         return []
     if not Path(CALIBRATION_DIR, "manifest.jsonl").is_file():
-        clip_len = f" --clip-len {found.clip_len}" if found.clip_len != 16 else ""
+        clip_len = f" --clip-len {found.frames}" if found.frames != 16 else ""
         common.refuse(
             f"{found.precision} is calibrated with clips of training videos, but there is no manifest.jsonl in "
             f"{CALIBRATION_DIR} (looked in {Path(CALIBRATION_DIR).absolute()}): make them with "
