@@ -34,7 +34,10 @@ def load(path):
     """
     path = Path(path)
     if not path.exists():
-        common.refuse(f"there is no {path}; train.py writes a checkpoint, --checkpoint names it, or a compiled model")
+        common.refuse(
+            f"there is no {path} (looked in {path.absolute().parent}); train.py writes a checkpoint, --checkpoint "
+            f"names it, or a compiled model"
+        )
     return load_torch(path) if path.suffix in (".pth", ".pt") else load_onnx(path)
 
 

@@ -397,7 +397,7 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
         common.next_command("preprocess_and_save.py", last, DATA_ROOT=Path(args.data_path, "val"), **clips),
         common.next_command("example_export.py", last, checkpoint=last),
     )
-    exported = list(models.preset_of(args.model).crop_size) == [112]  # what the steps that follow make and take
+    exported = list(models.preset_of(args.model).crop_size) == [112, 112]  # what the steps that follow make and take
     next_steps = f"next: {', then '.join(commands)}" if exported else f"{args.model} is not exported by this project"
     utils.log(f"{last} is the last epoch's; {next_steps}")
 
