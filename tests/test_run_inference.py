@@ -419,7 +419,7 @@ def test_the_connection_is_lost_while_jobs_run(place, run_script):
     flags = place.flags("--max-chunk", 2, "--chunks-in-flight", 6, "--retry-seconds", 0.1, "--patience-seconds", 0.5)
     place.hub.job_seconds = 0.3
     place.hub.faults.append(Fault("inference", delay=5, skip=2, times=5))
-    process, *_ = start_and_wait(place, flags, 1, stderr=subprocess.PIPE, text=True)
+    process = start_and_wait(place, flags, 1, stderr=subprocess.PIPE, text=True)
     outage = Fault("*", drop="request", times=10**6)
     place.hub.faults.append(outage)
     errors = process.communicate(timeout=120)[1]
@@ -517,7 +517,7 @@ def test_partial_results_are_written_only_on_request(place, run_script):
 def test_two_runs_on_one_output(place, run_script):
     """The second is refused with one sentence; the first goes on."""
     place.hub.job_seconds = 1
-    process, *_ = start_and_wait(place, place.flags("--max-chunk", 4, "--chunks-in-flight", 1), 1)
+    process = start_and_wait(place, place.flags("--max-chunk", 4, "--chunks-in-flight", 1), 1)
     refused = run_script(SCRIPT, *place.flags(), code=2, **place.environment)
     assert "another run writes out.h5" in refused.stderr.splitlines()[-1]
     assert process.wait(60) == 0
@@ -651,11 +651,15 @@ def test_a_hub_that_throttles(tmp_path, run_script):
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
 
-def start_and_wait(place, flags, arrived, **options):
-    """Start the script and wait until `arrived` chunks are there while others run.
+def state_of(place):
+    """What the script has noted: (state of the chunks by key, keys that arrived, keys whose job was running)."""
+    done = {path.stem for path in place.folder.glob("out.h5.state/[0-9a-f]*.npy")}
+    chunks = {path.stem: json.loads(path.read_text()) for path in place.folder.glob("out.h5.state/[0-9a-f]*.json")}
+    return chunks, done, [key for key, chunk in chunks.items() if chunk.get("job") and key not in done]
 
-    Returns (process, state of the chunks by key, keys that arrived, keys whose job was running).
-    """
+
+def start_and_wait(place, flags, arrived, **options):
+    """Start the script and wait until `arrived` chunks are there while others run; returns the process."""
     environment = os.environ | place.environment | hasty_client(place.folder)
     process = subprocess.Popen([sys.executable, REPO / SCRIPT, *flags], cwd=place.folder, env=environment, **options)
     deadline = time.monotonic() + 120
@@ -663,19 +667,17 @@ def start_and_wait(place, flags, arrived, **options):
     while len(done) < arrived or not unfinished:
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
         time.sleep(0.02)
-        done = {path.stem for path in place.folder.glob("out.h5.state/[0-9a-f]*.npy")}
-        chunks = {path.stem: json.loads(path.read_text()) for path in place.folder.glob("out.h5.state/[0-9a-f]*.json")}
-        unfinished = [key for key, chunk in chunks.items() if chunk.get("job") and key not in done]
-    return process, chunks, done, unfinished
+        _, done, unfinished = state_of(place)
+    return process
 
 
 def start_and_kill(place, flags, arrived):
-    """SIGKILL it then; returns what `start_and_wait` does, but for the process."""
-    process, *found = start_and_wait(place, flags, arrived)
+    """SIGKILL it then; returns what `state_of` does."""
+    process = start_and_wait(place, flags, arrived)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (place.folder / "out.h5").exists()
-    return found
+    return state_of(place)
 
 
 def test_killed_and_started_again(place, run_script):
@@ -694,7 +696,8 @@ def test_killed_and_started_again(place, run_script):
     assert f"no longer has {lost['job']}" in result.stdout and f"no longer has {lost['dataset']}" in result.stdout
     new = [job for job in place.jobs() if job.id not in before]
     expected = 6 - len(arrived) - len(unfinished) + 1
-    assert (len(new), place.uploads() - uploads) == (expected, expected)
+    uploaded = sum("dataset" in chunk and not chunk.get("job") for chunk in chunks.values())  # killed before its job
+    assert (len(new), place.uploads() - uploads) == (expected, expected - uploaded)
     assert not any(path == "/api/v1/models/" for method, path in place.hub.requests if method == "POST")
 
 
