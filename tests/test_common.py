@@ -11,6 +11,8 @@ import common
 
 import pytest
 
+import aihub
+
 SCRIPT = '''"""Show what the flags made of the constants.
 
 More text.
@@ -135,6 +137,10 @@ def test_class_maps_that_scripts_know(tmp_path, monkeypatch):
         assert common.class_map_with(["squats", "mine"]) == found
         assert common.class_map_with(["mine", "squats"], only_these=True) == found
         assert common.class_map_with(["squats", "mine"], only_these=True) == ""
+        own = found or "YOUR_CLASS_MAP"
+        assert aihub.evaluate_command("a.h5", "b", ["mine", "squats"]).endswith(f" --class-map {own}")
+    for classes in [], None, sorted(official, key=official.get):
+        assert "class-map" not in aihub.evaluate_command("a.h5", "b", classes)
 
 
 def test_the_next_command_starts_a_local_hub_where_there_is_no_account(tmp_path, monkeypatch):

@@ -290,8 +290,9 @@ def in_words(agreed, num_clips, scale=None):
 def evaluate_command(h5, manifest, classes, **constants):
     """The command that evaluates logits of these classes, with the class map if it is not the project's."""
     constants |= {"h5": h5, "manifest": manifest}
-    if classes:
-        constants["class_map"] = common.class_map_with(classes, only_these=True) or "YOUR_CLASS_MAP"
+    class_map = common.class_map_with(classes or [], only_these=True)
+    if classes and class_map != common.REPO / "class_map.json":
+        constants["class_map"] = class_map or "YOUR_CLASS_MAP"
     return common.next_command("evaluate.py", h5, **constants)
 
 

@@ -220,7 +220,7 @@ def class_map_with(labels, only_these=False):
     """The class map that has all labels, or exactly these in order: class_map.json, split_videos.py's, or ""."""
     labels = list(labels)
     for path in (REPO / "class_map.json", Path("my_class_map.json")):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
             known = json.loads(path.read_text(encoding="utf-8"))
             if sorted(known, key=known.get) == labels if only_these else set(labels) <= known.keys():
                 return path
