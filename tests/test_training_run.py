@@ -114,6 +114,32 @@ def test_zeros_are_refused_at_the_start(reference, capsys):
         assert stop.value.code == 2 and f"{flag}: a whole number from 1 on is needed" in capsys.readouterr().err
 
 
+def test_what_a_user_can_mend_is_one_sentence(reference, capsys, monkeypatch):
+    """What torch says of a GPU, and where two processes would compute on one; test_gpu.py lets it happen."""
+    args, utils = small_args(reference), reference.utils
+    for error, said in {
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"): "12 clips at once do not fit into",
+        RuntimeError("pool_backward does not have a deterministic implementation, but"): "needs pool_backward, which",
+    }.items():
+        args.batch_size = 12
+        with pytest.raises(SystemExit) as stop:
+            utils.explain(error, args)
+        assert stop.value.code == 2 and said in capsys.readouterr().err
+    assert utils.explain(RuntimeError("a fault of ours"), args) is None
+    monkeypatch.setattr(utils, "store", torch.distributed.HashStore())
+    for rank, gpu in enumerate(["a", "b", "", "", "b"]):
+        utils.store.set(f"joined/{rank}", gpu)
+    utils.refuse_shared_gpu(4)
+    with pytest.raises(SystemExit):
+        utils.refuse_shared_gpu(5)
+    assert "processes 1 and 4 have the same GPU" in capsys.readouterr().err
+    for device in "gpu", "cpu:1", "cuda:99":
+        args.device = device
+        with pytest.raises(SystemExit):
+            reference.models.settle_device(args)
+        assert f"--device {device}: " in capsys.readouterr().err
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +262,29 @@ def test_folding_frozen_batchnorm_changes_rounding_only(reference):
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(folded(clips), plain(clips), atol=1e-3, rtol=1e-3)
     assert torch.equal(copy.deepcopy(folded)(clips), folded(clips))
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_18", "mc3_18", "s3d"])
+def test_every_batchnorm_is_folded_and_its_relu_on_gpus(reference, monkeypatch, name):
+    """cuDNN's two kernels stand here as what they compute; test_gpu.py has the real ones."""
+    conv = torch.nn.functional.conv3d
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda x, *more: conv(x, *more).relu(), raising=False)
+    with_sum = lambda x, w, z, alpha, *more: (conv(x, w, *more) + alpha * z).relu()  # noqa: E731
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", with_sum, raising=False)
+    model = torchvision.models.get_model(name).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            for values in module.running_mean, module.bias.data:
+                values.normal_()
+            for values in module.running_var, module.weight.data:
+                values.uniform_(0.5, 2.0)
+    clips = torch.rand(1, 3, 16, 224, 224) if name == "s3d" else torch.rand(1, 3, 4, 28, 28)
+    for on_gpu in False, True:
+        folded = reference.models.folded(copy.deepcopy(model), on_gpu)
+        kinds = {type(module) for module in folded.modules()}
+        assert torch.nn.BatchNorm3d not in kinds and (torch.nn.ReLU in kinds) != on_gpu
+        with torch.no_grad():
+            torch.testing.assert_close(folded(clips), model(clips), atol=1e-4, rtol=1e-3)
 
 
 # --- the recipe -------------------------------------------------------------------------------------------------------

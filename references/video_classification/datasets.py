@@ -247,7 +247,8 @@ def collate_fn(items):
     if not good:
         return torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), failures
     clips, targets, video_idx = zip(*good)
-    return torch.stack(clips), default_collate(targets), torch.tensor(video_idx), failures
+    # in a worker default_collate puts them into shared memory at once; torch.stack would make a copy that is copied
+    return default_collate(clips), default_collate(targets), torch.tensor(video_idx), failures
 
 
 class TrainSampler(Sampler):

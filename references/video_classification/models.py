@@ -5,6 +5,7 @@ import copy
 import functools
 import math
 import os
+import re
 import socket
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ import torchvision
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import video
 
 import utils
 
@@ -172,20 +174,66 @@ def set_train_mode(model, args):
 def fold_frozen(model, args):
     """Let frozen modules compute with BatchNorm folded into the convolution before it; weights are saved as they are.
 
-    Outputs differ by rounding only.
+    On a GPU a convolution's ReLU and a block's sum are computed with it, too. Outputs differ by rounding only.
     """
     for name, child in model.named_children():
-        if learns(name, args) or not list(child.parameters()):
-            continue
-        folded = copy.deepcopy(child).eval()
-        for parent in folded.modules():
-            parts = list(parent.named_children()) if isinstance(parent, nn.Sequential) else []
-            for (conv_name, conv), (norm_name, norm) in zip(parts, parts[1:]):
-                if isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
-                    setattr(parent, conv_name, nn.utils.fusion.fuse_conv_bn_eval(conv, norm))
-                    setattr(parent, norm_name, nn.Identity())
-        folded.requires_grad_(False)
-        child.forward = folded.forward  # an attribute, not a child: it is in no state_dict
+        if not learns(name, args) and list(child.parameters()):
+            frozen = folded(copy.deepcopy(child).eval(), "cuda" in args.device).requires_grad_(False)
+            child.forward = frozen.forward  # an attribute, not a child: it is in no state_dict
+
+
+def folded(module, on_gpu):
+    """The module with what is folded in it; an nn.Sequential is another one, with those within it taken apart."""
+    if not isinstance(module, nn.Sequential):
+        for name, child in module.named_children():
+            setattr(module, name, folded(child, on_gpu))
+        return FrozenBlock(module) if on_gpu and isinstance(module, video.resnet.BasicBlock) else module
+    parts = []
+    for part in leaves(module):
+        last = parts[-1] if parts and isinstance(parts[-1], nn.Conv3d) else None
+        if last and isinstance(part, nn.BatchNorm3d):
+            parts[-1] = nn.utils.fusion.fuse_conv_bn_eval(last, part)
+        elif last and isinstance(part, nn.ReLU) and on_gpu:
+            parts[-1] = FrozenConvolution(last)
+        else:
+            parts.append(folded(part, on_gpu))
+    return nn.Sequential(*parts)
+
+
+def leaves(sequence):
+    for part in sequence:
+        yield from leaves(part) if isinstance(part, nn.Sequential) else [part]
+
+
+class FrozenConvolution(nn.Module):
+    """A convolution, its bias, what is added to it, and ReLU in one kernel of cuDNN.
+
+    Without it each of them passes over the whole result once more; torch.compile does not help there.
+    """
+
+    def __init__(self, conv):
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+
+    def forward(self, clips, summand=None):
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else clips.dtype
+        clips, weight, bias = (x.to(dtype) for x in (clips, self.weight, self.bias))
+        if summand is None:
+            return torch.cudnn_convolution_relu(clips, weight, bias, *self.geometry)
+        return torch.cudnn_convolution_add_relu(clips, weight, summand.to(dtype), 1.0, bias, *self.geometry)
+
+
+class FrozenBlock(nn.Module):
+    """torchvision's residual block, folded already; its last convolution adds the shortcut."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.first = nn.Sequential(*block.conv1, *block.conv2[:-1])
+        self.last, self.shortcut = FrozenConvolution(block.conv2[-1]), block.downsample or nn.Identity()
+
+    def forward(self, clips):
+        return self.last(self.first(clips), self.shortcut(clips))
 
 
 def distributed(model, args):
@@ -263,8 +311,14 @@ def settle_device(args):
     """Choose the device and how it computes; exits with code 2 if it is not there."""
     if args.device is None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        common.refuse("--device cuda: torch finds no CUDA device here; leave the flag away to use the CPU")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
+        common.refuse(f"--device {args.device}: it is cuda, cuda:1, … or cpu")
+    number = int(args.device.partition(":")[2] or 0)
+    if args.device != "cpu" and number >= torch.cuda.device_count():
+        common.refuse(
+            f"--device {args.device}: torch finds {torch.cuda.device_count()} CUDA devices here, counted from 0; leave "
+            f"the flag away to use the first, or the CPU"
+        )
     if args.use_deterministic_algorithms:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
     torch.use_deterministic_algorithms(args.use_deterministic_algorithms)

@@ -315,8 +315,10 @@ def init_distributed_mode(args):
     hosted_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
         store = dist.TCPStore(host, port, None, args.rank == 0 and not hosted_by_torchrun, JOINING)
-        store.set(f"joined/{args.rank}", "")
+        gpu = args.device.startswith("cuda") and torch.cuda.get_device_properties(args.device).uuid
+        store.set(f"joined/{args.rank}", str(gpu or ""))
         wait_for_all(args.world_size)
+        refuse_shared_gpu(args.world_size)
         backend = "nccl" if args.device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, None, WORKING, args.world_size, args.rank, store)
         threading.Thread(target=watch, args=(store.clone(), args.rank, args.world_size), daemon=True).start()
@@ -399,10 +401,32 @@ def first_line(error):
     return str(error).splitlines()[0]
 
 
-def is_loss_of_others(error):
-    """Whether this is how torch.distributed says that another process is no more."""
-    known = dist.is_initialized() and re.search(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)", str(error))
-    return isinstance(error, dist.DistError) or bool(known)
+def refuse_shared_gpu(world_size):
+    """Exit with code 2 if two processes of the run compute on one GPU: NCCL would fail without saying so."""
+    first = {}
+    for rank in range(world_size):
+        gpu = store.get(f"joined/{rank}").decode()
+        if gpu and first.setdefault(gpu, rank) != rank:
+            common.refuse(
+                f"processes {first[gpu]} and {rank} have the same GPU: start as many processes on a machine as it has "
+                f"GPUs (torchrun: --nproc-per-node)"
+            )
+
+
+def explain(error, args):
+    """Exit with code 2 and one sentence for those of torch's errors that a user can mend; return for all others."""
+    text = first_line(error)
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+        common.refuse(
+            f"{args.batch_size} clips at once do not fit into the memory of {args.device} ({text[:150]}): give a "
+            f"smaller --batch-size, or --amp; --accumulate makes a step of several batches"
+        )
+    if "deterministic implementation" in text:
+        what = text.partition(" does not")[0]
+        common.refuse(f"{args.model} needs {what}, which has no deterministic form: leave the flag away")
+    of_others = dist.is_initialized() and re.search(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)", str(error))
+    if isinstance(error, dist.DistError) or of_others:
+        common.refuse(f"another process of this run has ended, so this one ends, too ({text})")
 
 
 def refuse_small_shared_memory(args):

@@ -2,17 +2,20 @@
 
 Makes VIDEOS videos of 320 x 240, 5 s at 30 fps, in a temporary folder; writes nothing else. Every figure is the median
 of REPEATS runs of train.py's own loader and train_one_epoch, in clips of 16 frames at 4 fps. The last line is one JSON
-object. All of it takes 20 minutes on 2 cores. It needs the versions of requirements.txt, on a GPU as well.
+object for each batch size. All of it takes 20 minutes on 2 cores. Of requirements.txt it needs torch, torchvision, av,
+numpy, h5py, scipy, tqdm, pebble and filelock.
 
     $ python tests/benchmarks/bench_train.py                   # the GPU if there is one, else the CPU
-    $ python tests/benchmarks/bench_train.py --videos 96 --batch-size 24 --workers 8
+    $ python tests/benchmarks/bench_train.py --videos 192 --batch-size 24 64   # for a GPU
 
 Loading and step share the cores on a CPU, so there the two at once cannot reach the slower of the two: the bound is
 1 / (1/loading + 1/step), and both ratios are shown. On a GPU the share of its time that it waits for clips is shown.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
+import functools
 import io
 import json
 import resource
@@ -35,28 +38,33 @@ import train
 import utils
 from make_videos import write_video
 
-MODES = [  # name, --trainable-layers, --amp
-    ("layer4 + fc, float32", ["layer4", "fc"], False),
-    ("layer4 + fc, --amp", ["layer4", "fc"], True),
-    ("all layers, float32", ["all"], False),
-    ("all layers, --amp", ["all"], True),
+MODES = [  # name, --trainable-layers, and other flags
+    ("layer4 + fc, float32", ["layer4", "fc"], []),
+    ("layer4 + fc, --amp", ["layer4", "fc"], ["--amp"]),
+    ("the same, --fold-frozen", ["layer4", "fc"], ["--amp", "--fold-frozen"]),
+    ("all layers, float32", ["all"], []),
+    ("all layers, --amp", ["all"], ["--amp"]),
 ]
-FED = 24, 64  # batch sizes with which the host feeds a stub
-PASSES = 16  # over the videos in one run that loads from the cache: it would be too short to time
+PASSES = 32  # over the videos in one run that loads from the cache: it would be too short to time
 
 
 def write_videos(root, count):
     (root / "train" / "squats").mkdir(parents=True)
-    for i in range(count):
-        path = root / "train" / "squats" / f"{i:08d}.mp4"
-        write_video(path, num_frames=150, height=240, width=320, seed=i, options={"bf": "3", "g": "60"})
+    paths = [root / "train" / "squats" / f"{i:08d}.mp4" for i in range(count)]
+    write = functools.partial(write_video, num_frames=150, height=240, width=320, options={"bf": "3", "g": "60"})
+    with concurrent.futures.ProcessPoolExecutor(common.num_workers()) as pool:
+        list(pool.map(write_one, [write] * count, paths, range(count)))
 
 
-def parse_train_args(root, options, layers=("all",), amp=False, cache=""):
+def write_one(write, path, seed):
+    write(path, seed=seed)
+
+
+def parse_train_args(root, options, layers=("all",), more=(), cache=""):
     # many steps on the same few clips: at the default learning rate they might diverge
     flags = ["--data-path", str(root), "--lr", "1e-5", "--workers", str(options.workers), "--cache-frames", str(cache)]
     flags += ["--batch-size", str(options.batch_size)]
-    args = train.get_args_parser().parse_args([*flags, "--trainable-layers", *layers] + ["--amp"] * amp)
+    args = train.get_args_parser().parse_args([*flags, "--trainable-layers", *layers, *more])
     args.num_classes, args.print_freq = 92, 10**6
     train.models.settle_device(args)
     utils.init_distributed_mode(args)
@@ -105,7 +113,7 @@ def feed(args, passes):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     loader, stepper = make_loader(args, passes), Stepper(args)
-    stepper.model = torch.nn.Sequential(torch.nn.Linear(args.clip_len, args.num_classes))
+    stepper.model = torch.nn.Sequential(torch.nn.Linear(args.clip_len, args.num_classes)).to(args.device)
     stepper.optimizer = train.models.make_optimizer(stepper.model, args)
     stepper.augment = lambda clips, targets, _: (clips[..., 0, 0, 0].float(), targets)
     start, own, others = time.perf_counter(), time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -126,7 +134,7 @@ def clips_per_second(run, num_clips, device, repeats):
     for _ in range(1 + repeats):
         start = time.perf_counter()
         run()
-        if device.startswith("cuda"):
+        if device == "cuda":
             torch.cuda.synchronize()
         rates.append(num_clips / (time.perf_counter() - start))
     return statistics.median(rates[1:])
@@ -140,14 +148,15 @@ def drain(loader):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", default=32, type=int)
-    parser.add_argument("--batch-size", default=8, type=int)
+    parser.add_argument("--batch-size", default=[8], nargs="+", type=int, dest="batch_sizes")
     parser.add_argument("--workers", default=10, type=int, help="decoding processes, at most one for each core")
     parser.add_argument("--repeats", default=3, type=int)
-    parser.add_argument("--modes", default=[1, 2, 3, 4], nargs="+", type=int, help="which of the four ways to train")
+    parser.add_argument("--modes", default=[1, 2, 3, 4, 5], nargs="*", type=int, help="which ways to train")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_videos(Path(folder), options.videos)
-        bench(Path(folder), options)
+        for batch_size in options.batch_sizes:
+            bench(Path(folder), argparse.Namespace(**vars(options), batch_size=batch_size))
 
 
 def bench(root, options):
@@ -155,7 +164,8 @@ def bench(root, options):
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     passes = PASSES if args.device == "cuda" else 1
     cached = parse_train_args(root, options, cache=root / "cache")
-    loaders = {"videos": (make_loader(args), options.videos)}
+    few = max(1, passes // 8)
+    loaders = {"videos": (make_loader(args, few), few * options.videos)}
     drain(make_loader(cached))
     loaders["cache"] = make_loader(cached, passes), passes * options.videos
     many = make_loader(cached, PASSES), PASSES * options.videos
@@ -166,23 +176,22 @@ def bench(root, options):
     print(f"{where}; {args.workers} processes load batches of {args.batch_size}; loading alone, clips/s:")
     print(f"from videos {loading['videos']:.1f}, from the cache {loading['cache']:.0f}, ", end="")
     print(f"{loading['cache'] / loading['videos']:.1f} times as many")
-    for batch_size in FED:
-        fed = argparse.Namespace(**vars(options) | {"batch_size": batch_size})
-        whole, of_core, taken = feed(parse_train_args(root, fed, ["fc"], cache=root / "cache"), 8 * PASSES)
-        print(f"a stub for a network, batches of {batch_size} from the cache: {whole:.0f} clips/s here; by CPU time a "
-              f"worker's core loads {of_core:.0f}, eight of them {8 * of_core:.0f}, and the training process takes in "
-              f"{taken:.0f}")  # fmt: skip
-        rates = {"stub": whole, "worker's core": of_core, "training process": taken}
-        loading |= {f"{name}, batches of {batch_size}": rate for name, rate in rates.items()}
-    print(f"{'':24}{'from':>8}{'step':>10}{'both':>10}{'both / slower':>16}{'both / bound':>15}{'waiting':>10}")
+    whole, of_core, taken = feed(parse_train_args(root, options, ["fc"], cache=root / "cache"), 8 * PASSES)
+    print(f"a stub for a network, from the cache: {whole:.0f} clips/s here; by CPU time a worker's core loads "
+          f"{of_core:.0f}, eight of them {8 * of_core:.0f}, and the training process takes in {taken:.0f}")  # fmt: skip
+    loading |= {"stub": whole, "worker's core": of_core, "training process": taken}
+    heads = f"{'both / slower':>16}{'both / bound':>15}{'waiting':>10}{'memory':>12}"
+    print(f"{'':24}{'from':>8}{'step':>10}{'both':>10}{heads}")
     rows = {}
-    for name, layers, amp in (MODES[k - 1] for k in options.modes):
+    for name, layers, more in (MODES[k - 1] for k in options.modes):
         # on the device already: what it takes to bring them there belongs to loading
         loader, count = loaders["cache"]
         clips, targets, *rest = next(iter(loader))
         batches = [(clips.to(args.device), targets.to(args.device), *rest)] * (count // len(clips))
+        if args.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         with contextlib.redirect_stdout(io.StringIO()):
-            run, seen = Stepper(parse_train_args(root, options, layers, amp)).run, len(batches) * len(clips)
+            run, seen = Stepper(parse_train_args(root, options, layers, more)).run, len(batches) * len(clips)
             step = clips_per_second(lambda: run(batches), seen, args.device, options.repeats)  # noqa: B023
         for source, (loader, count) in loaders.items():
             with contextlib.redirect_stdout(io.StringIO()):
@@ -190,10 +199,12 @@ def bench(root, options):
             bound = 1 / (1 / loading[source] + 1 / step)
             row = dict(step=step, both=both, to_slower=both / min(loading[source], step), to_bound=both / bound)
             row["waiting"] = 1 - both / step  # the share of its time that a device of its own waits
+            row["memory"] = torch.cuda.max_memory_allocated() / 1e9 if args.device == "cuda" else 0  # GB, of the GPU
             rows[f"{name}, from {source}"] = {key: round(value, 3) for key, value in row.items()}
             shown = f"{row['to_slower']:>16.2f}{row['to_bound']:>15.2f}{100 * row['waiting']:>8.0f} %"
+            shown += f"{row['memory']:>9.1f} GB" * (args.device == "cuda")
             print(f"{name:24}{source:>8}{step:>10.2f}{both:>10.2f}{shown}", flush=True)
-    loader = make_loader(cached, passes, presets.VideoClassificationPresetEval)
+    loader, count = make_loader(cached, few, presets.VideoClassificationPresetEval), few * options.videos
     stepper = Stepper(cached)
     for exact in True, False:
         cached.amp = not exact
@@ -202,7 +213,8 @@ def bench(root, options):
         name = "validation, float32" if exact else "validation, --amp, between epochs"
         rows[name] = {"both": round(rate, 3)}
         print(f"{name:42}{rate:>10.2f}", flush=True)
-    print(json.dumps({"device": where, "loading": {k: round(v, 1) for k, v in loading.items()}, "modes": rows}))
+    rates = {name: round(rate, 1) for name, rate in loading.items()}
+    print(json.dumps({"device": where, "batch_size": options.batch_size, "loading": rates, "modes": rows}))
 
 
 if __name__ == "__main__":
