@@ -20,7 +20,6 @@ import warm_python  # noqa: E402
 from odd_videos import sources, zoo  # noqa: E402, F401  (fixtures of several rooms)
 
 os.environ["QAIHUB_CLIENT_INI"] = "no.ini"  # no test may reach the account of whoever runs them
-run_before = set()  # scripts
 # the longest first, so that no process is left alone with one at the end; others in the order of their names
 LONGEST = ["test_training_run.py", "test_train.py", "test_run_inference.py", "test_export.py", "test_quickstart.py",
            "test_live.py", "test_readme.py", "test_runs.py", "test_compile_offline.py"]  # fmt: skip
@@ -31,17 +30,25 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def run_script(tmp_path):
+def run_script(tmp_path, tmp_path_factory):
     """run_script("tools/evaluate.py", "--h5", path, …) -> CompletedProcess with text output, run in `tmp_path`.
 
     Fails the test, showing the script's output, unless the exit code is `code`. The first run of a script is a process
     of its own; later ones are forks of one that has imported torch, where that makes no difference.
     """
+    own = tmp_path_factory.getbasetemp()
+    of_all = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def is_first(script):
+        try:
+            (of_all / f"ran {Path(script).name}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def run(script, *arguments, code=0, cwd=tmp_path, timeout=600, **environment):
         command = [sys.executable, str(REPO / script), *map(str, arguments)]
-        fresh = script not in run_before or any(key.startswith(("PYTHON", "OMP")) for key in environment)
-        run_before.add(script)
+        fresh = any(key.startswith(("PYTHON", "OMP")) for key in environment) or is_first(script)
         environment = os.environ | {key: str(value) for key, value in environment.items()}
         if fresh:
             result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)

@@ -1,5 +1,6 @@
 """Small networks and clips for the tests of the AI Hub scripts, and binaries that the local hub makes of them."""
 
+import functools
 import io
 import json
 import warnings
@@ -34,13 +35,18 @@ class SmallNetwork(nn.Module):
 
 def small_onnx(frames=8, channel_last=False, name="clip"):
     """A SmallNetwork as an ONNX model."""
+    return onnx.load_from_string(exported(frames, channel_last, name))
+
+
+@functools.cache
+def exported(frames, channel_last, name):
     shape = (1, frames, 16, 16, 3) if channel_last else (1, 3, frames, 16, 16)
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(SmallNetwork(frames, channel_last).eval(), (torch.zeros(shape),), file, dynamo=False,
                           opset_version=17, input_names=[name], output_names=["logits"])  # fmt: skip
-    return onnx.load_from_string(file.getvalue())
+    return file.getvalue()
 
 
 def write_clips(folder, number, frames=8, size=16, labels=("a", "b", "c", "d")):
