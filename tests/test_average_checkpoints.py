@@ -17,7 +17,7 @@ SCRIPT = "tools/average_checkpoints.py"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(dataset root, three checkpoints of runs that differ in seed and rate)."""
+    """(dataset root, two checkpoints of runs that differ in seed and rate)."""
     root = tmp_path_factory.mktemp("soup")
     for split, count in ("train", 4), ("val", 6):
         for i in range(count):
@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
             folder.mkdir(parents=True, exist_ok=True)
             write_video(folder / f"{i:08d}.mp4", num_frames=30, height=48, width=64, seed=i)
     paths = []
-    for number, rate in enumerate((0.001, 0.01, 3.0)):
+    for number, rate in enumerate((0.01, 3.0)):
         flags = [*FAST, "--batch-size", 2, "--epochs", 1, "--save-every", 0, "--lr", rate, "--seed", number]
         train("--data-path", root / "data", *flags, "--output-dir", root / str(number))
         paths.append(root / str(number) / "checkpoint.pth")
@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
 
 
 def test_equal_checkpoints_and_means(trained, run_script, tmp_path):
-    _, (one, two, _) = trained
+    _, (one, two) = trained
     run_script(SCRIPT, "--checkpoints", one, one, one, "--output", tmp_path / "same.pth")
     before, after = load(one), load(tmp_path / "same.pth")
     assert all(torch.equal(after["model"][key], value) for key, value in before["model"].items())
@@ -57,7 +57,7 @@ def test_a_greedy_soup_is_never_below_the_best(trained, run_script, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(trained, run_script, tmp_path):
-    _, (one, two, _) = trained
+    _, (one, two) = trained
     checkpoint = load(one)
     torch.save(checkpoint | {"clip_len": 8}, tmp_path / "other.pth")
     refused = run_script(SCRIPT, "--checkpoints", one, tmp_path / "other.pth", code=2).stderr

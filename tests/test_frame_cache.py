@@ -17,7 +17,7 @@ import torch
 
 from conftest import REPO
 from make_videos import write_video
-from test_train import CLASSES, FAST, break_off, command, environment, lose_the_right_to_write_anywhere, train
+from test_train import CLASSES, FAST, LOSE_THE_RIGHT_TO_WRITE_ANYWHERE, break_off, command, environment, train
 from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, index_videos
 
@@ -338,10 +338,10 @@ def test_read_only_caches(videos, trained, tmp_path):
     one = next((cache / "val").rglob("*.rgb"))
     for folder in cache, *cache.rglob("*/"):
         folder.chmod(0o555)
-    out, _ = train(*test, preexec_fn=lose_the_right_to_write_anywhere)
+    out, _ = train(*test, first=LOSE_THE_RIGHT_TO_WRITE_ANYWHERE)
     assert f"the frames of {NUM_VIDEOS} of {NUM_VIDEOS}" in out
     one.unlink()
-    out, _ = train(*test, preexec_fn=lose_the_right_to_write_anywhere)
+    out, _ = train(*test, first=LOSE_THE_RIGHT_TO_WRITE_ANYWHERE)
     assert (
         f"decoded each time: {cache}/val is not writable" in out and f"{NUM_VIDEOS} videos, {NUM_VIDEOS} clips" in out
     )

@@ -4,7 +4,6 @@ $ python -m pytest tests/test_train.py
 """
 
 import argparse
-import ctypes
 import importlib.util
 import itertools
 import json
@@ -66,14 +65,14 @@ def environment(**more):
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": warnings} | {k: str(v) for k, v in more.items()}
 
 
-def train(*arguments, processes=None, torchrun=False, code=0, first="", preexec_fn=None, **more):
+def train(*arguments, processes=None, torchrun=False, code=0, first="", **more):
     """Run train.py, in several processes or under torchrun; returns (stdout, stderr), the first process's last.
 
-    first: code that runs before the script; preexec_fn: what subprocess takes.
+    first: code that runs before the script.
     """
-    if torchrun or preexec_fn:
+    if torchrun:
         started = command(*arguments, processes=processes)
-        options = dict(capture_output=True, text=True, timeout=600, env=environment(**more), preexec_fn=preexec_fn)
+        options = dict(capture_output=True, text=True, timeout=600, env=environment(**more))
         results = [subprocess.run(started, **options)]
     else:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -192,10 +191,12 @@ def test_resume_refuses_other_training_videos(videos, trained, tmp_path):
     assert "has train_set 12 videos with 52 clips (" in err and "not 12 videos with 52 clips (" in err
 
 
-def lose_the_right_to_write_anywhere():
-    """In a child of root: from now on, file permissions hold for it, too."""
-    drop_from_bounding_set, dac_override = 24, 1
-    ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override)
+# in a process of root: from now on, file permissions hold for it, too, since it has no capability (Linux)
+LOSE_THE_RIGHT_TO_WRITE_ANYWHERE = """
+import ctypes
+version_3, itself = 0x20080522, 0
+ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(version_3, itself), (ctypes.c_uint32 * 6)())
+"""
 
 
 def test_index_of_a_read_only_dataset(videos, trained, tmp_path):
@@ -207,16 +208,16 @@ def test_index_of_a_read_only_dataset(videos, trained, tmp_path):
     flags += ["--workers", 0, "--cache-dataset"]
     index = data / "val.index.npz"
     data.chmod(0o555)
-    _, err = train(*flags, code=2, preexec_fn=lose_the_right_to_write_anywhere)
+    _, err = train(*flags, code=2, first=LOSE_THE_RIGHT_TO_WRITE_ANYWHERE)
     assert "is not writable" in err and not index.exists()
     data.chmod(0o755)
     train(*flags)
     before = index.read_bytes()
     data.chmod(0o555)
-    out, _ = train(*flags, preexec_fn=lose_the_right_to_write_anywhere)
+    out, _ = train(*flags, first=LOSE_THE_RIGHT_TO_WRITE_ANYWHERE)
     assert "1 videos, 0 unusable" in out and "cannot be saved" not in out
     links[1].symlink_to(links[0].readlink())
-    out, _ = train(*flags, preexec_fn=lose_the_right_to_write_anywhere)
+    out, _ = train(*flags, first=LOSE_THE_RIGHT_TO_WRITE_ANYWHERE)
     data.chmod(0o755)
     assert out.count(f"the index {index} cannot be saved (Permission denied)") == 1 and "2 videos, 0 unusable" in out
     assert index.read_bytes() == before and {path.name for path in data.iterdir()} == {"val", index.name}

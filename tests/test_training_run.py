@@ -579,15 +579,15 @@ def two_videos(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", ["r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v1_b", "mvit_v2_s", "swin3d_t"])
+@pytest.mark.parametrize("name", ["r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t"])
 def test_every_network_learns_and_is_validated(two_videos, tmp_path, name):
     """One step of all layers at the network's own size, from a frame cache of that size, then its checkpoint alone.
 
-    swin3d_s and swin3d_b differ from swin3d_t in numbers alone.
+    swin3d_s and swin3d_b differ from swin3d_t in numbers alone, and mvit_v1_b is mvit_v2_s with less of it switched on.
     """
     own = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     resized = own.resize_size if len(own.resize_size) == 2 else [256, 341]  # what 48 x 64 becomes: 256 the shorter side
-    frames = 16 if name in ("s3d", "mvit_v1_b", "mvit_v2_s") else 4  # those take no fewer
+    frames = 16 if name in ("s3d", "mvit_v2_s") else 4  # those take no fewer
     run = ["--data-path", two_videos, "--device", "cpu", "--workers", 0, "--cache-frames", tmp_path / "frames"]
     learn = ["--model", name, "--clip-len", frames, "--val-resize-size", *resized, "--trainable-layers", "all"]
     learn += ["--batch-size", 1, "--epochs", 1, "--lr-warmup-epochs", 0, "--wd", 0, "--bn-clips", 0]
