@@ -33,8 +33,8 @@ def pytest_collection_modifyitems(items):
 def run_script(tmp_path, tmp_path_factory):
     """run_script("tools/evaluate.py", "--h5", path, …) -> CompletedProcess with text output, run in `tmp_path`.
 
-    Fails the test, showing the script's output, unless the exit code is `code`. The first run of a script is a process
-    of its own; later ones are forks of one that has imported torch, where that makes no difference.
+    Fails the test, showing the script's output, unless the exit code is `code`. The first run of a script of tools/ is
+    a process of its own; others are forks of one that has imported torch, where that makes no difference.
     """
     own = tmp_path_factory.getbasetemp()
     of_all = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
@@ -48,7 +48,8 @@ def run_script(tmp_path, tmp_path_factory):
 
     def run(script, *arguments, code=0, cwd=tmp_path, timeout=600, **environment):
         command = [sys.executable, str(REPO / script), *map(str, arguments)]
-        fresh = any(key.startswith(("PYTHON", "OMP")) for key in environment) or is_first(script)
+        fresh = any(key.startswith(("PYTHON", "OMP")) for key in environment)
+        fresh = fresh or ("tools" in Path(script).parts and is_first(script))
         environment = os.environ | {key: str(value) for key, value in environment.items()}
         if fresh:
             result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)

@@ -69,7 +69,8 @@ def test_folding_changes_rounding_only(reference, name):  # noqa: F811
 
 
 def test_all_layers_from_workers_and_the_cache(videos, tmp_path):  # noqa: F811
-    flags = ["--data-path", videos, *ON_GPU, "--trainable-layers", "all", "--cache-frames", tmp_path / "cache"]
+    flags = ["--data-path", videos, *ON_GPU, "--workers", 2, "--trainable-layers", "all"]
+    flags += ["--cache-frames", tmp_path / "cache"]
     out, err = train(*flags, "--output-dir", tmp_path)
     assert "--amp is left out: with it, a step on a GPU" in out and "Warning" not in err
 

@@ -135,7 +135,7 @@ def read_labels(path, class_map):
             refused.append(NotThere(number, *(given.get(key, "") for key in KEYS), "refused", reason))
     if overlap:
         common.refuse(f"train and val must have no video in common, {path} has {len(overlap):,}; nothing was done:"
-                      f" {shortened(overlap.values())}")
+                      f" {common.shortened(overlap.values())}")
     return videos, refused
 
 
@@ -223,15 +223,10 @@ def check_strays(placed, videos, dest):
     if leaks:
         common.refuse(f"{len(leaks):,} videos under {dest} belong to another split or class by these labels; move them"
                       " there, or delete them if the sources have them; nothing was done:"
-                      f" {shortened(sorted(leaks))}")
+                      f" {common.shortened(sorted(leaks))}")
     if strays:
-        print(f"{len(strays):,} files under {dest} are none of these labels', they stay: {shortened(sorted(strays))}")
-
-
-def shortened(names):
-    """The first names of many, as text."""
-    names = list(names)
-    return ", ".join(names[:LISTED]) + (f", … and {len(names) - LISTED:,} more" if len(names) > LISTED else "")
+        listed = common.shortened(sorted(strays))
+        print(f"{len(strays):,} files under {dest} are none of these labels', they stay: {listed}")
 
 
 @functools.cache
@@ -370,7 +365,7 @@ class DatasetRefactorer:
             common.refuse("none of the source folders exists; set srcs to the unpacked parts of QEVD")
         if doubled and MODE != "move":
             print(f"{len(doubled):,} videos are in the sources more than once; the first in the order of srcs is taken:"
-                  f" {shortened(f'{videos[name].source}, not {path}' for name, path in doubled.items())}")
+                  f" {common.shortened(f'{videos[name].source}, not {path}' for name, path in doubled.items())}")
         if kept:
             print(f"{kept:,} videos under {self.dest} are in no source any more; they stay as they are")
         if replaced:
@@ -386,7 +381,7 @@ class DatasetRefactorer:
         foreign = {folder for folder in folders if device_of(folder) != device_of(self.dest)}
         if MODE == "hardlink" and foreign:
             common.refuse(f"hard links cannot cross file systems, and dest {self.dest} lies on another one than"
-                          f" {shortened(sorted(foreign))}; use MODE symlink or copy, or another dest")
+                          f" {common.shortened(sorted(foreign))}; use MODE symlink or copy, or another dest")
         if MODE in ("hardlink", "symlink"):
             return
         copied = [v.source for v in todo if MODE == "copy" or os.path.dirname(v.source) in foreign]
