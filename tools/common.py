@@ -216,6 +216,12 @@ def written_then_renamed(path):
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path, text):
+    """Write a small file at once; `path` is complete or absent at every moment."""
+    with written_then_renamed(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def class_map_with(labels, only_these=False):
     """The class map that has all labels, or exactly these in order: class_map.json, split_videos.py's, or ""."""
     labels = list(labels)

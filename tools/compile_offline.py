@@ -194,8 +194,7 @@ def compile_and_save(found, key, graph, io):
     description |= {"target_runtime": "qnn_context_binary", "precision": found.precision, "network": found.network}
     description |= {"made_from": found.made_from, "made_from_sha256": found.sha256, "frames": found.frames, "soc": soc}
     description |= {**figures, "operations": len(graph.graph.node), "seconds": round(time.monotonic() - start, 1)}
-    with common.written_then_renamed(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    common.write_text(path.with_suffix(".json"), json.dumps(description, indent=2) + "\n")
     return path, description
 
 

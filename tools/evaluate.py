@@ -357,19 +357,14 @@ def write_report(report, confusion, predictions, other, rows, classes):
     folder = Path(report_dir)
     folder.mkdir(parents=True, exist_ok=True)
     pictures.draw_confusion(folder / "confusion.png", confusion, classes)
-    write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    common.write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, report["per_class"][0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(report["per_class"])
-    write_text(folder / "per_class.csv", table.getvalue())
+    common.write_text(folder / "per_class.csv", table.getvalue())
     text = page.render(report, confusion, predictions, other, rows, classes, Path(manifest).parent)
-    write_text(folder / "report.html", text)
-
-
-def write_text(path, text):
-    with common.written_then_renamed(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    common.write_text(folder / "report.html", text)
 
 
 if __name__ == "__main__":

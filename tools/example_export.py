@@ -213,8 +213,7 @@ def save_beside(bundle, description):
         with common.written_then_renamed(path) as temporary:
             shutil.copyfile(source, temporary)
     description = {"file": path.name, "sha256": common.sha256_of(path)} | description
-    with common.written_then_renamed(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    common.write_text(path.with_suffix(".json"), json.dumps(description, indent=2) + "\n")
     return path
 
 

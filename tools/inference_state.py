@@ -55,8 +55,7 @@ class State:
 
     def update(self, name, **values):
         """Write <name>.json with these values changed."""
-        with common.written_then_renamed(self.folder / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps(self.read(name) | values), encoding="utf-8")
+        common.write_text(self.folder / f"{name}.json", json.dumps(self.read(name) | values))
 
     def has_logits(self, key):
         return (self.folder / f"{key}.npy").exists()

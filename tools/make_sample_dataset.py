@@ -479,12 +479,7 @@ def check_settings():
     if not path.exists() and Path(OUT).is_dir() and any(Path(OUT).iterdir()):
         common.refuse(f"{OUT} holds files that this tool did not write; choose another OUT")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
-
-
-def write_text(path, text):
-    with common.written_then_renamed(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    common.write_text(path, text)
 
 
 def end_with_parent():
@@ -541,7 +536,7 @@ def main():
     written = make_videos(videos)
     labels = [{"video_path": f"./{Path(video['path']).name}", "label": video["class_name"].replace("_", " "),
                "split": video["split"]} for video in videos]
-    write_text(Path(OUT, LABELS), json.dumps(labels, indent=1) + "\n")
+    common.write_text(Path(OUT, LABELS), json.dumps(labels, indent=1) + "\n")
     write_contact_sheet(Path(OUT, "contact_sheet.png"), videos)
     num_train = sum(video["split"] == "train" for video in videos)
     print(f"{OUT}: {len(videos)} videos = {written} drawn + {len(videos) - written} already there = "

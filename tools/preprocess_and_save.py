@@ -90,8 +90,7 @@ def check_settings():
     if not file.exists() and Path(OUT_ROOT, "manifest.jsonl").exists():
         common.refuse(f"{OUT_ROOT} holds tensors of unknown settings (no settings.json); {CURE}")
     if not file.exists():
-        with common.written_then_renamed(file) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+        common.write_text(file, json.dumps(settings, indent=2) + "\n")
     before = {"rotate": False} | json.loads(file.read_text())  # the version before could not rotate
     changed = [f"{key} {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
     if changed:

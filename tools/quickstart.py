@@ -109,8 +109,7 @@ def offline_step():
 
 
 def write_state(path, state):
-    with common.written_then_renamed(path) as temporary:
-        temporary.write_text(json.dumps(state, indent=2) + "\n")
+    common.write_text(path, json.dumps(state, indent=2) + "\n")
 
 
 def run(command, python):

@@ -352,8 +352,7 @@ def write_class_map(labels, first_run):
     if new:
         known |= {label: index for index, label in enumerate(new, len(known))}
         Path(CLASS_MAP).absolute().parent.mkdir(parents=True, exist_ok=True)
-        with common.written_then_renamed(CLASS_MAP) as temporary:
-            temporary.write_text(json.dumps(known, indent=4) + "\n", encoding="utf-8")
+        common.write_text(CLASS_MAP, json.dumps(known, indent=4) + "\n")
     return known
 
 

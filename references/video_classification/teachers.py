@@ -147,8 +147,7 @@ def open_table(path, about, windows):
         table = np.lib.format.open_memmap(path, "w+", np.float16, (windows, len(about["classes"])))
         table[:] = np.nan
         table.flush()
-        with common.written_then_renamed(description) as temporary:
-            temporary.write_text(json.dumps(about) + "\n", encoding="utf-8")
+        common.write_text(description, json.dumps(about) + "\n")
         return table
     except (OSError, ValueError) as e:
         common.refuse(f"{path} cannot be written ({getattr(e, 'strerror', None) or e})")

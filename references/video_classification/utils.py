@@ -264,8 +264,7 @@ class MetricsFile:
     def append(self, row):
         self.rows.append(row)
         try:
-            with common.written_then_renamed(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            common.write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
             self.draw()
         except OSError as e:
             cannot_write(self.path, e)
