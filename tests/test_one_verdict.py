@@ -88,24 +88,23 @@ def taken_by_training(root):
     return set(json.loads(result.stdout.splitlines()[-1]))
 
 
-def taken_by_preprocessing(root, folder):
+def taken_by_preprocessing(root, folder, run_script):
     """Names that have a row in the manifest."""
-    command = [sys.executable, REPO / "tools/preprocess_and_save.py", "--data-root", root / "train", "--out-root"]
-    command += [folder / "out", "--clip-len", str(CLIP_LEN), "--frame-rate", str(FRAME_RATE)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 1, result.stdout + result.stderr
+    flags = ("--data-root", root / "train", "--out-root", folder / "out")
+    flags += ("--clip-len", CLIP_LEN, "--frame-rate", FRAME_RATE)
+    run_script("tools/preprocess_and_save.py", *flags, code=1)
     rows = map(json.loads, (folder / "out/manifest.jsonl").read_text().splitlines())
     return {row["video_path"].partition("train/")[2] for row in rows}
 
 
-def test_every_step_has_the_same_verdict_on_every_kind_of_file(dataset, tmp_path):
+def test_every_step_has_the_same_verdict_on_every_kind_of_file(dataset, run_script, tmp_path):
     root, good, bad = dataset
     assert len(good) >= 40 and len(bad) >= 35
     taken = {
         "check": taken_by_check(root, tmp_path),
         "index": taken_by_index(root),
         "train": taken_by_training(str(root)),
-        "preprocess": taken_by_preprocessing(root, tmp_path),
+        "preprocess": taken_by_preprocessing(root, tmp_path, run_script),
     }
     different = []
     print(f"\n{'file':50}" + "".join(f"{step:>12}" for step in taken))

@@ -145,13 +145,14 @@ def test_what_a_user_can_mend_is_one_sentence(reference, capsys, monkeypatch):
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 def test_one_process_that_goes_ends_the_others(videos, tmp_path, how):
-    """Of three, the last is killed or stopped while it trains; no launcher looks after them, as srun by default."""
+    """The last of three is killed, or of two stopped, while it trains; no launcher looks after them, as with srun."""
     flags = ["--data-path", videos, *FLAGS, "--epochs", 10**6, "--output-dir", tmp_path, "--eval-every", 10**6]
     quick = before("utils.BEAT, utils.LOST = 0.2, 3.0")
     code = f"{quick}\nimport runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    processes, logs = [], [tmp_path / f"log{rank}" for rank in range(3)]
+    count = 3 if how == "killed" else 2
+    processes, logs = [], [tmp_path / f"log{rank}" for rank in range(count)]
     try:
-        for log, of_rank in zip(logs, slurm(3)):
+        for log, of_rank in zip(logs, slurm(count)):
             with open(log, "w") as output:
                 options = dict(env=environment(**of_rank), stdout=output, stderr=subprocess.STDOUT)
                 processes.append(subprocess.Popen([sys.executable, "-c", code, *command(*flags)[1:]], **options))
@@ -159,13 +160,13 @@ def test_one_process_that_goes_ends_the_others(videos, tmp_path, how):
         while "Epoch: [1]" not in logs[0].read_text():
             assert time.monotonic() < deadline and processes[0].poll() is None, logs[0].read_text()
             time.sleep(0.1)
-        processes[2].send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
-        codes = [process.wait(60) for process in processes[:2]]
+        processes[-1].send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        codes = [process.wait(60) for process in processes[:-1]]
     finally:
         for process in processes:
             process.kill()
-    texts = [log.read_text() for log in logs[:2]]
-    assert codes == [2, 2] and all("of this run has ended" in text for text in texts), texts
+    texts = [log.read_text() for log in logs[:-1]]
+    assert set(codes) == {2} and all("of this run has ended" in text for text in texts), texts
     assert not any("Traceback" in text for text in texts), texts
 
 
@@ -580,11 +581,12 @@ def two_videos(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", ["r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t"])
+@pytest.mark.parametrize("name", ["s3d", "mvit_v2_s", "swin3d_t"])
 def test_every_network_learns_and_is_validated(two_videos, tmp_path, name):
     """One step of all layers at the network's own size, from a frame cache of that size, then its checkpoint alone.
 
-    Those left out differ from one of these in numbers alone, or are it with less of it switched on.
+    test_readme.py trains R(2+1)D-18, most other tests mc3_18; the others left out differ from one of these in numbers
+    alone, or are it with less of it switched on.
     """
     own = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     resized = own.resize_size if len(own.resize_size) == 2 else [256, 341]  # what 48 x 64 becomes: 256 the shorter side
@@ -593,8 +595,7 @@ def test_every_network_learns_and_is_validated(two_videos, tmp_path, name):
     learn = ["--model", name, "--clip-len", frames, "--val-resize-size", *resized, "--trainable-layers", "all"]
     learn += ["--batch-size", 1, "--epochs", 1, "--lr-warmup-epochs", 0, "--wd", 0, "--bn-clips", 0]
     out, _ = train(*run, *learn, "--output-dir", tmp_path, "--save-every", 0)
-    last = "next: python tools/preprocess_and_save.py" if "_18" in name else f"{name} is not exported by this project"
-    assert last in out.splitlines()[-1]
+    assert f"{name} is not exported by this project" in out.splitlines()[-1]
     checkpoint = load(tmp_path / "checkpoint.pth")
     saved = [checkpoint[key] for key in ("model_name", "clip_len", "resize_size", "crop_size", "mean", "std")]
     assert saved == [name, frames, resized, own.crop_size, own.mean, own.std]
