@@ -13,7 +13,8 @@ TESTS = Path(__file__).resolve().parent
 REPO = TESTS.parent
 sys.path.append(str(REPO / "tools"))
 
-from common import make_environment, num_cores  # noqa: E402 (tools/ has to be on the path first)
+from common.environment import make_environment  # noqa: E402 (tools/ has to be on the path first)
+from common.machine import num_cores  # noqa: E402
 
 QUICK = [
     "test_common.py",

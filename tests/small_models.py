@@ -114,12 +114,12 @@ def compile_binary(hub, path, *args, **options):
     """Let a FaultyHub, at its most talkative, compile a SmallNetwork to a binary at `path`, with its description."""
     import common
 
-    import aihub
+    from aihub import model_io
 
     quirks, hub.quirks = hub.quirks, set()
     target = compile_on(hub, *args, **options)
     target.download(str(path))
-    description = aihub.io_of(target) | {"sha256": common.sha256_of(path), "output_kind": "logits"}
+    description = model_io.io_of(target) | {"sha256": common.sha256_of(path), "output_kind": "logits"}
     path.with_suffix(".json").write_text(json.dumps(description), encoding="utf-8")
     hub.quirks = quirks
     return path
@@ -132,8 +132,8 @@ def compile_and_save(hub, folder, runtime, **options):
     """
     from qai_hub_models.utils.onnx.helpers import download_and_unzip_workbench_onnx_model
 
-    import aihub
     import example_export
+    from aihub import model_io
 
     target, bundle = compile_on(hub, runtime=runtime, **options), folder / "bundle"
     bundle.mkdir()
@@ -144,7 +144,7 @@ def compile_and_save(hub, folder, runtime, **options):
     (bundle / "metadata.json").write_text(json.dumps({"model_files": {str(path.relative_to(bundle)): {}}}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example_export, "output_dir", str(folder))
-        return example_export.save_beside(bundle, aihub.io_of(target) | {"output_kind": "logits"})
+        return example_export.save_beside(bundle, model_io.io_of(target) | {"output_kind": "logits"})
 
 
 def read_h5(path):

@@ -17,11 +17,7 @@ from pathlib import Path
 import av
 import pytest
 
-import check_report
 import check_videos
-import journal
-import repairs
-import verdict
 from conftest import REPO
 from make_videos import draw_frames, write_video
 from odd_videos import (
@@ -37,6 +33,7 @@ from odd_videos import (
     write_with_sound,
 )
 from torchvision_patches.decoding import facts_of
+from videos import check_report, journal, judging, repairs
 
 SCRIPT = "tools/check_videos.py"
 
@@ -55,7 +52,7 @@ def report(path="bad_videos.csv"):
 
 
 def decodes(path):
-    return verdict.examine(path)["decodes"] == "yes"
+    return judging.examine(path)["decodes"] == "yes"
 
 
 def cut_videos(sources, folder, num_cut, num_empty=0, num_healthy=0):
@@ -441,7 +438,7 @@ def examine_badly(path):
         Path(path + ".hangs").touch()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # as a loop in C, which never looks at signals
         time.sleep(3600)
-    return verdict.examine(path)
+    return judging.examine(path)
 
 
 def test_a_decoder_that_hangs_or_crashes_costs_its_own_video_only(sources, tmp_path, monkeypatch):
@@ -655,7 +652,7 @@ def test_what_an_earlier_launch_left_undone_is_done_by_any_later_one(sources, ru
         array = {"SLURM_ARRAY_TASK_ID": rank, "SLURM_ARRAY_TASK_MIN": 0, "SLURM_ARRAY_TASK_COUNT": 2}
         return run_script(SCRIPT, *SEED, SLURM_ARRAY_JOB_ID=job, **array, code=code).stdout
 
-    monkeypatch.setattr(journal.common, "launcher", lambda: (0, 2))
+    monkeypatch.setattr(journal.machine, "launcher", lambda: (0, 2))
     share = 0 if journal.Journal("progress").is_mine("train/a/gone.mp4") else 1
     assert "process" in task(1, share) and not Path("bad_videos.csv").exists()
     assert "1 videos of others are not yet" in task(2, 1 - share), "a row of another launch was taken for this one's"

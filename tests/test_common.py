@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import common
+from common import finding, flags, machine
 
 import pytest
 
-import aihub
+from aihub import logits_file
 
 SCRIPT = '''"""Show what the flags made of the constants.
 
@@ -40,7 +41,7 @@ AFTER = 1
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     print(json.dumps([CLIP_LEN, data_path, SCALE, SHUFFLE, skip_profiling, parts, T, H]))
 
 
@@ -50,8 +51,8 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def flags(tmp_path):
-    """flags("--clip-len", "8", …) -> what a script with the constants above prints, its exit code and its stderr."""
+def run_with_flags(tmp_path):
+    """run_with_flags("--clip-len", "8", …) -> the CompletedProcess of a script with the constants above."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
 
@@ -78,8 +79,8 @@ def flags(tmp_path):
     (["--parts"], 5, []),
     (["--h", "224"], 7, 224),
 ])  # fmt: skip
-def test_flags_replace_constants(flags, arguments, position, value):
-    result = flags(*arguments)
+def test_flags_replace_constants(run_with_flags, arguments, position, value):
+    result = run_with_flags(*arguments)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)[position] == value
 
@@ -100,13 +101,13 @@ def test_words_without_a_flag(tmp_path, arguments, parts, shuffle):
 
 @pytest.mark.parametrize("arguments", [["--clip-len", "8.5"], ["--shuffle", "maybe"], ["--colour", "red"], ["8"],
                                        ["--before", "2"], ["--after", "2"], ["--data-path"]])  # fmt: skip
-def test_bad_flags_exit_with_2(flags, arguments):
-    result = flags(*arguments)
+def test_bad_flags_exit_with_2(run_with_flags, arguments):
+    result = run_with_flags(*arguments)
     assert result.returncode == 2 and "error:" in result.stderr and "Traceback" not in result.stderr, result.stderr
 
 
-def test_help_shows_values_and_comments(flags):
-    shown = flags("--help").stdout
+def test_help_shows_values_and_comments(run_with_flags):
+    shown = run_with_flags("--help").stdout
     for text in ("Show what the flags made", "frames a clip (now: 16)", "folder, 100 % of it is read (now: './clips')",
                  "--clip-len CLIP_LEN", "true|false", "folders (now: ['a', 'b'])", "frames, pixels (now: 112)"):
         assert text in shown, f"{text!r} is not in\n{shown}"
@@ -138,19 +139,19 @@ def test_class_maps_that_scripts_know(tmp_path, monkeypatch):
         assert common.class_map_with(["mine", "squats"], only_these=True) == found
         assert common.class_map_with(["squats", "mine"], only_these=True) == ""
         own = found or "YOUR_CLASS_MAP"
-        assert aihub.evaluate_command("a.h5", "b", ["mine", "squats"]).endswith(f" --class-map {own}")
+        assert logits_file.evaluate_command("a.h5", "b", ["mine", "squats"]).endswith(f" --class-map {own}")
     for classes in [], None, sorted(official, key=official.get):
-        assert "class-map" not in aihub.evaluate_command("a.h5", "b", classes)
+        assert "class-map" not in logits_file.evaluate_command("a.h5", "b", classes)
 
 
 def test_the_next_command_starts_a_local_hub_where_there_is_no_account(tmp_path, monkeypatch):
     monkeypatch.setenv("QAIHUB_CLIENT_INI", str(tmp_path / "client.ini"))
     hub = "python tools/local_hub.py "
     for script in "example_export.py", "run_inference.py":
-        assert common.next_command(script, Path("x")) == f"{hub}python tools/{script}"
-    assert common.next_command("preprocess_and_save.py", Path("x")) == "python tools/preprocess_and_save.py"
+        assert flags.next_command(script, Path("x")) == f"{hub}python tools/{script}"
+    assert flags.next_command("preprocess_and_save.py", Path("x")) == "python tools/preprocess_and_save.py"
     (tmp_path / "client.ini").touch()
-    assert common.next_command("example_export.py", Path("x")) == "python tools/example_export.py"
+    assert flags.next_command("example_export.py", Path("x")) == "python tools/example_export.py"
 
 
 def test_written_then_renamed(tmp_path):
@@ -230,31 +231,31 @@ def array(task, first, last, step, count):
 
 def test_shares():
     """No launcher, torchrun (also inside a SLURM array), and arrays that start anywhere and count in steps."""
-    assert common.launcher({}) == (0, 1, 0, 1)
+    assert machine.launcher({}) == (0, 1, 0, 1)
     torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
-    assert common.launcher(torchrun | array(1, 0, 1, 1, 2)) == (3, 8, 1, 2)
-    assert common.launcher({"RANK": "3", "WORLD_SIZE": "8"}) == (3, 8, 3, 8), "LOCAL_RANK need not be set"
+    assert machine.launcher(torchrun | array(1, 0, 1, 1, 2)) == (3, 8, 1, 2)
+    assert machine.launcher({"RANK": "3", "WORLD_SIZE": "8"}) == (3, 8, 3, 8), "LOCAL_RANK need not be set"
     srun = {"SLURM_PROCID": "9", "SLURM_NTASKS": "20", "SLURM_LOCALID": "1"}
-    assert common.launcher(srun | {"SLURM_TASKS_PER_NODE": "8(x2),4"}) == (9, 20, 1, 8)
-    assert common.launcher({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}) == (1, 2, 1, 2)
+    assert machine.launcher(srun | {"SLURM_TASKS_PER_NODE": "8(x2),4"}) == (9, 20, 1, 8)
+    assert machine.launcher({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}) == (1, 2, 1, 2)
     for tasks in (range(8), range(1, 9), range(0, 16, 2), range(5, 12, 3)):
         settings = (tasks[0], tasks[-1], tasks.step, len(tasks))
-        shares = [common.launcher(array(task, *settings))[:2] for task in tasks]
+        shares = [machine.launcher(array(task, *settings))[:2] for task in tasks]
         assert shares == [(i, len(tasks)) for i in range(len(tasks))], f"--array {tasks}"
     inside = array(1, 0, 1, 1, 2) | {"SLURM_PROCID": "1", "SLURM_NTASKS": "3", "SLURM_LOCALID": "1"}
-    assert common.launcher(inside)[:2] == (4, 6), "an srun of 3 processes in the second of two array tasks"
-    assert common.launcher(inside, array=False)[:2] == (1, 3), "training: each task of an array is a run by itself"
+    assert machine.launcher(inside)[:2] == (4, 6), "an srun of 3 processes in the second of two array tasks"
+    assert machine.launcher(inside, array=False)[:2] == (1, 3), "training: each task of an array is a run by itself"
 
 
 def test_launcher_variables_that_make_no_sense_are_refused(capsys):
-    assert "WORLD_SIZE is None" in refused(capsys, common.launcher, {"RANK": "0"})
-    assert "'two'" in refused(capsys, common.launcher, {"RANK": "0", "WORLD_SIZE": "two"})
-    assert "process 8 of 8" in refused(capsys, common.launcher, {"RANK": "8", "WORLD_SIZE": "8"})
+    assert "WORLD_SIZE is None" in refused(capsys, machine.launcher, {"RANK": "0"})
+    assert "'two'" in refused(capsys, machine.launcher, {"RANK": "0", "WORLD_SIZE": "two"})
+    assert "process 8 of 8" in refused(capsys, machine.launcher, {"RANK": "8", "WORLD_SIZE": "8"})
 
 
 def test_an_array_with_gaps_is_noticed(capsys):
     """Its last task would take a share that does not exist, and another one would be nobody's."""
-    assert "--array 0-2" in refused(capsys, common.launcher, array(6, 1, 6, 1, 3))
+    assert "--array 0-2" in refused(capsys, machine.launcher, array(6, 1, 6, 1, 3))
 
 
 @pytest.mark.parametrize(
@@ -272,17 +273,17 @@ def test_a_containers_share_of_the_cores_is_seen(tmp_path, own, files, cores):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert common.cgroup_quota(tmp_path, tmp_path / "own") == cores
+    assert machine.cgroup_quota(tmp_path, tmp_path / "own") == cores
 
 
 def test_cores_are_counted_where_no_system_call_tells(monkeypatch):
     """macOS and Windows have no affinity and no cgroups."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    monkeypatch.setattr(common, "cgroup_quota", lambda: math.inf)
-    assert common.num_cores() == 6
-    monkeypatch.setattr(common, "launcher", lambda: common.Launcher(0, 4, 0, 4))
-    assert (common.num_workers(), common.num_workers(5)) == (1, 5)
+    monkeypatch.setattr(machine, "cgroup_quota", lambda: math.inf)
+    assert machine.num_cores() == 6
+    monkeypatch.setattr(machine, "launcher", lambda: machine.Launcher(0, 4, 0, 4))
+    assert (machine.num_workers(), machine.num_workers(5)) == (1, 5)
 
 
 @pytest.fixture
@@ -305,7 +306,7 @@ def test_one_walk_finds_what_is_a_video(tree):
     (tree / "squats/gone.mp4").symlink_to("nowhere")
     os.mkfifo(tree / "squats/pipe.mp4")
     (tree / "squats/device.mp4").symlink_to("/dev/zero")
-    found = common.find_videos(tree)
+    found = finding.find_videos(tree)
     assert found.videos == ["jabs/1.mp4", "squats/a.mp4", "squats/b.MP4", "squats/linked.mp4"]
     assert found.misplaced == ["squats/deeper/c.mkv", "top.mov"]
     assert found.other_endings == {".txt": 1, "": 1}
@@ -314,14 +315,14 @@ def test_one_walk_finds_what_is_a_video(tree):
         "squats/pipe.mp4": "it is a pipe, a socket",
         "squats/device.mp4": "it is a pipe, a socket",
     }
-    assert common.class_folders(tree) == ["empty", "jabs", "squats"]
-    assert common.find_videos(tree, {".txt"}).videos == ["squats/notes.txt"]
-    assert "cannot be read" in common.find_videos(tree / "nowhere").failures["."]
+    assert finding.class_folders(tree) == ["empty", "jabs", "squats"]
+    assert finding.find_videos(tree, {".txt"}).videos == ["squats/notes.txt"]
+    assert "cannot be read" in finding.find_videos(tree / "nowhere").failures["."]
 
 
 def test_a_folder_goes_by_its_own_name_and_not_by_that_of_a_link_to_it(tree):
     (tree / "a_link").symlink_to(tree / "squats")
-    assert [path for path in common.find_videos(tree).videos if path.endswith("a.mp4")] == ["squats/a.mp4"]
+    assert [path for path in finding.find_videos(tree).videos if path.endswith("a.mp4")] == ["squats/a.mp4"]
 
 
 def test_one_writer_at_a_time_also_where_there_are_no_locks(tmp_path, monkeypatch, capsys):

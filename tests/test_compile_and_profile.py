@@ -9,7 +9,7 @@ import pytest
 import qai_hub
 from onnx import TensorProto, helper
 
-import aihub
+from aihub import service
 from faulty_hub import Fault, FaultyHub
 from small_models import DEVICE, client_of, hasty_client, small_onnx
 
@@ -115,7 +115,7 @@ def test_the_connection_is_lost_while_a_job_runs(tmp_path, hub, run):
 
 
 def test_ctrl_c_is_one_line(capsys):
-    with pytest.raises(SystemExit) as stop, aihub.hub_errors_in_one_sentence():
+    with pytest.raises(SystemExit) as stop, service.hub_errors_in_one_sentence():
         raise KeyboardInterrupt
     assert stop.value.code == 130 and capsys.readouterr().err.startswith("stopped; jobs")
 
@@ -125,7 +125,7 @@ def test_errors_of_the_services_storage_are_one_sentence(capsys, storage):
     from botocore import exceptions
 
     arguments = ({"Error": {"Code": "SlowDown", "Message": "later"}}, "PutObject") if storage == "ClientError" else ()
-    with pytest.raises(SystemExit) as stop, aihub.hub_errors_in_one_sentence():
+    with pytest.raises(SystemExit) as stop, service.hub_errors_in_one_sentence():
         raise getattr(exceptions, storage)(*arguments)
     assert stop.value.code == 1 and capsys.readouterr().err.startswith("error: AI Hub: An ")
 
@@ -139,7 +139,7 @@ def test_the_gate_of_a_real_device(capsys, microseconds, words):
     summary = {"estimated_inference_time": microseconds, "inference_memory_peak_range": (1 << 20, 3 << 20)}
     profile = {"execution_summary": summary, "execution_detail": layers}
     device = Namespace(name=DEVICE, attributes=["chipset:qualcomm-qcs9075"])
-    aihub.print_profile(Namespace(download_profile=lambda: profile), device)
+    service.print_profile(Namespace(download_profile=lambda: profile), device)
     printed = capsys.readouterr().out
     assert words in printed and "1 to 3 MiB" in printed and "CPU 1, NPU 3" in printed
     assert "NOT ON THE NPU, which costs time: 1 of 4 layers: /fc/Softmax (CPU)" in printed

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import common
+from common import flags
 
 import numpy as np
 import onnx
@@ -16,9 +17,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-import aihub
 import compile_offline
-import onnx_graph
+from aihub import logits_file, onnx_graphs
 from faulty_hub import FaultyHub
 from qualcomm import compiler, latency
 from small_models import client_of, compile_binary, expected_logits, read_h5, small_onnx, write_clips
@@ -57,7 +57,7 @@ def own_folder(tmp_path_factory):
 def run_here(tmp_path, monkeypatch, capsys):
     """run_here(flags …) -> CompletedProcess: the script's `main` in this process, which has torch imported already."""
     monkeypatch.chdir(tmp_path)
-    constants = common.constants_of(Path(compile_offline.__file__).read_text(encoding="utf-8"))
+    constants = flags.constants_of(Path(compile_offline.__file__).read_text(encoding="utf-8"))
     for name in constants:  # to be restored afterwards
         monkeypatch.setattr(compile_offline, name, getattr(compile_offline, name))
     before = {name: getattr(compile_offline, name) for name in constants}
@@ -116,7 +116,7 @@ def test_the_emulators_float_logits_are_torchs(wheels, own_folder, tmp_path, run
     figures = last_line(run_here(*flags, 3))
     assert figures["num_clips"] == 3 and figures["against_onnxruntime"]["same_top1"] == 3
     logits, paths = read_h5(tmp_path / "dataset-export-htp.h5")
-    agreed = aihub.agreement(logits, expected_logits(own_folder / "clips", paths))
+    agreed = logits_file.agreement(logits, expected_logits(own_folder / "clips", paths))
     assert agreed["psnr_db"] > 60 and agreed["same_top1"] == 3, agreed
 
     (journal,) = (tmp_path / "dataset-export-htp.h5.state").glob("*.jsonl")
@@ -139,7 +139,7 @@ def test_w8a8_in_the_emulator_is_within_one_step_of_onnxruntime(wheels, own_fold
     assert description["input"]["dtype"] == "uint8" and description["input"]["scale"] == pytest.approx(1 / 255, 0.01)
     assert figures["against_onnxruntime"]["largest_difference"] <= 1.01 * description["output"]["scale"]
     logits, paths = read_h5(tmp_path / "dataset-export-htp.h5")
-    assert aihub.agreement(logits, expected_logits(own_folder / "clips", paths))["psnr_db"] > 25
+    assert logits_file.agreement(logits, expected_logits(own_folder / "clips", paths))["psnr_db"] > 25
 
 
 def test_what_the_local_hub_made_is_compiled_as_it_is_deployed(wheels, own_folder, tmp_path, run_here):
@@ -192,7 +192,7 @@ def unsupported_onnx():
         def forward(self, clip):
             return self.features(clip).mean((2, 3, 4))
 
-    return onnx_graph.torch_to_onnx(Network(), (1, 3, 8, 16, 16))
+    return onnx_graphs.torch_to_onnx(Network(), (1, 3, 8, 16, 16))
 
 
 def test_an_operation_that_is_not_taken_is_named_with_its_layer(wheels, tmp_path, run_here):
@@ -214,7 +214,7 @@ def larger_onnx(tmp_path_factory):
     """A network whose compilation takes seconds."""
     path = tmp_path_factory.mktemp("larger") / "larger.onnx"
     network = torch.nn.Sequential(*(torch.nn.Conv3d(3 if i == 0 else 64, 64, 3, padding=1) for i in range(6)))
-    onnx.save(onnx_graph.torch_to_onnx(network, (1, 3, 8, 56, 56)), path)
+    onnx.save(onnx_graphs.torch_to_onnx(network, (1, 3, 8, 56, 56)), path)
     return path
 
 

@@ -20,8 +20,8 @@ import qai_hub
 import torch
 from torchvision.models import get_model
 
-import aihub
 import example_export
+from aihub import model_io, service
 from conftest import REPO
 from faulty_hub import Fault, FaultyHub
 from qevd_r2plus1d import Model
@@ -422,7 +422,7 @@ def test_outputs_of_another_name_are_compared(tmp_path, hub, capsys):
     client, paths = client_of(hub), write_clips(tmp_path / "clips", 2, frames=4)
     clips = [np.load(tmp_path / "clips" / path) for path in paths]
     target = client.get_model(job.target_id)
-    io = aihub.io_of(target)
+    io = model_io.io_of(target)
     io["output"]["name"] = "scores"
 
     class Network(SmallNetwork):
@@ -439,7 +439,7 @@ def test_a_failed_job_ends_the_export(hub):
     hub.faults.append(Fault("compile", fail=True, message="op Foo is unknown"))
     client = client_of(hub)
     example_export.wait_for_each_job(client)
-    with pytest.raises(aihub.JobFailedError, match="op Foo is unknown.* see http"):
+    with pytest.raises(service.JobFailedError, match="op Foo is unknown.* see http"):
         client.submit_compile_job(small_onnx(), qai_hub.Device(DEVICE), options="--target_runtime qnn_dlc")
 
 
@@ -497,7 +497,7 @@ def test_the_three_ways_to_skip(flags, value):
     script = {"__file__": str(common.REPO / SCRIPT), "__doc__": "An export."}
     exec(compile((common.REPO / SCRIPT).read_text(), SCRIPT, "exec"), script | {"__name__": "example_export"}, script)
     script |= {"__file__": str(common.REPO / SCRIPT)}
-    common.set_constants_from_flags(script, flags)
+    flags.set_constants_from_flags(script, flags)
     assert script["skip_profiling"] is value
 
 

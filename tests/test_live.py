@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 import browser
-import classifier
 import predict
 from conftest import REPO
 from drawn_exercises import CLASSES, draw, write_exercises, write_onnx
 from make_sample_dataset import frames_of
+from see import classifier
 
 SCRIPT = REPO / "tools/live.py"
 SAMPLE = ["jumping_jacks", "squats", "toe_touch", "standing_kicks", "pushups", "leg_lifts"]

@@ -25,7 +25,7 @@ from qai_hub import public_api_pb2 as pb
 from qai_hub.client import RateLimitedError, UserError
 from torch import nn
 
-import aihub
+from aihub import onnx_graphs
 from conftest import REPO
 from faulty_hub import Fault, FaultyHub
 from hub_server.jobs import RUNNERS
@@ -209,7 +209,7 @@ def test_dlc_is_linked_and_the_binary_runs_on_another_hub(client, onnx_model, cl
     assert linked.input_spec[None][0].shape == NTHWC
     path = linked.download(str(tmp_path / "model.bin"))
     with open(path, "rb") as file:
-        assert file.readline() == aihub.HUB_TAG and b"NOT A QUALCOMM BINARY" in aihub.HUB_TAG
+        assert file.readline() == onnx_graphs.HUB_TAG and b"NOT A QUALCOMM BINARY" in onnx_graphs.HUB_TAG
     with FaultyHub() as other:
         outputs = inferred(client_of(other), path, channel_last(clips))
     np.testing.assert_allclose(outputs, logits, atol=1e-5)

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 
-import common
+from common import finding
 
 import pytest
 
@@ -45,7 +45,7 @@ def taken_by_check(root, folder):
 
 def taken_by_index(root):
     """Names that the walk finds, the index takes, and of which `read_frames` then gives every frame."""
-    names = common.find_videos(root / "train").videos
+    names = finding.find_videos(root / "train").videos
     paths = [str(root / "train" / name) for name in names]
     index, taken = index_videos(paths, 2, progress=False), set()
     for name, path, pts in zip(names, paths, index["video_pts"]):

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-import common
+from common.names import shortened
 
 import av
 import numpy as np
@@ -20,14 +20,11 @@ import torch
 import torchvision
 from PIL import Image
 
-import annotated_copy
-import classifier
-import pictures
 import predict
-import timeline
 from conftest import REPO
 from drawn_exercises import CLASSES, write_exercises, write_onnx
 from qevd_r2plus1d import Model
+from see import annotated_copy, classifier, drawing, timeline
 from small_models import small_onnx
 
 SCRIPT = "tools/predict.py"
@@ -106,7 +103,7 @@ def test_the_picture_shows_what_the_model_saw(exercises, run, tmp_path):
     clip = predict.read_clip(str(video), 16, 4)
     image = Image.open(tmp_path / f"predictions/{CLASSES[1]}.png")
     shown = np.asarray(image).astype(float)
-    for i, frame in enumerate(pictures.images_of(clip.pixels, 160)):
+    for i, frame in enumerate(drawing.images_of(clip.pixels, 160)):
         x, y = 32 + i % 8 * 168, 76 + i // 8 * 194
         assert np.array_equal(shown[y : y + 160, x : x + 160], np.asarray(frame)), f"frame {i} is not at ({x}, {y})"
     assert image.width == 1400 and (shown[:, :31] == 255).all() and (shown[:, -31:] == 255).all(), "something overflows"
@@ -130,7 +127,7 @@ quantize = hub.submit_quantize_job(onnx.load("tiny.onnx"), {"video": clips}, hub
 job = hub.submit_compile_job(quantize.get_target_model(), device, input_specs={"video": (shape, "float32")},
     options="--target_runtime qnn_context_binary --force_channel_last_input video --quantize_io")
 job.get_target_model().download("w8a8.bin")
-description = aihub.io_of(job.get_target_model()) | {"sha256": common.sha256_of("w8a8.bin")}
+description = model_io.io_of(job.get_target_model()) | {"sha256": common.sha256_of("w8a8.bin")}
 json.dump(description | {"classes": json.load(open("tiny.json"))["classes"]}, open("w8a8.json", "w"))
 """)
     infer = f"{REPO}/tools/run_inference.py --data-path tensors"
@@ -366,6 +363,6 @@ def test_planes_are_joined_without_a_change_of_colour(tmp_path):
 
 def test_names_that_no_picture_can_hold_are_shortened():
     for name in ("x" * 500, "日本" * 200, "line\nbreak", ""):
-        assert pictures.font(20).getlength(pictures.shortened(name, 20, 300)) <= 300
+        assert drawing.font(20).getlength(drawing.shortened(name, 20, 300)) <= 300
     assert classifier.best(np.array([0.2, 0.5, 0.2, 0.1]), list("abcd"), 3) == [("b", 0.5), ("a", 0.2), ("c", 0.2)]
-    assert common.shortened(map(str, range(30)), 3) == "0, 1, 2, … and 27 more"
+    assert shortened(map(str, range(30)), 3) == "0, 1, 2, … and 27 more"

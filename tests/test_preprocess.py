@@ -13,8 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
-import common
-
 import av
 import numpy as np
 import pytest
@@ -24,9 +22,9 @@ from torchvision.transforms import functional as F
 
 import preprocess_and_save
 from conftest import REPO
-from journal import Journal
 from make_videos import write_video
 from qevd_r2plus1d import Model
+from videos.journal import Journal
 
 SCRIPT = "tools/preprocess_and_save.py"
 SIZES = ((96, 128), (120, 90), (256, 340), (64, 64))
@@ -98,7 +96,7 @@ def run_here(monkeypatch, capsys):
 
     def run(*flags, code=0, **environment):
         with monkeypatch.context() as patch:
-            for name in common.constants_of(Path(preprocess_and_save.__file__).read_text()):
+            for name in flags.constants_of(Path(preprocess_and_save.__file__).read_text()):
                 patch.setattr(preprocess_and_save, name, getattr(preprocess_and_save, name))  # flags set it: put back
             for name, value in environment.items():
                 patch.setenv(name, str(value))

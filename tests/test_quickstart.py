@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import common
+from common import environment
 
 import pytest
 
@@ -37,13 +37,13 @@ LOCAL = ("AF_UNIX ", "AF_INET ('127.0.0.1', ", "name '127.0.0.1'", "name 'localh
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """Where a small run goes, its arguments and its environment."""
-    common.make_environment(REPO / "requirements.txt")
+    environment.make_environment(REPO / "requirements.txt")
     install_wheels()  # tests beside this one do, and quickstart has a step more where they are
     folder = tmp_path_factory.mktemp("quickstart")
     (folder / "sitecustomize.py").write_text(WATCHER)
     arguments = ["--folder", folder / "sample", "--train-videos-per-class", 1, "--val-videos-per-class", 1]
-    environment = {"PYTHONPATH": folder, "SOCKET_LOG": folder / "sockets", "TORCH_HOME": folder / "no weights"}
-    return folder, [*arguments, "--epochs", 1], environment
+    variables = {"PYTHONPATH": folder, "SOCKET_LOG": folder / "sockets", "TORCH_HOME": folder / "no weights"}
+    return folder, [*arguments, "--epochs", 1], variables
 
 
 @pytest.fixture(scope="module")

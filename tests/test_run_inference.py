@@ -15,8 +15,8 @@ import pytest
 from qai_hub import public_api_pb2 as pb
 from qai_hub.util.dataset_entries_converters import h5_to_dataset_entries
 
-import aihub
 import run_inference
+from aihub import model_io
 from conftest import REPO
 from faulty_hub import Fault, FaultyHub
 from hub_server import routes
@@ -479,7 +479,7 @@ def test_what_is_wrong_with_the_model_costs_one_small_job(place, run_script):
     description = json.loads((place.folder / "model.json").read_text())
     clip = np.load(place.folder / "clips" / place.paths[4])
     logits = expected_logits(place.folder / "clips", [place.paths[4]])[0]
-    description["probe"] = {"digest": aihub.clip_digest(clip), "logits": (-logits).tolist()}
+    description["probe"] = {"digest": model_io.clip_digest(clip), "logits": (-logits).tolist()}
     (place.folder / "model.json").write_text(json.dumps(description))
     result = run_script(SCRIPT, *flags, code=1, **place.environment)
     assert f"the logits of {place.paths[4]} are not those of the model that was exported" in result.stderr

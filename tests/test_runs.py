@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import common
+from common import flags
 
 import pytest
 
@@ -85,14 +86,14 @@ def test_a_run_with_a_name_and_float_and_w8a8_side_by_side(tmp_path, videos, run
 @pytest.mark.parametrize("name", ["", "..", ".", "a/b", "/tmp", "a b", ".hidden", "-x", "a\\b"])
 def test_names_that_are_no_folder_are_refused(capsys, name):
     with pytest.raises(SystemExit) as stopped:
-        common.run_folder(name)
+        flags.run_folder(name)
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: --run is {name!r}: a name of letters, digits, _ . + - is needed")
 
 
 def test_a_refused_name_is_one_sentence_of_the_script(tmp_path, run_script):
-    for script, *flags in ("tools/evaluate.py", "--run", ".."), (TRAIN, "--data-path", "x", "--run", ""):
-        error = run_script(script, *flags, code=2).stderr
+    for script, *words in ("tools/evaluate.py", "--run", ".."), (TRAIN, "--data-path", "x", "--run", ""):
+        error = run_script(script, *words, code=2).stderr
         assert error.startswith("error: --run is") and error.count("\n") == 1, error
     assert not list(tmp_path.iterdir())
 
@@ -117,10 +118,10 @@ def test_help_of_training_begins_with_what_one_needs_first(run_script):
 def test_what_belongs_to_a_run():
     """What steps write by default, in whatever way it is written; no path that only starts alike."""
     for path in "./checkpoint.pth", "dataset-export.h5", "preprocessed_tensors/manifest.jsonl", "./report":
-        assert common.in_run("runs/x", path) == f"runs/x/{path.removeprefix('./')}"
-    assert common.in_run("runs/x", ["./checkpoint.pth", "a.pth"]) == ["runs/x/checkpoint.pth", "a.pth"]
+        assert flags.in_run("runs/x", path) == f"runs/x/{path.removeprefix('./')}"
+    assert flags.in_run("runs/x", ["./checkpoint.pth", "a.pth"]) == ["runs/x/checkpoint.pth", "a.pth"]
     for other in "", "./class_map.json", "./QEVD_organized", "./reports", "../report", "/report", "a/report", 4, True:
-        assert common.in_run("runs/x", other) == other
+        assert flags.in_run("runs/x", other) == other
 
 
 @pytest.mark.parametrize(("written", "flags"), [
@@ -134,15 +135,15 @@ def test_what_belongs_to_a_run():
 ])  # fmt: skip
 def test_the_next_command_goes_on_in_the_run(written, flags):
     path = Path(written)
-    command = common.next_command("example_export.py", path, checkpoint=path)
+    command = flags.next_command("example_export.py", path, checkpoint=path)
     assert command == f"{HUB}python tools/example_export.py{flags}"
 
 
 def test_the_next_command_has_the_clips_that_were_trained_on():
     """Numbers and booleans, too; the next script takes what is printed."""
     made = dict(CLIP_LEN=8, FRAME_RATE=10.0, ROTATE=True)
-    command = common.next_command("preprocess_and_save.py", Path("checkpoint.pth"), **made)
+    command = flags.next_command("preprocess_and_save.py", Path("checkpoint.pth"), **made)
     assert command == "python tools/preprocess_and_save.py --clip-len 8 --frame-rate 10 --rotate True"
-    assert common.boolean("True") is True
+    assert flags.boolean("True") is True
     usual = dict(CLIP_LEN=16, FRAME_RATE=4.0, ROTATE=False)
-    assert common.next_command("preprocess_and_save.py", Path("checkpoint.pth"), **usual) == command.split(" --")[0]
+    assert flags.next_command("preprocess_and_save.py", Path("checkpoint.pth"), **usual) == command.split(" --")[0]

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import common
+from common import flags
 
 # ----------------------------------------------------------------------------------------------------------------------
 CHECKPOINTS = ["./checkpoint.pth"]  # two or more
@@ -101,7 +102,7 @@ def greedy(paths, checkpoints, layers, folder):
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     if len(CHECKPOINTS) < 2:
         common.refuse(
             f"an average needs two checkpoints or more: name them with --checkpoints, not {CHECKPOINTS} alone"
@@ -119,7 +120,7 @@ def main():
             paths, checkpoints = greedy(paths, checkpoints, layers, folder)
     save(average(checkpoints), OUTPUT)
     print(f"{OUTPUT}: the average of {', '.join(paths)}")
-    print(f"next: {common.next_command('example_export.py', OUTPUT, checkpoint=OUTPUT)}")
+    print(f"next: {flags.next_command('example_export.py', OUTPUT, checkpoint=OUTPUT)}")
     if data_path:
         # one checkpoint alone has statistics that fit it
         print(json.dumps(validate(OUTPUT, layers, recompute=len(checkpoints) > 1)))

@@ -46,17 +46,18 @@ from collections import Counter
 from pathlib import Path
 
 import common
+from common import finding, flags, machine
 
-from check_report import COLUMNS, print_summary, read_rows, write_rows
-from journal import Journal
-from repairs import REPAIRABLE, preserve, repair
-from verdict import examine, verdict
+from videos.check_report import COLUMNS, print_summary, read_rows, write_rows
+from videos.journal import Journal
+from videos.judging import examine, verdict
+from videos.repairs import REPAIRABLE, preserve, repair
 
 # ----------------------------------------------------------------------------------------------------------------------
 ROOT = "./QEVD_organized"  # dataset: ROOT/{train,val}/<class>/<video>
 QUARANTINE = "./bad_videos"  # where damaged videos go; not inside ROOT/train or ROOT/val
 REPORT = "bad_videos.csv"  # CSV, one row a video
-EXT = sorted(ending[1:] for ending in common.VIDEO_ENDINGS)  # endings of video files, in any case
+EXT = sorted(ending[1:] for ending in finding.VIDEO_ENDINGS)  # endings of video files, in any case
 REMUX = False  # try to repair: copy the streams into a new file, then the same without corrupt packets
 REPLACE = False  # put a repaired file in the place of the original
 REENCODE = False  # with REMUX: encode anew what remuxing cannot repair
@@ -176,7 +177,7 @@ def list_videos():
     videos, unreadable, others, misplaced = [], {}, Counter(), 0
     for split in "train", "val":
         folder = Path(ROOT, split)
-        found = common.find_videos(folder, endings)
+        found = finding.find_videos(folder, endings)
         videos += [folder / name for name in found.videos + found.misplaced]
         unreadable |= {folder / name: why for name, why in found.failures.items() if folder.exists()}
         others += found.other_endings
@@ -345,7 +346,7 @@ def check_and_record(videos, unreadable, journal, scratch):
 
     results = ((video, verdict("unreadable", why), None) for video, why in unreadable.items())
     if videos:
-        jobs = common.num_workers(JOBS)
+        jobs = machine.num_workers(JOBS)
         of_children = examined_and_repaired(videos, jobs, lambda video: temporary_path(video, scratch))
         results = itertools.chain(results, of_children)
     for video, row, temporary in tqdm(results, total=len(videos) + len(unreadable), unit="video", smoothing=0):
@@ -382,7 +383,7 @@ def check_share(videos, unreadable, journal):
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     check_usage()
     check_packages()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is clean, too
@@ -409,7 +410,7 @@ def main():
     print_summary(rows)
     print(f"report: {REPORT}; quarantine: {QUARANTINE}")
     folders = [folder for folder in (Path(ROOT, "train"), Path(ROOT, "val")) if folder.is_dir()]
-    own = common.class_map_with(label for folder in folders for label in common.class_folders(folder))
+    own = common.class_map_with(label for folder in folders for label in finding.class_folders(folder))
     own = f" --class-map {own}" if own and own.parent != common.REPO else ""
     print(f"next: python references/video_classification/train.py --data-path {shlex.quote(ROOT)}{own}")
     if any(row["reason"] != "healthy" and row["action"] != "quarantined earlier" for row in rows):

@@ -9,9 +9,9 @@ $ python tools/local_hub.py python tools/compile_and_profile.py     # without an
 
 from pathlib import Path
 
-import common
+from common import flags
 
-import aihub
+from aihub import model_io, onnx_graphs, service
 
 # ----------------------------------------------------------------------------------------------------------------------
 ONNX_DIR = "."                          # folder of the ONNX file
@@ -26,22 +26,22 @@ INFERENCE_OPTIONS = ""
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     path = Path(ONNX_DIR, VIDEO_ONNX_NAME)
-    model, input_specs = aihub.load_onnx(path, (BATCH, C, T, H, W))
+    model, input_specs = onnx_graphs.load_onnx(path, (BATCH, C, T, H, W))
     ((name, (shape, dtype)),) = input_specs.items()
-    print(f"{path}: valid, input {name}: {dtype} {shape}, {aihub.layout_of(shape)}")
-    hub = aihub.connect_to_hub()
-    with aihub.hub_errors_in_one_sentence():
-        device = aihub.find_device(hub, DEVICE_NAME, CHIPSET)
-        target_model, io = aihub.compile_onnx(hub, model, input_specs, device, COMPILE_OPTIONS, LINK_OPTIONS)
-        options = aihub.job_options(aihub.qairt_version_of(target_model), INFERENCE_OPTIONS)
+    print(f"{path}: valid, input {name}: {dtype} {shape}, {model_io.layout_of(shape)}")
+    hub = service.connect_to_hub()
+    with service.hub_errors_in_one_sentence():
+        device = service.find_device(hub, DEVICE_NAME, CHIPSET)
+        target_model, io = service.compile_onnx(hub, model, input_specs, device, COMPILE_OPTIONS, LINK_OPTIONS)
+        options = service.job_options(service.qairt_version_of(target_model), INFERENCE_OPTIONS)
         job = hub.submit_inference_job(target_model, device, profile=True, name=path.stem, options=options)
-        aihub.wait_for(job)
-        aihub.print_profile(job, device)
+        service.wait_for(job)
+        service.print_profile(job, device)
     if io:
-        print(f"input     {aihub.describe(io['input'])}")
-        print(f"output    {aihub.describe(io['output'])}")
+        print(f"input     {model_io.describe(io['input'])}")
+        print(f"output    {model_io.describe(io['output'])}")
     print(f"model     {target_model.url}")
 
 

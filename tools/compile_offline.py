@@ -26,8 +26,9 @@ import time
 from pathlib import Path
 
 import common
+from common import flags, machine
 
-import aihub
+from aihub import logits_file, model_io, onnx_graphs
 from qualcomm import compiler, emulator, latency, sources
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ def find_source():
         )
     if path.suffix in (".pth", ".pt"):
         common.refuse(f"{path} looks like a checkpoint: name it with --checkpoint")
-    is_onnx = path.suffix == ".onnx" and not aihub.read_hub_binary(path)
+    is_onnx = path.suffix == ".onnx" and not onnx_graphs.read_hub_binary(path)
     found = sources.from_onnx(path, num_frames, precision) if is_onnx else sources.from_local_hub(path)
     if num_frames not in (0, found.frames):
         common.refuse(f"num_frames is {num_frames}, but {path} takes {found.frames} frames a clip")
@@ -159,7 +160,8 @@ def key_of(found, rows):
     parts = [compiler.WHEELS, soc, found.sha256, found.network, found.shape, found.precision]
     if rows:
         # what quantises differently makes another binary, so its very words count
-        parts += [inspect.getsource(aihub.quantize_onnx), [emulator.identity_of(CALIBRATION_DIR, row) for row in rows]]
+        parts += [inspect.getsource(onnx_graphs.quantize_onnx)]
+        parts += [[emulator.identity_of(CALIBRATION_DIR, row) for row in rows]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -190,7 +192,8 @@ def compile_and_save(found, key, graph, io):
         with common.written_then_renamed(path) as temporary:
             shutil.copyfile(binary, temporary)
     description = {"file": path.name, "sha256": common.sha256_of(path), "key": key, **io}
-    description |= {"layout": aihub.layout_of(io["input"]["shape"]), "output_kind": "logits", "classes": found.classes}
+    description |= {"layout": model_io.layout_of(io["input"]["shape"]), "output_kind": "logits"}
+    description |= {"classes": found.classes}
     description |= {"target_runtime": "qnn_context_binary", "precision": found.precision, "network": found.network}
     description |= {"made_from": found.made_from, "made_from_sha256": found.sha256, "frames": found.frames, "soc": soc}
     description |= {**figures, "operations": len(graph.graph.node), "seconds": round(time.monotonic() - start, 1)}
@@ -228,8 +231,8 @@ def print_report(path, description):
     device = f", {latency.DEVICE}" if d["soc"] == latency.DEVICE_SOC else ""
     print(f"chip      {d['chip']} (SoC {d['soc']}{device}), Hexagon {d['hexagon']}")
     print(f"binary    {path}, {d['bytes'] / 1e6:.1f} MB, QAIRT {d['qairt']}")
-    print(f"input     {aihub.describe(d['input'])}")
-    print(f"output    {aihub.describe(d['output'])}, {d['output_kind']}")
+    print(f"input     {model_io.describe(d['input'])}")
+    print(f"output    {model_io.describe(d['output'])}, {d['output_kind']}")
     print(f"runs on   the Hexagon processor alone: {d['operations']} operations, one graph, nothing on the CPU")
     if d["estimated_ms"]:
         spill, fill = d["spill_bytes"] / 1e6, d["fill_bytes"] / 1e6
@@ -269,10 +272,10 @@ def emulate(found, path, description, deployed):
             onnx.save(graph, temporary)
     outputs = emulator.emulate(path, description, rows, read, journal, data_dir, qnn_dir, num_processes)
     figures = emulator.compare(found, graph, description, rows, read, outputs)
-    emulator.write_h5(OUTPUT_H5, rows, aihub.as_logits(outputs, description["output"]), description, path.name)
+    emulator.write_h5(OUTPUT_H5, rows, model_io.as_logits(outputs, description["output"]), description, path.name)
     journal.graph.unlink()
     manifest, report_dir = Path(data_dir, "manifest.jsonl"), Path(OUTPUT_H5).with_name("report-htp")
-    command = aihub.evaluate_command(OUTPUT_H5, manifest, found.classes, report_dir=report_dir)
+    command = logits_file.evaluate_command(OUTPUT_H5, manifest, found.classes, report_dir=report_dir)
     partial = " --allow-partial" if len(rows) < number else ""
     print(f"wrote {OUTPUT_H5}: {len(rows)} clips; next: {command}{partial}")
     return {"num_clips": len(rows), **figures}
@@ -304,7 +307,7 @@ def compare_networks():
             found = sources.untrained(row["network"], row["frames"], num_classes, row["precision"])
             yield row, sources.deployed_graph(found, calibration_clips(found, []))[0]
 
-    number = common.num_workers(num_processes)
+    number = machine.num_workers(num_processes)
     with tqdm(total=len(wanted), initial=len(rows), unit="network", desc="comparing") as bar:
         for row, figures in compiler.compile_each(graphs(), soc, qnn_dir, number):
             rows.append(row | figures)
@@ -314,7 +317,7 @@ def compare_networks():
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     check_constants()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders go
     try:

@@ -21,10 +21,11 @@ import time
 from pathlib import Path
 
 import common
+from common import flags
 
 import numpy as np
 
-from report import figures, page, pictures
+from report import figures, page, thumbnails
 
 # ----------------------------------------------------------------------------------------------------------------------
 h5 = "dataset-export.h5"  # predictions: OUTPUT_H5 of run_inference.py, or a download from AI Hub's web page
@@ -41,7 +42,7 @@ MISSING = "clips without a prediction"
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     class_index = common.load_class_map(class_map)
     classes = sorted(class_index, key=class_index.get)
     rows = read_rows()
@@ -356,7 +357,7 @@ def write_report(report, confusion, predictions, other, rows, classes):
     """Write the four files of the report, each complete or not at all."""
     folder = Path(report_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures.draw_confusion(folder / "confusion.png", confusion, classes)
+    thumbnails.draw_confusion(folder / "confusion.png", confusion, classes)
     common.write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, report["per_class"][0], lineterminator="\n")

@@ -19,8 +19,9 @@ import tempfile
 from pathlib import Path
 
 import common
+from common import flags
 
-import aihub
+from aihub import logits_file, model_io, service
 
 # ----------------------------------------------------------------------------------------------------------------------
 checkpoint = "./checkpoint.pth"         # weights to export, as train.py wrote them; without it, ./model.pth
@@ -112,7 +113,7 @@ def wait_for_each_job(hub):
     def waiting(submit):
         def submit_and_wait(*args, **kwargs):
             job = submit(*args, **kwargs)
-            aihub.wait_for(job)
+            service.wait_for(job)
             return job
 
         return submit_and_wait
@@ -161,12 +162,12 @@ def run_pipeline(hub_device, folder):
 
 
 def find_io(target_model, result):
-    """What the compiled model takes and gives, as aihub.io_of has it; None if neither hub nor bundle says so."""
+    """What the compiled model takes and gives, as model_io.io_of has it; None if neither hub nor bundle says so."""
     # the hub does not describe every linked binary; the DLC that it was made of takes and gives the same
-    io = aihub.io_of(target_model) or aihub.io_of(result.compile_job.get_target_model())
+    io = model_io.io_of(target_model) or model_io.io_of(result.compile_job.get_target_model())
     if io or not result.download_path:
         return io
-    return aihub.io_of_bundle(result.download_path, model_in_bundle(result.download_path))
+    return model_io.io_of_bundle(result.download_path, model_in_bundle(result.download_path))
 
 
 def model_in_bundle(bundle):
@@ -222,14 +223,14 @@ def logits_of_one_clip(model):
     import torch
 
     clip = model.sample_inputs(use_channel_last_format=False)["video"][0]
-    return {"digest": aihub.clip_digest(clip), "logits": model(torch.from_numpy(clip))[0].tolist()}
+    return {"digest": model_io.clip_digest(clip), "logits": model(torch.from_numpy(clip))[0].tolist()}
 
 
 def options_of_jobs(model, qairt_version):
     """Options of inference and profile jobs: those of the recipe, the version that made the binary, the user's."""
     from qai_hub_models import TargetRuntime
 
-    options = aihub.job_options(qairt_version, inference_options)
+    options = service.job_options(qairt_version, inference_options)
     return model.get_hub_inference_options(TargetRuntime(target_runtime), options)
 
 
@@ -239,27 +240,27 @@ def compare_on_device(hub, hub_device, model, target_model, io, options=""):
     import torch
 
     if not io:
-        raise aihub.JobFailedError("AI Hub does not say what the model takes, so its logits are not compared")
+        raise service.JobFailedError("AI Hub does not say what the model takes, so its logits are not compared")
     clips = model.sample_inputs(use_channel_last_format=False)["video"]
     expected = np.concatenate([model(torch.from_numpy(clip)).numpy() for clip in clips])
-    inputs = {io["input"]["name"]: [aihub.as_model_input(clip, io["input"]) for clip in clips]}
+    inputs = {io["input"]["name"]: [model_io.as_model_input(clip, io["input"]) for clip in clips]}
     job = hub.submit_inference_job(
         target_model, hub_device, inputs, profile=False, name=target_model.name, options=options
     )
-    aihub.wait_for(job)
+    service.wait_for(job)
     outputs = job.download_output_data() or {}
     arrays = outputs.get(io["output"]["name"]) or next(iter(outputs.values()), [])
     if len(arrays) != len(clips):
-        raise aihub.JobFailedError(f"the inference job brought no output for its {len(clips)} clips; see {job.url}")
-    logits = np.concatenate([aihub.as_logits(array, io["output"]) for array in arrays])
-    print(f"on device against torch: {aihub.in_words(aihub.agreement(logits, expected), len(clips))}")
+        raise service.JobFailedError(f"the inference job brought no output for its {len(clips)} clips; see {job.url}")
+    logits = np.concatenate([model_io.as_logits(array, io["output"]) for array in arrays])
+    print(f"on device against torch: {logits_file.in_words(logits_file.agreement(logits, expected), len(clips))}")
 
 
 def profile_on_device(hub, hub_device, target_model, options):
     """Print latency, memory and the placement of the layers on the device."""
     job = hub.submit_inference_job(target_model, hub_device, profile=True, name=target_model.name, options=options)
-    aihub.wait_for(job)
-    aihub.print_profile(job, hub_device)
+    service.wait_for(job)
+    service.print_profile(job, hub_device)
 
 
 def print_result(result, path, bundle, io):
@@ -267,19 +268,19 @@ def print_result(result, path, bundle, io):
     if path:
         print(f"model     {path}, bundle {bundle}")
     if io:
-        print(f"input     {aihub.describe(io['input'])}, RGB in [0, 1]")
-        print(f"output    {aihub.describe(io['output'])}, logits")
+        print(f"input     {model_io.describe(io['input'])}, RGB in [0, 1]")
+        print(f"output    {model_io.describe(io['output'])}, logits")
     for job in filter(None, (result.compile_job, result.link_job)):
         print(f"{job.job_type + ' job':<11} {job.job_id}  {job.url}")
 
 
 def print_next(path, emulated):
     """The command of the next step, with the flags that are not its defaults."""
-    command = common.next_command("run_inference.py", path, DLC_PATH=path, data_path=data_dir or "preprocessed_tensors")
-    print(f"next: {common.LOCAL_HUB * emulated}{command.removeprefix(common.LOCAL_HUB)}")
+    command = flags.next_command("run_inference.py", path, DLC_PATH=path, data_path=data_dir or "preprocessed_tensors")
+    print(f"next: {flags.LOCAL_HUB * emulated}{command.removeprefix(flags.LOCAL_HUB)}")
     if emulated:
-        ask = common.next_command("compile_offline.py", path, source=path)
-        print(f"under {aihub.LATENCY_GATE_MS} ms? Qualcomm's own compiler, on this machine: {ask}")
+        ask = flags.next_command("compile_offline.py", path, source=path)
+        print(f"under {service.LATENCY_GATE_MS} ms? Qualcomm's own compiler, on this machine: {ask}")
 
 
 def share_jobs(jobs, emulated):
@@ -303,8 +304,8 @@ def export(hub, hub_device):
         target_model = (result.link_job or result.compile_job).get_target_model()
         io = find_io(target_model, result)
         if io:
-            aihub.check_scale(io["output"])
-        model, qairt_version = Model.from_pretrained(**model_arguments()), aihub.qairt_version_of(target_model)
+            model_io.check_scale(io["output"])
+        model, qairt_version = Model.from_pretrained(**model_arguments()), service.qairt_version_of(target_model)
         jobs = [job for job in (result.compile_job, result.link_job) if job]
         description = (io or {}) | {
             "output_kind": "logits",
@@ -325,23 +326,23 @@ def export(hub, hub_device):
             bundle = zip_bundle(bundle) if zip_assets else bundle
     print_result(result, path, bundle, io)
     if path:
-        print_next(path, aihub.is_emulated(hub_device))
+        print_next(path, service.is_emulated(hub_device))
     return model, target_model, io, qairt_version, jobs
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     use_model_pth()
     check_constants()
-    hub = aihub.connect_to_hub()
-    with aihub.hub_errors_in_one_sentence():
-        hub_device = aihub.find_device(hub, device, chipset)
+    hub = service.connect_to_hub()
+    with service.hub_errors_in_one_sentence():
+        hub_device = service.find_device(hub, device, chipset)
         check_qairt_version(hub)
         wait_for_each_job(hub)
         with common.only_writer(Path(output_dir, "resnet_2plus1d"), "--output-dir"):
             model, target_model, io, qairt_version, jobs = export(hub, hub_device)
         if share:
-            share_jobs(jobs, aihub.is_emulated(hub_device))
+            share_jobs(jobs, service.is_emulated(hub_device))
         options = options_of_jobs(model, qairt_version)
         if not skip_profiling:
             profile_on_device(hub, hub_device, target_model, options)

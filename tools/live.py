@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import common
+from common import flags
 
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -198,7 +199,7 @@ class Session:
 
     async def label(self):
         """Classify the ring every EVERY seconds, as soon as a frame has come."""
-        from classifier import best, softmax
+        from see.classifier import best, softmax
 
         loop = asyncio.get_running_loop()
         while True:
@@ -317,8 +318,8 @@ def warm_up(classifier):
 
 
 def main():
-    common.set_constants_from_flags(globals())
-    from classifier import load
+    flags.set_constants_from_flags(globals())
+    from see.classifier import load
 
     classifier = load(CHECKPOINT)
     print(f"{classifier.about}: {len(classifier.classes)} classes, {classifier.clip_len} frames at {FRAME_RATE} fps")

@@ -64,7 +64,7 @@ def main():
     flags, command = split_command(sys.argv[1:])
     if flags in (["-h"], ["--help"]):
         print(__doc__)
-    common.set_constants_from_flags(globals(), flags)
+    flags.set_constants_from_flags(globals(), flags)
     from hub_server import LocalHub
     from hub_server.records import EMULATED
 

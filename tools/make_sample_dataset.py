@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import common
+from common import flags
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -530,7 +531,7 @@ def write_contact_sheet(path, videos):
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     check_settings()
     videos = plan_videos()
     written = make_videos(videos)

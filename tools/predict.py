@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import common
+from common import finding, flags, machine
 
 import numpy as np
 
@@ -68,12 +69,12 @@ def find_videos():
             failed[word] = "there is no such file"
         for path in paths:
             if os.path.isdir(path):
-                found = common.find_videos(path)
+                found = finding.find_videos(path)
                 inside = sorted(found.videos + found.misplaced)
                 videos |= dict.fromkeys(os.path.join(path, video) for video in inside)
                 failed |= {os.path.join(path, video): why for video, why in found.failures.items()}
                 if not inside:
-                    failed.setdefault(path, f"no video in this folder ({', '.join(sorted(common.VIDEO_ENDINGS))})")
+                    failed.setdefault(path, f"no video in this folder ({', '.join(sorted(finding.VIDEO_ENDINGS))})")
             else:
                 videos[path] = None
     return list(videos), failed
@@ -127,7 +128,7 @@ def results_of(function, arguments):
     import torchvision_patches.video_utils  # noqa: F401 (once, before the processes are forked, not in each of them)
     from torchvision_patches.decoding import UnreadableVideo
 
-    num_workers, remaining, running = common.num_workers(NUM_WORKERS), iter(arguments), deque()
+    num_workers, remaining, running = machine.num_workers(NUM_WORKERS), iter(arguments), deque()
     with ProcessPool(max_workers=num_workers) as pool:
         try:
             while True:
@@ -178,8 +179,8 @@ def predict_all(videos, failed, names, classifier):
     """Classify each video by its first clip; print, draw and list it. Videos that fail go to `failed`."""
     from tqdm import tqdm
 
-    from classifier import best, softmax
-    from pictures import draw_clip
+    from see.classifier import best, softmax
+    from see.drawing import draw_clip
 
     few = len(videos) <= WITH_BARS
     with (
@@ -239,7 +240,7 @@ def table_of_videos():
 
 def lines_of(video, clip, five):
     """What is printed of a video: its file, what is odd about it, and its five best classes with bars."""
-    from pictures import about_rotation
+    from see.drawing import about_rotation
 
     width = max(len(name) for name, _ in five)
     lines = [f"\n{video}: {clip.num_frames / clip.fps:.1f} s, {clip.fps:.3g} fps{about_rotation(clip.rotation)}"]
@@ -265,7 +266,7 @@ def report(videos, failed):
 
 
 def main():
-    common.set_constants_from_flags(globals(), words="VIDEOS")
+    flags.set_constants_from_flags(globals(), words="VIDEOS")
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no terminal can show
     if not VIDEOS:
         common.refuse("name videos, folders or patterns: python tools/predict.py squats.mp4 more_videos/")
@@ -274,7 +275,7 @@ def main():
     videos, failed = find_videos()
     if not videos:
         common.refuse("no video found: " + "; ".join(f"{path}: {why}" for path, why in list(failed.items())[:3]))
-    from classifier import load
+    from see.classifier import load
 
     classifier = load(CHECKPOINT)
     print(f"{classifier.about}: {len(classifier.classes)} classes, {classifier.clip_len} frames at {FRAME_RATE} fps")
@@ -282,7 +283,7 @@ def main():
     try:
         Path(OUT).mkdir(parents=True, exist_ok=True)
         if TIMELINE:
-            import timeline
+            from see import timeline
 
             rates = STRIDE, FRAME_RATE, ROTATE
             for video, why in timeline.label_all(videos, names, classifier, results_of, OUT, *rates):

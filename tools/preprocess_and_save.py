@@ -27,10 +27,11 @@ from itertools import chain, groupby
 from pathlib import Path
 
 import common
+from common import finding, flags, machine
 
 import numpy as np
 
-from journal import Journal
+from videos.journal import Journal
 
 # ----------------------------------------------------------------------------------------------------------------------
 DATA_ROOT = "./QEVD_organized/val"  # folder with <class>/<video>
@@ -48,7 +49,7 @@ CURE = "delete it, or choose another with --out-root"
 
 def list_videos():
     """The sorted paths <class>/<video> below DATA_ROOT that get tensors, and {path: error} of what cannot."""
-    found = common.find_videos(DATA_ROOT)
+    found = finding.find_videos(DATA_ROOT)
     failures = found.failures | dict.fromkeys(found.misplaced, "it does not lie at DATA_ROOT/<class>/<video>")
     taken = {}
     for video in found.videos:
@@ -221,7 +222,7 @@ def run_share(videos, journal, num_kept):
     for label in {os.path.dirname(video) for video in videos}:
         Path(OUT_ROOT, label).mkdir(exist_ok=True)
     with tqdm(total=num_kept + len(videos), initial=num_kept, unit="clip", desc="preprocessing") as bar:
-        for video, record, error in results_of(videos, common.num_workers(NUM_WORKERS)):
+        for video, record, error in results_of(videos, machine.num_workers(NUM_WORKERS)):
             path = os.path.join(DATA_ROOT, video)
             failure = {"video_path": path, "error": error} | source_of(path)
             journal.append(failure if error else manifest_row(video, record))
@@ -243,7 +244,7 @@ def write_manifest(videos, table, failures, journal):
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no terminal can show
     if not os.path.isdir(DATA_ROOT):
         common.refuse(f"there is no folder DATA_ROOT = {DATA_ROOT}; it must hold <class>/<video>")
@@ -282,7 +283,7 @@ def preprocess_all(videos, failures):
         write_manifest(videos, table, failures | errors, journal)
         report(table[after], failures | errors)
         what_for = {"precision": "w8a8", "CALIBRATION_DIR": OUT_ROOT} if MAX_PER_CLASS else {"data_dir": OUT_ROOT}
-        print(f"next: {common.next_command('example_export.py', OUT_ROOT, **what_for)}")
+        print(f"next: {flags.next_command('example_export.py', OUT_ROOT, **what_for)}")
     saved, kept = int((mine & after & ~before).sum()), int((mine & after & before).sum())
     failed = int(mine.sum()) - saved - kept + (len(failures) if journal.rank == 0 else 0)
     print(f"share {journal.rank} of {journal.world_size}: " if journal.world_size > 1 else "", end="")

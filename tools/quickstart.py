@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import common
+from common import environment, flags
 
 # ----------------------------------------------------------------------------------------------------------------------
 FOLDER = "sample"  # everything is written here, relative to the repository; git ignores it
@@ -132,10 +133,10 @@ def run(command, python):
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     start = time.monotonic()
     os.chdir(common.REPO)
-    python = common.make_environment(common.REPO / "requirements.txt")
+    python = environment.make_environment(common.REPO / "requirements.txt")
     if not pretrained_weights().exists():
         print(f"no pre-trained weights at {pretrained_weights()}: training starts from scratch")
 

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
 import common
+from common import flags
+from common.names import shortened
 
 from tqdm import tqdm
 
@@ -135,7 +137,7 @@ def read_labels(path, class_map):
             refused.append(NotThere(number, *(given.get(key, "") for key in KEYS), "refused", reason))
     if overlap:
         common.refuse(f"train and val must have no video in common, {path} has {len(overlap):,}; nothing was done:"
-                      f" {common.shortened(overlap.values())}")
+                      f" {shortened(overlap.values())}")
     return videos, refused
 
 
@@ -223,9 +225,9 @@ def check_strays(placed, videos, dest):
     if leaks:
         common.refuse(f"{len(leaks):,} videos under {dest} belong to another split or class by these labels; move them"
                       " there, or delete them if the sources have them; nothing was done:"
-                      f" {common.shortened(sorted(leaks))}")
+                      f" {shortened(sorted(leaks))}")
     if strays:
-        listed = common.shortened(sorted(strays))
+        listed = shortened(sorted(strays))
         print(f"{len(strays):,} files under {dest} are none of these labels', they stay: {listed}")
 
 
@@ -365,7 +367,7 @@ class DatasetRefactorer:
             common.refuse("none of the source folders exists; set srcs to the unpacked parts of QEVD")
         if doubled and MODE != "move":
             print(f"{len(doubled):,} videos are in the sources more than once; the first in the order of srcs is taken:"
-                  f" {common.shortened(f'{videos[name].source}, not {path}' for name, path in doubled.items())}")
+                  f" {shortened(f'{videos[name].source}, not {path}' for name, path in doubled.items())}")
         if kept:
             print(f"{kept:,} videos under {self.dest} are in no source any more; they stay as they are")
         if replaced:
@@ -381,7 +383,7 @@ class DatasetRefactorer:
         foreign = {folder for folder in folders if device_of(folder) != device_of(self.dest)}
         if MODE == "hardlink" and foreign:
             common.refuse(f"hard links cannot cross file systems, and dest {self.dest} lies on another one than"
-                          f" {common.shortened(sorted(foreign))}; use MODE symlink or copy, or another dest")
+                          f" {shortened(sorted(foreign))}; use MODE symlink or copy, or another dest")
         if MODE in ("hardlink", "symlink"):
             return
         copied = [v.source for v in todo if MODE == "copy" or os.path.dirname(v.source) in foreign]
@@ -481,10 +483,10 @@ def report_not_there(rows):
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     counts = DatasetRefactorer(srcs, dest, labels_json).refactor_dataset()
     if not DRY_RUN:
-        print(f"next: {common.next_command('check_videos.py', dest, ROOT=dest)}")
+        print(f"next: {flags.next_command('check_videos.py', dest, ROOT=dest)}")
     raise SystemExit(1 if any(row["missing"] or row["refused"] for row in counts.values()) else 0)
 
 

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
+from common import flags, machine
 
-import aihub
-from inference_jobs import Inference, Patience, still_there
-from inference_state import Chunk, State, keep_aside, key_of, logits_of_row, read_result, take_over, write_result
+from aihub import logits_file, model_io, onnx_graphs, service
+from aihub.jobs import Inference, Patience, still_there
+from aihub.state import Chunk, State, keep_aside, key_of, logits_of_row, read_result, take_over, write_result
 
 # ----------------------------------------------------------------------------------------------------------------------
 # --- Model source: choose one ---
@@ -119,14 +120,14 @@ class Source(NamedTuple):
     path: Path
     onnx_model: Any  # an onnx.ModelProto that is compiled first, or None
     sha256: str  # of the content, weights in another file included
-    described: dict  # "input" and "output" as aihub.io_of has them, and more that example_export.py writes beside it
+    described: dict  # "input" and "output" as model_io.io_of has them, and more that example_export.py writes beside it
 
 
 def read_model(path):
     if DLC_PATH:
         sha256 = common.sha256_of(path)
         return Source(path, None, sha256, read_description(path, sha256))
-    onnx_model, specs = aihub.load_onnx(path, (BATCH, C, T, H, W))
+    onnx_model, specs = onnx_graphs.load_onnx(path, (BATCH, C, T, H, W))
     ((name, (shape, _)),) = specs.items()
     sha256 = hashlib.sha256(onnx_model.SerializeToString()).hexdigest()
     return Source(path, onnx_model, sha256, float_io(name, shape))
@@ -146,7 +147,7 @@ def read_description(path, sha256):
         if described != sha256:
             common.refuse(f"{own} describes another file than {path}; export the model again")
         return description
-    return aihub.io_of_bundle(path.parent, path.name) or {}
+    return model_io.io_of_bundle(path.parent, path.name) or {}
 
 
 def float_io(name, shape):
@@ -167,12 +168,12 @@ def wanted_layout():
 
 def check_io(io):
     """Exit with code 2 where the model contradicts the constants or does not say how its outputs are to be read."""
-    if wanted_layout() not in ("", aihub.layout_of(io["input"]["shape"])):
+    if wanted_layout() not in ("", model_io.layout_of(io["input"]["shape"])):
         common.refuse(
             f"IS_DLC_CHANNEL_LAST is {IS_DLC_CHANNEL_LAST} and LAYOUT {LAYOUT!r}, but the model takes "
-            f"{aihub.describe(io['input'])}; False and '' let the model decide"
+            f"{model_io.describe(io['input'])}; False and '' let the model decide"
         )
-    aihub.check_scale(io["output"])
+    model_io.check_scale(io["output"])
 
 
 # --- the clips --------------------------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ def read_clip(clip):
             f"values from {values.min():.3g} to {values.max():.3g} instead of [0, 1]: normalisation is inside the "
             f"model; run tools/preprocess_and_save.py again"
         )
-    return aihub.clip_digest(values), values.shape, str(values.dtype)
+    return model_io.clip_digest(values), values.shape, str(values.dtype)
 
 
 def examine(clips, known, state):
@@ -213,7 +214,7 @@ def examine(clips, known, state):
             return str(e)
 
     found = {}
-    with ThreadPool(common.num_workers()) as pool, tqdm(total=len(clips), unit="clip", desc="reading") as bar:
+    with ThreadPool(machine.num_workers()) as pool, tqdm(total=len(clips), unit="clip", desc="reading") as bar:
         for clip, result in zip(clips, pool.imap(examine_one, clips, chunksize=8)):
             bar.update()
             if isinstance(result, str):
@@ -230,7 +231,7 @@ def examine(clips, known, state):
 def check_fit(good, tensor):
     """Exit with code 2 and one sentence if a clip has another shape than the model takes: it is not cut or padded."""
     shape = tuple(tensor["shape"])
-    if aihub.layout_of(shape) == "NTHWC":
+    if model_io.layout_of(shape) == "NTHWC":
         shape = (shape[0], shape[4], *shape[1:4])
     others = [f"{clip} is {dtype} {own}" for clip, (digest, own, dtype) in good.items() if own != shape or not digest]
     if others:
@@ -244,7 +245,7 @@ def bytes_of_clip(tensor):
     """Of a clip as it is sent, before compression."""
     import numpy as np
 
-    return int(np.prod(tensor["shape"])) * np.dtype(aihub.sent_dtype(tensor)).itemsize
+    return int(np.prod(tensor["shape"])) * np.dtype(model_io.sent_dtype(tensor)).itemsize
 
 
 def make_chunks(clips, good, io, attributes):
@@ -271,23 +272,23 @@ def known_io(source, record, result):
         return record["io"]
     earlier = result["attributes"] if result else {}
     io = json.loads(earlier["io"]) if "io" in earlier and earlier["model_sha256"] == source.sha256 else None
-    return io if io and wanted_layout() in ("", aihub.layout_of(io["input"]["shape"])) else None
+    return io if io and wanted_layout() in ("", model_io.layout_of(io["input"]["shape"])) else None
 
 
 def model_on_hub(hub, source, device, record, patiently):
     """The hub's model, and its description by the hub or None: of an earlier run, of the jobs that made it, or new."""
     if model := still_there(hub.get_model, record.get("model"), patiently):
-        return model, aihub.io_of(model)
+        return model, model_io.io_of(model)
     if source.onnx_model:
         tensor = source.described["input"]
-        return aihub.compile_onnx(hub, source.onnx_model, {tensor["name"]: (tensor["shape"], "float32")}, device)
-    if model := aihub.target_model_of(hub, source.described):
+        return service.compile_onnx(hub, source.onnx_model, {tensor["name"]: (tensor["shape"], "float32")}, device)
+    if model := service.target_model_of(hub, source.described):
         job = source.described.get("link_job") or source.described["compile_job"]
         print(f"{source.path} was made by {job}: it is not uploaded again")
     else:
         print(f"uploading {source.path}")
         model = patiently(str(source.path), hub.upload_model, str(source.path))
-    return model, aihub.io_of(hub.get_model(model.model_id))
+    return model, model_io.io_of(hub.get_model(model.model_id))
 
 
 def expected_logits(source, good, result):
@@ -309,11 +310,11 @@ def expected_logits(source, good, result):
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     if LAYOUT not in ("", "NCTHW", "NTHWC"):
         common.refuse(f"LAYOUT is {LAYOUT!r}, possible are NCTHW, NTHWC and, for what the model says, nothing")
     path, clips = model_file(), find_clips()
-    with only_run(), aihub.hub_errors_in_one_sentence():
+    with only_run(), service.hub_errors_in_one_sentence():
         run(read_model(path), clips)
 
 
@@ -322,9 +323,9 @@ def run(source, clips):
     described = source.described
     if "input" in described:
         check_io(described)
-    hub = aihub.connect_to_hub()
-    device = aihub.find_device(hub, DEVICE_NAME)
-    aihub.check_hub_binary(source.path, device)
+    hub = service.connect_to_hub()
+    device = service.find_device(hub, DEVICE_NAME)
+    onnx_graphs.check_hub_binary(source.path, device)
     state, result = State(OUTPUT_H5), read_result(OUTPUT_H5)
     good, bad = examine(clips, result.get("examined", {}), state)
     if "input" in described:
@@ -332,7 +333,7 @@ def run(source, clips):
     attributes = {
         "model": source.path.name,
         "model_sha256": source.sha256,
-        "device": DEVICE_NAME + (" (emulated on a CPU)" if aihub.is_emulated(device) else ""),
+        "device": DEVICE_NAME + (" (emulated on a CPU)" if service.is_emulated(device) else ""),
     }
     if "output_kind" in described:
         attributes["output_kind"] = described["output_kind"]
@@ -367,11 +368,11 @@ def prepare(hub, device, source, io, good, result, attributes, state, model_key)
     check_io(io)
     check_fit(good, io["input"])
     print(f"model     {source.path} on {attributes['device']}")
-    print(f"input     {aihub.describe(io['input'])}{'' if layout_known else ', a guess'}")
-    qairt_version = source.described.get("qairt_version") or aihub.qairt_version_of(model)
+    print(f"input     {model_io.describe(io['input'])}{'' if layout_known else ', a guess'}")
+    qairt_version = source.described.get("qairt_version") or service.qairt_version_of(model)
     inference = Inference(
         hub, model, device, io, data_path, {clip: digest for clip, (digest, *_) in good.items()}, state, patiently,
-        aihub.job_options(qairt_version, INFERENCE_OPTIONS), Path(OUTPUT_H5).stem,
+        service.job_options(qairt_version, INFERENCE_OPTIONS), Path(OUTPUT_H5).stem,
     )  # fmt: skip
     if not record.get("io") and len(good) > 1:
         clip, expected = expected_logits(source, good, result)
@@ -388,9 +389,9 @@ def infer(inference, chunks, state):
     print(f"clips     {sum(len(chunk.clips) for chunk in chunks):,} in {len(chunks):,} chunks of at most {largest}")
     try:
         return inference.run(chunks, CHUNKS_IN_FLIGHT, ATTEMPTS, RETRY_SECONDS)
-    except (aihub.JobFailedError, *aihub.hub_errors()) as e:
-        reason = aihub.sentence_of(e).rstrip(".")
-        raise aihub.JobFailedError(
+    except (service.JobFailedError, *service.hub_errors()) as e:
+        reason = service.sentence_of(e).rstrip(".")
+        raise service.JobFailedError(
             f"{reason}; what has arrived is kept in {state.folder}, run the same command again"
         ) from e
 
@@ -428,7 +429,7 @@ def finish(chunks, failed, bad, io, result, attributes, state, model_key):
           + (f"; {len(bad):,} clips left out" if bad else "")
           + (f"; {missing:,} clips of failed chunks missing" if missing else ""))  # fmt: skip
     classes = json.loads(attributes.get("classes", "[]"))
-    print(f"next: {aihub.evaluate_command(OUTPUT_H5, Path(data_path, 'manifest.jsonl'), classes)}")
+    print(f"next: {logits_file.evaluate_command(OUTPUT_H5, Path(data_path, 'manifest.jsonl'), classes)}")
     if bad or failed:
         raise SystemExit(1)
 

@@ -31,10 +31,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import common
+from common import finding, flags
+from common.names import shortened
 
 from tqdm import tqdm
 
-import sides
+from videos import sides
 
 # ----------------------------------------------------------------------------------------------------------------------
 SOURCE = "./my_videos"  # folder of class folders: SOURCE/<class>/<video>
@@ -112,7 +114,7 @@ def find_videos():
     Says by name which folders are no classes. Exits with code 2 if none is one, if SOURCE is split already, or if two
     classes would get one name.
     """
-    found, labels, taken = common.find_videos(SOURCE), {}, {}
+    found, labels, taken = finding.find_videos(SOURCE), {}, {}
     for video in map(Video, sorted(found.videos + [path for path in found.misplaced if "/" in path])):
         other = taken.setdefault(video.target.lower(), video)  # on Windows and macOS, A.mp4 is a.mp4
         if other is not video:
@@ -120,13 +122,13 @@ def find_videos():
         folder = video.video.split("/")[0]
         if labels.setdefault(video.label, folder) != folder:
             common.refuse(f"{labels[video.label]!r} and {folder!r} in {SOURCE} would be one class; rename one of them")
-    classes = common.class_folders(SOURCE)
+    classes = finding.class_folders(SOURCE)
     for folder in sorted(entry.name for entry in os.scandir(SOURCE) if entry.is_dir()):
         if folder not in labels.values() and folder not in {path.split("/")[0] for path in found.failures}:
             print(f"left out: {folder}/, {'no video in it' if folder in classes else 'not a folder of yours'}")
     others = [f"{number:,} x {ending or 'no ending'}" for ending, number in found.other_endings.most_common()]
     lost = [path for path in found.misplaced if "/" not in path]
-    others += [f"{len(lost):,} that lie in no class: {common.shortened(lost, 3)}"] * bool(lost)
+    others += [f"{len(lost):,} that lie in no class: {shortened(lost, 3)}"] * bool(lost)
     if others:
         print(f"left out: {', '.join(others)}")
     if not taken:
@@ -208,7 +210,7 @@ def set_groups(videos):
     if len(alone) == len(videos):
         common.refuse(f"GROUPS = {GROUPS!r} finds a group for none of {len(videos):,} videos, as {videos[0].video}")
     if alone:
-        print(f"{len(alone):,} videos are in no group, each is one of its own: {common.shortened(alone)}")
+        print(f"{len(alone):,} videos are in no group, each is one of its own: {shortened(alone)}")
     print(f"{len({video.group for video in videos} - {''}):,} groups of {len(videos) - len(alone):,} videos")
 
 
@@ -348,7 +350,7 @@ def write_class_map(labels, first_run):
     known = common.load_class_map(CLASS_MAP) if os.path.exists(CLASS_MAP) else {}
     new = sorted(labels - known.keys())
     if new and known and first_run:
-        common.refuse(f"{CLASS_MAP} is there already and lacks {common.shortened(new)}; name another CLASS_MAP")
+        common.refuse(f"{CLASS_MAP} is there already and lacks {shortened(new)}; name another CLASS_MAP")
     if new:
         known |= {label: index for index, label in enumerate(new, len(known))}
         Path(CLASS_MAP).absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -367,19 +369,19 @@ def report(videos, class_map, done, failed):
     train, val = counts["train"].total(), counts["val"].total()
     print(f"{'all':{width}}  {train:>9,}{val:>9,}   {val / max(1, train + val):.1%} val\n")
     if gone := [label for label in class_map if not any(counts[side][label] for side in SIDES)]:
-        print(f"no video at all, yet in {CLASS_MAP}: {common.shortened(gone)}; a network learns a class in vain; to "
+        print(f"no video at all, yet in {CLASS_MAP}: {shortened(gone)}; a network learns a class in vain; to "
               f"train without, delete {CLASS_MAP} and run again")  # fmt: skip
     for side, other, rest in (("train", "val", "it cannot be learned"), ("val", "train", "it is not judged")):
         if lacking := [label for label in class_map if counts[other][label] and not counts[side][label]]:
-            print(f"no {side} video, so {rest}: {common.shortened(lacking)}; add videos of another group and run again")
+            print(f"no {side} video, so {rest}: {shortened(lacking)}; add videos of another group and run again")
     equal = defaultdict(list)
     for video in videos:
         equal[video.fingerprint].append(video)
     if copies := [video.video for first, *others in equal.values() for video in others]:
-        print(f"{len(copies):,} videos are copies of others and share their side: {common.shortened(copies, 5)}")
+        print(f"{len(copies):,} videos are copies of others and share their side: {shortened(copies, 5)}")
     if wrong := [" and ".join(video.video for video in same)
                  for same in equal.values() if len({video.label for video in same}) > 1]:  # fmt: skip
-        print(f"{len(wrong):,} videos lie in two classes, one of which is wrong: {common.shortened(wrong, 5)}")
+        print(f"{len(wrong):,} videos lie in two classes, one of which is wrong: {shortened(wrong, 5)}")
     if done["taken out before"]:
         print("what was taken out of DEST stays out; set its size in split.csv to 0 to have it back")
     for video, why in sorted(failed.items()):
@@ -390,7 +392,7 @@ def report(videos, class_map, done, failed):
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no terminal can show
     check_settings()
     rows = read_split()

@@ -31,6 +31,9 @@ from torchvision_patches.video_index import index_videos, stamp
 
 __all__ = ["UnreadableVideo", "VideoClips", "frame_times", "index_videos", "read_frames", "stamp"]
 
+# of the rule in `compute_clips_for_video`; one more whenever its frames change. Tensors, frame caches and teachers'
+# logits made by another version are refused, not mixed.
+RULE_VERSION = 1
 WRITTEN_FOR = "0.26.0"
 if torchvision.__version__.split("+")[0] != WRITTEN_FOR:
     raise ImportError(

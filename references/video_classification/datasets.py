@@ -12,6 +12,7 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 import common
+from common import finding
 
 import torch
 from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
@@ -44,7 +45,7 @@ def list_videos(data_path, split, class_map, class_map_path):
             f"there is no folder {folder}; --data-path is the folder that holds train/ and val/, which "
             f"tools/refactor_dataset.py makes of QEVD and tools/split_videos.py of videos of your own"
         )
-    folders = common.class_folders(folder)
+    folders = finding.class_folders(folder)
     unknown = [name for name in folders if name not in class_map]
     if unknown:
         what = f"{folder} has {len(unknown)} class folders that are not in {class_map_path}, the first is {unknown[0]}"
@@ -55,7 +56,7 @@ def list_videos(data_path, split, class_map, class_map_path):
             f"tools/split_videos.py writes one, and so does this:\n"
             f"  {MAP_FROM_FOLDERS} {shlex.quote(str(data_path))} > my_class_map.json"
         )
-    found = common.find_videos(folder)
+    found = finding.find_videos(folder)
     paths = sorted(tuple(path.split("/")) for path in found.videos)  # by class: "-" comes before "/"
     samples = [(str(folder / name / video), class_map[name]) for name, video in paths]
     if found.misplaced:

@@ -23,6 +23,7 @@ from pathlib import Path
 # tools/ can shadow a package or a file here. `import common` then does the same for torchvision_patches.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import common
+from common import flags, machine
 
 import torch
 from torch import nn
@@ -210,7 +211,7 @@ def settle_args(args, checkpoint):
     elif args.lr_scheduler != "onecycle" and args.warmup_epochs < args.lr_warmup_epochs and not args.test_only:
         utils.log(f"a warm-up of {args.lr_warmup_epochs} of {args.epochs} epochs is shortened to {args.warmup_epochs}")
     # more decoding processes than cores only get into each other's way
-    args.workers = min(args.workers, common.num_workers())
+    args.workers = min(args.workers, machine.num_workers())
     models.settle_clips(args, {**checkpoint["args"], **checkpoint} if checkpoint else {})
 
 
@@ -394,8 +395,8 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
     last = Path(args.output_dir, "checkpoint.pth")
     clips = dict(CLIP_LEN=args.clip_len, FRAME_RATE=args.frame_rate, ROTATE=args.rotate)
     commands = (
-        common.next_command("preprocess_and_save.py", last, DATA_ROOT=Path(args.data_path, "val"), **clips),
-        common.next_command("example_export.py", last, checkpoint=last),
+        flags.next_command("preprocess_and_save.py", last, DATA_ROOT=Path(args.data_path, "val"), **clips),
+        flags.next_command("example_export.py", last, checkpoint=last),
     )
     exported = list(models.preset_of(args.model).crop_size) == [112, 112]  # what the steps that follow make and take
     next_steps = f"next: {', then '.join(commands)}" if exported else f"{args.model} is not exported by this project"
@@ -450,7 +451,7 @@ def get_args_parser(add_help=True):
     add("--lr", default=0.01, type=float, help="initial (onecycle: highest); multiplied by the number of processes")
     add("--amp", action="store_true", help="bfloat16, or float16 on a GPU without; on a CPU in frozen layers only")
     out("--output-dir", default=".", help="for checkpoints, metrics.jsonl and curves.png")
-    run = dict(dest="output_dir", default=argparse.SUPPRESS, metavar="NAME", type=common.run_folder)
+    run = dict(dest="output_dir", default=argparse.SUPPRESS, metavar="NAME", type=flags.run_folder)
     out("--run", **run, help="--output-dir runs/NAME, where later steps with the same --run look")
     add("--resume", default="", help="checkpoint to continue exactly; auto: OUTPUT_DIR/checkpoint.pth, if it is there")
 

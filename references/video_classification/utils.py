@@ -15,6 +15,7 @@ from collections import defaultdict, deque
 from pathlib import Path
 
 import common
+from common import machine
 
 import torch
 import torch.distributed as dist
@@ -300,7 +301,7 @@ def init_distributed_mode(args):
     Sets args.distributed, rank, local_rank and world_size, and args.device to this process's GPU. Exits with code 2
     and one sentence if not all have come after JOINING.
     """
-    args.rank, args.world_size, args.local_rank, _ = common.launcher(array=False)
+    args.rank, args.world_size, args.local_rank, _ = machine.launcher(array=False)
     args.distributed = args.world_size > 1
     if args.device.startswith("cuda"):
         if args.distributed:  # SLURM may show each process its own GPU only
@@ -336,7 +337,7 @@ def meeting_point(url="env://", environ=os.environ):
     if url.startswith("tcp://"):
         host, _, port = url[len("tcp://") :].rpartition(":")
         return host, int(port)
-    started = common.launcher(environ, array=False)
+    started = machine.launcher(environ, array=False)
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST") or ""
     if started.local_world_size == started.world_size or not nodes:
         host = "127.0.0.1"
@@ -436,7 +437,7 @@ def refuse_small_shared_memory(args):
     of_train, of_val = (math.prod(getattr(args, f"{split}_crop_size")) for split in ("train", "val"))
     values = of_val * 4 + (0 if args.test_only else of_train)  # bytes of one colour of a frame: float32, uint8
     batch = args.batch_size * args.clip_len * 3 * values
-    needed = batch * (2 * args.workers + 1) * common.launcher(array=False).local_world_size
+    needed = batch * (2 * args.workers + 1) * machine.launcher(array=False).local_world_size
     free = shutil.disk_usage(folder).free
     if needed > free:
         common.refuse(

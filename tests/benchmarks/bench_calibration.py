@@ -22,8 +22,7 @@ import numpy as np
 import onnxruntime.quantization
 from onnxruntime.quantization import CalibrationMethod
 
-import aihub
-import onnx_graph
+from aihub import logits_file, model_io, onnx_graphs
 from qevd_r2plus1d.model import class_balanced, read_clip
 from qualcomm import sources
 
@@ -70,9 +69,9 @@ def quantize_static(by_channel, *arguments, **options):
 
 
 def logits_of(graph, io, clips):
-    session = onnx_graph.cpu_session(graph.SerializeToString())
-    inputs = (aihub.as_model_input(clip, io["input"]) for clip in clips)
-    return np.concatenate([aihub.as_logits(session.run(None, {"video": x})[0], io["output"]) for x in inputs])
+    session = onnx_graphs.cpu_session(graph.SerializeToString())
+    inputs = (model_io.as_model_input(clip, io["input"]) for clip in clips)
+    return np.concatenate([model_io.as_logits(session.run(None, {"video": x})[0], io["output"]) for x in inputs])
 
 
 def main():
@@ -95,14 +94,14 @@ def main():
         for per_channel in (True, False) if name in ("min-max", "percentile 99.999") else (True,):
             start = time.monotonic()
             ort_quantize.create_calibrator = functools.partial(Ranges, name, clips)
-            proto = onnx_graph.torch_to_onnx(network.torch_model, network.shape)
-            # as aihub.quantize_onnx calls it
+            proto = onnx_graphs.torch_to_onnx(network.torch_model, network.shape)
+            # as onnx_graphs.quantize_onnx calls it
             onnxruntime.quantization.quantize_static = functools.partial(quantize_static, per_channel)
             proto = sources.quantised(proto, (), 8, 8)
-            quantizers = onnx_graph.expose_quantized_io(proto.graph)
-            onnx_graph.channel_last_input(proto.graph, onnx_graph.graph_inputs(proto.graph)[0])
-            logits = logits_of(proto, onnx_graph.io_of_graph(proto.graph, quantizers), test_clips)
-            agreed = aihub.agreement(logits, expected)
+            quantizers = onnx_graphs.expose_quantized_io(proto.graph)
+            onnx_graphs.channel_last_input(proto.graph, onnx_graphs.graph_inputs(proto.graph)[0])
+            logits = logits_of(proto, onnx_graphs.io_of_graph(proto.graph, quantizers), test_clips)
+            agreed = logits_file.agreement(logits, expected)
             print(f"| {name} | {'per channel' if per_channel else 'per tensor'} | {agreed['psnr_db']} | "
                   f"{agreed['same_top1']} of {len(labels)} | {(logits.argmax(1) == labels).mean():.1%} | "
                   f"{time.monotonic() - start:.0f} |", flush=True)  # fmt: skip

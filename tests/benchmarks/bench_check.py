@@ -23,8 +23,8 @@ sys.path[:0] = [str(REPO / "tools"), str(REPO / "tests")]
 import av
 
 import check_videos
-from journal import Journal
 from make_videos import write_video
+from videos.journal import Journal
 
 NUM_DIFFERENT = 12  # videos that are drawn; the others are copies
 

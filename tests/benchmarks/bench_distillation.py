@@ -21,6 +21,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "tools"))
 
 import common
+from common import flags
 
 # ----------------------------------------------------------------------------------------------------------------------
 FOLDER = "./sample/distillation"  # for videos, checkpoints and figures
@@ -69,10 +70,10 @@ def trained(output_dir, *flags):
 
 def draw_videos():
     dataset, per_class = Path(FOLDER, "dataset"), (TRAIN_VIDEOS_PER_CLASS, VAL_VIDEOS_PER_CLASS)
-    flags = zip(("--train-videos-per-class", "--val-videos-per-class"), per_class)
+    counts = zip(("--train-videos-per-class", "--val-videos-per-class"), per_class)
     run(
         "tools/make_sample_dataset.py", "--out", dataset, "--classes", *CLASSES, "--num-workers", 1,
-        *(word for flag in flags for word in flag),
+        *(word for pair in counts for word in pair),
     )  # fmt: skip
     run(
         "tools/refactor_dataset.py", "--srcs", *(dataset / f"QEVD-FIT-300k-Part-{k}" for k in (1, 2, 3, 4)),
@@ -89,7 +90,7 @@ def summary(name, values):
 
 
 def main():
-    common.set_constants_from_flags(globals())
+    flags.set_constants_from_flags(globals())
     draw_videos()
     teacher, logits = Path(FOLDER, "teacher"), Path(FOLDER, "teacher.npy")
     top1_of_teacher = trained(teacher, *TEACHER, "--cache-frames", Path(FOLDER, "frames_of_teacher"))
@@ -99,8 +100,8 @@ def main():
     for seed in SEEDS:
         for found, name, more in (labels_alone, "labels", ()), (with_teacher, "teacher", ("--teacher-logits", logits)):
             output_dir = Path(FOLDER, f"student_{name}_{seed}")
-            flags = [*STUDENT, "--seed", seed, "--cache-frames", Path(FOLDER, "frames_of_student"), *more]
-            found.append(trained(output_dir, *flags))
+            words = [*STUDENT, "--seed", seed, "--cache-frames", Path(FOLDER, "frames_of_student"), *more]
+            found.append(trained(output_dir, *words))
             for checkpoint in output_dir.glob("*.pth"):
                 checkpoint.unlink()  # 140 MB
     count = len(CLASSES) * VAL_VIDEOS_PER_CLASS

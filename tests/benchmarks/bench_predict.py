@@ -18,15 +18,15 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tools"), str(REPO / "tests")]
 
-import common
+from common import machine
 
 import numpy as np
 import torch
 import torchvision
 
 import predict
-from classifier import load
 from make_videos import write_video
+from see.classifier import load
 
 
 def clips_per_second(number, work):
@@ -71,7 +71,7 @@ def main():
                 rates[name].append(clips_per_second(args.videos, work))
         medians = {name: statistics.median(values) for name, values in rates.items()}
     slower = min(medians["reading alone"], medians["network alone"])
-    print(f"{classifier.about}, {common.num_cores()} cores, {args.videos} videos, medians of {args.rounds}")
+    print(f"{classifier.about}, {machine.num_cores()} cores, {args.videos} videos, medians of {args.rounds}")
     for name, rate in medians.items():
         print(f"{name:18} {rate:8.2f} clips/s  {rate / slower:5.2f} of the slower")
 

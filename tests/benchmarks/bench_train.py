@@ -29,6 +29,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / folder) for folder in ("references/video_classification", "tools", "tests", ".")]
 
 import common
+from common import machine
 
 import torch
 
@@ -52,7 +53,7 @@ def write_videos(root, count):
     (root / "train" / "squats").mkdir(parents=True)
     paths = [root / "train" / "squats" / f"{i:08d}.mp4" for i in range(count)]
     write = functools.partial(write_video, num_frames=150, height=240, width=320, options={"bf": "3", "g": "60"})
-    with concurrent.futures.ProcessPoolExecutor(common.num_workers()) as pool:
+    with concurrent.futures.ProcessPoolExecutor(machine.num_workers()) as pool:
         list(pool.map(write_one, [write] * count, paths, range(count)))
 
 

@@ -24,9 +24,9 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tools"), str(REPO / "tests")]
 
-import verdict
 from make_videos import write_video
 from torchvision_patches.decoding import UnreadableVideo, frame_times, read_frames
+from videos import judging
 
 TIMEOUT = 20  # seconds a file may take
 LIMIT = 1800  # seconds the whole run may take
@@ -147,7 +147,7 @@ def wrongs(mutants, root, rows, result):
         }
         if not right.get(row["action"]):
             found.append(f"{path}: {row}")
-        if path.exists() and verdict.examine(path)["decodes"] != "yes":
+        if path.exists() and judging.examine(path)["decodes"] != "yes":
             found.append(f"{path} stays and does not decode: {row}")
         if path.exists() and not is_taken(path):
             found.append(f"{path} stays and the index or read_frames does not take it: {row}")

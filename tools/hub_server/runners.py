@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-import aihub
+from aihub import onnx_graphs
 
 from .records import EMULATED, JobFailedError, Tensor, full_qairt_version, pb, tensors_from_message, tensors_to_message
 from .sessions import binary_of, check_qairt_version, inputs_and_outputs, make_session, session_of, write_target
@@ -88,7 +88,7 @@ def run_quantize_job(hub, job):
     with tempfile.TemporaryDirectory(dir=hub.folder) as folder, open_dataset(hub, job) as samples:
         samples.check(inputs)
         quantized = Path(folder, "quantized.onnx")
-        aihub.quantize_onnx(proto, quantized, read_each(samples), weights, activations)
+        onnx_graphs.quantize_onnx(proto, quantized, read_each(samples), weights, activations)
         write_target(hub, job, "onnx", quantized.read_bytes())
     job.result.quantize_job_result.quantize_job_id = job.id
 

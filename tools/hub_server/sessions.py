@@ -6,8 +6,7 @@ import zipfile
 
 import numpy as np
 
-import aihub
-import onnx_graph
+from aihub import onnx_graphs
 
 from .records import EMULATED, JobFailedError, Tensor, full_qairt_version, pb, tensors_to_message
 from .surgery import load_onnx, unzipped
@@ -39,7 +38,7 @@ def write_target(hub, job, runtime, content):
     version = job.parsed_options.get("qairt_version", "")
     head = {"runtime": runtime, "qairt_version": version if "qnn" in runtime else ""}
     head |= {"inputs": [vars(t) for t in inputs], "outputs": [vars(t) for t in outputs]}
-    binary = aihub.HUB_TAG + json.dumps(head).encode() + b"\n" + content
+    binary = onnx_graphs.HUB_TAG + json.dumps(head).encode() + b"\n" + content
     if runtime == "onnx":
         write_zip(path, {"model.onnx": content})
     elif runtime == "precompiled_qnn_onnx":
@@ -81,7 +80,7 @@ def onnx_around_binary(inputs, outputs, binary_name):
 def binary_of(model):
     """(what its first lines say, its ONNX bytes) of a compiled model. Raises JobFailedError if it was not made here."""
     with unzipped(model.path) as path:
-        found = aihub.read_hub_binary(path)
+        found = onnx_graphs.read_hub_binary(path)
     if found is None and model.message.model_type == pb.MODEL_TYPE_ONNX:
         found = {"runtime": "onnx"}, load_onnx(model.path).SerializeToString()
     if found is None:
@@ -106,7 +105,7 @@ def check_qairt_version(head, job):
 def make_session(content):
     """An onnxruntime session on the CPU. Raises JobFailedError if the bytes are no model that it can run."""
     try:
-        return onnx_graph.cpu_session(content, NUM_THREADS)
+        return onnx_graphs.cpu_session(content, NUM_THREADS)
     except Exception as e:
         raise JobFailedError(f"onnxruntime cannot run the model: {e}") from e
 

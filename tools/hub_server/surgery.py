@@ -9,8 +9,8 @@ import unittest.mock
 import zipfile
 from pathlib import Path
 
-import onnx_graph
-from onnx_graph import channel_last_input, dims_of, dtype_of, graph_inputs, rename_tensor
+from aihub import onnx_graphs
+from aihub.onnx_graphs import channel_last_input, dims_of, dtype_of, graph_inputs, rename_tensor
 
 from .records import JobFailedError, Tensor, listed, pb
 
@@ -146,5 +146,5 @@ def move_channels_last(graph, names):
 
 def expose_quantized_io(proto):
     """Honour --quantize_io; {tensor name: (scale, zero point)} becomes the model's metadata `quantizers`."""
-    if quantizers := onnx_graph.expose_quantized_io(proto.graph):
+    if quantizers := onnx_graphs.expose_quantized_io(proto.graph):
         proto.metadata_props.add(key="quantizers", value=json.dumps(quantizers))

@@ -239,8 +239,8 @@ def write_context(binary, description, folder):
 def emulate(binary, description, wheels, numbers, load, num_processes=1):
     """Run the inputs load(i), arrays as the binary takes them, in Qualcomm's HTP emulator; yields (i, output) each.
 
-    `description`: what stands beside the binary: its input and output as aihub.io_of has them, `graph`, `soc`. Raises
-    CompilerError.
+    `description`: what stands beside the binary: its input and output as model_io.io_of has them, `graph`, `soc`.
+    Raises CompilerError.
     """
     import concurrent.futures
     import queue

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import common
+from common import machine
 
-import aihub
-import onnx_graph
+from aihub import logits_file, model_io, onnx_graphs
 
 from . import compiler
 
@@ -63,9 +63,9 @@ def emulate(binary, description, rows, read_clip, journal, data_dir, wheels, num
     missing = [i for i, clip in enumerate(clips) if clip not in done]
 
     def load(i):
-        return aihub.as_model_input(read_clip(rows[i]), description["input"])
+        return model_io.as_model_input(read_clip(rows[i]), description["input"])
 
-    number = min(len(missing), common.num_workers(num_processes))
+    number = min(len(missing), machine.num_workers(num_processes))
     with tqdm(total=len(clips), initial=len(clips) - len(missing), unit="clip", desc="emulating") as bar:
         for i, output in compiler.emulate(binary, description, wheels, missing, load, number) if missing else ():
             journal.add(clips[i], output)
@@ -78,24 +78,24 @@ def compare(found, graph, description, rows, read_clip, outputs):
     """Print how the emulator's outputs agree with onnxruntime's on this CPU and with torch's, and return it."""
     import numpy as np
 
-    session = onnx_graph.cpu_session(graph.SerializeToString())
+    session = onnx_graphs.cpu_session(graph.SerializeToString())
     taken, given = description["input"], description["output"]
     expected = {"onnxruntime": [], "torch": []}
     for row in rows:
         clip = read_clip(row)
-        (output,) = session.run(None, {taken["name"]: aihub.as_model_input(clip, taken)})
-        expected["onnxruntime"].append(aihub.as_logits(output, given))
+        (output,) = session.run(None, {taken["name"]: model_io.as_model_input(clip, taken)})
+        expected["onnxruntime"].append(model_io.as_logits(output, given))
         if found.torch_model is not None:
             import torch
 
             with torch.no_grad():
                 expected["torch"].append(found.torch_model(torch.from_numpy(clip)).numpy())
-    figures, logits = {}, aihub.as_logits(outputs, given)
+    figures, logits = {}, model_io.as_logits(outputs, given)
     for what, arrays in expected.items():
         if not arrays:
             continue
-        figures[f"against_{what}"] = found_out = aihub.agreement(logits, np.concatenate(arrays))
-        print(f"emulator against {what}: {aihub.in_words(found_out, len(rows), given['scale'])}")
+        figures[f"against_{what}"] = found_out = logits_file.agreement(logits, np.concatenate(arrays))
+        print(f"emulator against {what}: {logits_file.in_words(found_out, len(rows), given['scale'])}")
     return figures
 
 
@@ -104,7 +104,7 @@ def write_h5(path, rows, logits, description, model_name):
     import h5py
 
     with common.written_then_renamed(path) as temporary, h5py.File(temporary, "w") as file:
-        aihub.write_logits(file, logits, [row["tensor_path"] for row in rows], description["output"]["name"])
+        logits_file.write_logits(file, logits, [row["tensor_path"] for row in rows], description["output"]["name"])
         device = f"Qualcomm's HTP emulator for {description['chip']}, QAIRT {description['qairt']}"
         file.attrs.update({"model": model_name, "device": device, "job_ids": "[]", "output_kind": "logits"})
         file.attrs["io"] = json.dumps({key: description[key] for key in ("input", "output")})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import common
 
-import aihub
+from aihub import service
 
 from . import compiler
 
@@ -65,9 +65,9 @@ def verdict(figures, precision):
     if not figures["estimated_ms"] or too_many or figures["soc"] != DEVICE_SOC:
         return "not known"
     low, high = bounds_ms(figures["estimated_ms"], precision)
-    if high < aihub.LATENCY_GATE_MS:
+    if high < service.LATENCY_GATE_MS:
         return "meets"
-    return "misses" if low > aihub.LATENCY_GATE_MS else "too close to call"
+    return "misses" if low > service.LATENCY_GATE_MS else "too close to call"
 
 
 def print_latency(figures, network, precision, frames, soc):
@@ -94,8 +94,8 @@ def print_latency(figures, network, precision, frames, soc):
         print(f"verdict   none: {figures['ops_without_cost']} operations have no known cost, the estimate is worthless")
         return
     words = {"meets": "meets the", "misses": "MISSES the", "too close to call": "too close to call: the"}[said]
-    print(f"verdict   {words} {aihub.LATENCY_GATE_MS} ms gate: {low:.1f} to {high:.1f} ms, allowing for the errors of "
-          f"such estimates so far")  # fmt: skip
+    range_ms = f"{low:.1f} to {high:.1f} ms, allowing for the errors of such estimates so far"
+    print(f"verdict   {words} {service.LATENCY_GATE_MS} ms gate: {range_ms}")
 
 
 # --- many of them -----------------------------------------------------------------------------------------------------
@@ -224,15 +224,15 @@ def draw_picture(rows, path):
 def set_latency_axis(axes, rows):
     """A logarithmic axis in ms, with the gate."""
     shown = [1, 2, 5, 10, 20, 34, 50, 100, 200, 500]
-    largest = max(aihub.LATENCY_GATE_MS, *(row["estimated_ms"][2] for row in rows))
+    largest = max(service.LATENCY_GATE_MS, *(row["estimated_ms"][2] for row in rows))
     smallest = min(row["estimated_ms"][0] for row in rows)
     axes.set(xscale="log", xlim=(0.8 * smallest, 1.5 * largest))
     ticks = [tick for tick in shown if math.floor(smallest) <= tick <= largest]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
-    axes.axvline(aihub.LATENCY_GATE_MS, color="tab:red", linewidth=1, linestyle="--")
+    axes.axvline(service.LATENCY_GATE_MS, color="tab:red", linewidth=1, linestyle="--")
     device = PUBLISHED_DEVICES.get(rows[0]["soc"], rows[0]["chip"])
-    axes.set_xlabel(f"estimated latency on {device}, ms (dashed: {aihub.LATENCY_GATE_MS} ms)", fontsize=8)
+    axes.set_xlabel(f"estimated latency on {device}, ms (dashed: {service.LATENCY_GATE_MS} ms)", fontsize=8)
 
 
 def draw_accuracies(axes, rows, colours):

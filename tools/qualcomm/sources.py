@@ -13,8 +13,7 @@ from pathlib import Path
 
 import common
 
-import aihub
-import onnx_graph
+from aihub import model_io, onnx_graphs
 
 BITS = {"w8a8": (8, 8), "w8a16": (8, 16)}  # of weights and activations
 NETWORKS = ("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "swin3d_t", "swin3d_s", "swin3d_b")  # of torchvision
@@ -24,7 +23,7 @@ NETWORKS = ("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "swin3d_t", "swin3d_s", "s
 class Source:
     """A network to compile. `torch_model` takes a float32 clip `shape` and gives logits; None where it is not known.
 
-    `graph` is the ONNX model of a file, with `io`, as aihub.io_of has it, where it is as deployed already.
+    `graph` is the ONNX model of a file, with `io`, as model_io.io_of has it, where it is as deployed already.
     """
 
     name: str  # of the files that are made
@@ -51,7 +50,7 @@ class Source:
 def ncthw(shape):
     """The shape of a clip with its channels first; other shapes as they are."""
     shape = tuple(shape)
-    return (shape[0], shape[4], *shape[1:4]) if aihub.layout_of(shape) == "NTHWC" else shape
+    return (shape[0], shape[4], *shape[1:4]) if model_io.layout_of(shape) == "NTHWC" else shape
 
 
 def check_network(name):
@@ -107,7 +106,7 @@ def from_local_hub(path):
     """
     import onnx
 
-    found = aihub.read_hub_binary(path)
+    found = onnx_graphs.read_hub_binary(path)
     if found is None:
         common.refuse(
             f"{path} was not made by the local hub, it is compiled for a device already: name what it was made of, by "
@@ -148,24 +147,24 @@ def checkpoint_of(description, shape):
 def from_onnx(path, frames, precision):
     """An ONNX file, or a folder with one, float or QDQ; open dimensions of its input become those of a clip."""
     try:
-        proto = onnx_graph.load_with_weights(path)
+        proto = onnx_graphs.load_with_weights(path)
     except ValueError as e:
         common.refuse(str(e))
-    inputs = onnx_graph.graph_inputs(proto.graph)
+    inputs = onnx_graphs.graph_inputs(proto.graph)
     if len(inputs) != 1 or len(proto.graph.output) != 1:
         names = ", ".join(value.name for value in (*inputs, *proto.graph.output))
         common.refuse(f"{path} has the inputs and outputs {names}; one clip in and one tensor out is needed")
     try:
-        proto = onnx_graph.fix_open_dimensions(proto, (1, 3, frames or 16, 112, 112))
+        proto = onnx_graphs.fix_open_dimensions(proto, (1, 3, frames or 16, 112, 112))
     except ValueError as e:
         common.refuse(f"{path}: {e}")
-    (value,) = onnx_graph.graph_inputs(proto.graph)
+    (value,) = onnx_graphs.graph_inputs(proto.graph)
     found = Source(
         name=path.stem, made_from=str(path), sha256=common.sha256_of(path), precision=precision or "float",
-        shape=ncthw(onnx_graph.dims_of(value)), graph=proto,
+        shape=ncthw(onnx_graphs.dims_of(value)), graph=proto,
     )  # fmt: skip
     if found.is_quantised:
-        types = {weight.name: onnx_graph.dtype_name(weight.data_type) for weight in proto.graph.initializer}
+        types = {weight.name: onnx_graphs.dtype_name(weight.data_type) for weight in proto.graph.initializer}
         quantizer = next(node for node in proto.graph.node if node.op_type == "QuantizeLinear")
         found.precision = precision_of(types.get(quantizer.input[-1], "uint8"))  # uint8 without a zero point
     return found
@@ -177,22 +176,22 @@ def precision_of(dtype):
 
 
 def deployed_graph(found, samples=()):
-    """(ONNX model, {"input", "output"} as aihub.io_of has them) of a Source as a device takes it.
+    """(ONNX model, {"input", "output"} as model_io.io_of has them) of a Source as a device takes it.
 
     Channel last and, unless it is float, with integer ends; `samples`, NCTHW clips, calibrate what is float so far. The
     graph of `found` is changed.
     """
     if found.io:
         return found.graph, found.io
-    proto = found.graph if found.graph is not None else onnx_graph.torch_to_onnx(found.torch_model, found.shape)
+    proto = found.graph if found.graph is not None else onnx_graphs.torch_to_onnx(found.torch_model, found.shape)
     if found.precision != "float" and not found.is_quantised:
         proto = quantised(proto, samples, *BITS[found.precision])
-    quantizers = onnx_graph.expose_quantized_io(proto.graph)
-    (value,) = onnx_graph.graph_inputs(proto.graph)
-    if aihub.layout_of(onnx_graph.dims_of(value)) == "NCTHW":
-        onnx_graph.channel_last_input(proto.graph, value)
+    quantizers = onnx_graphs.expose_quantized_io(proto.graph)
+    (value,) = onnx_graphs.graph_inputs(proto.graph)
+    if model_io.layout_of(onnx_graphs.dims_of(value)) == "NCTHW":
+        onnx_graphs.channel_last_input(proto.graph, value)
     try:
-        return proto, onnx_graph.io_of_graph(proto.graph, quantizers)
+        return proto, onnx_graphs.io_of_graph(proto.graph, quantizers)
     except ValueError as e:
         common.refuse(f"{found.made_from}: {e}")
 
@@ -201,12 +200,12 @@ def quantised(proto, samples, weight_bits, activation_bits):
     """An onnx.ModelProto in integers, calibrated with NCTHW clips, as the local hub quantises it."""
     import onnx
 
-    (value,) = onnx_graph.graph_inputs(proto.graph)
+    (value,) = onnx_graphs.graph_inputs(proto.graph)
     logging.disable(logging.WARNING)  # onnxruntime's quantiser warns on the root logger of what is meant
     try:
         with tempfile.TemporaryDirectory() as folder:
             named = ({value.name: sample} for sample in samples)
-            aihub.quantize_onnx(proto, f"{folder}/model.onnx", named, weight_bits, activation_bits)
+            onnx_graphs.quantize_onnx(proto, f"{folder}/model.onnx", named, weight_bits, activation_bits)
             return onnx.load(f"{folder}/model.onnx")
     finally:
         logging.disable(logging.NOTSET)

@@ -7,7 +7,7 @@ import jinja2
 import numpy as np
 from tqdm import tqdm
 
-from report import figures, pictures
+from report import figures, thumbnails
 
 LISTED_VIDEOS = 20_000  # with a picture each the page holds 2 KB a video; of more, each class gets an equal part
 FRAMES_PER_MISTAKE = 4
@@ -32,7 +32,7 @@ def render(report, confusion, predictions, other, rows, classes, tensors):
         names=names_of(predictions, other),
         index={name: i for i, name in enumerate(classes)},
         matrix=matrix(confusion, classes),
-        strips=[pictures.thumbnail(path, FRAMES_PER_MISTAKE) for path in mistakes],
+        strips=[thumbnails.thumbnail(path, FRAMES_PER_MISTAKE) for path in mistakes],
         data={"classes": classes, "videos": videos(predictions, other, rows, tensors)},
         num_videos=len(predictions.clips),
     )
@@ -63,7 +63,7 @@ def videos(predictions, other, rows, tensors):
     listed = listed_first(predictions, other)
     with ThreadPoolExecutor(READERS) as pool:
         paths = [tensors / rows[predictions.clips[i]]["tensor_path"] for i in listed]
-        found = pool.map(pictures.thumbnail, paths, [1] * len(paths))
+        found = pool.map(thumbnails.thumbnail, paths, [1] * len(paths))
         frames = list(tqdm(found, desc="pictures", total=len(paths), unit="clip", delay=2))
     table = []
     for i, frame in zip(listed.tolist(), frames):

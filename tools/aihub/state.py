@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import common
 
-import aihub
+from aihub import logits_file
 
 
 class Chunk(NamedTuple):
@@ -140,7 +140,7 @@ def write_result(path, chunks, state, output_name, attributes):
 
     clips = [clip for chunk in chunks for clip in chunk.clips]
     with common.written_then_renamed(path) as temporary, h5py.File(temporary, "w") as file:
-        aihub.write_logits(file, (row for chunk in chunks for row in state.logits(chunk.key)), clips, output_name)
+        logits_file.write_logits(file, (row for chunk in chunks for row in state.logits(chunk.key)), clips, output_name)
         sizes = [f"{chunk.key} {len(chunk.clips)}" for chunk in chunks]
         file.create_dataset("chunks", data=sizes, dtype=h5py.string_dtype())
         examined = np.frombuffer(json.dumps(state.read("examined")).encode(), np.uint8)

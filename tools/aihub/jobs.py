@@ -12,15 +12,16 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import common
+from common import machine
 
-import aihub
+from aihub import model_io, service
 
 
 class Patience:
     """`patiently(what, call, …)` is `call(…)`, tried again while AI Hub does not answer or asks to slow down.
 
     Waits `retry_seconds`, doubled each time up to five minutes; all is forgotten at the next answer. Raises
-    aihub.JobFailedError after `patience_seconds` of it. What AI Hub refuses is raised at once.
+    service.JobFailedError after `patience_seconds` of it. What AI Hub refuses is raised at once.
     """
 
     def __init__(self, retry_seconds, patience_seconds):
@@ -33,13 +34,13 @@ class Patience:
         while True:
             try:
                 return call(*arguments, **keywords)
-            except aihub.hub_errors() as e:
-                if not aihub.is_passing(e):
+            except service.hub_errors() as e:
+                if not service.is_passing(e):
                     raise
-                reason = f"{what}: AI Hub: {aihub.sentence_of(e)}"
+                reason = f"{what}: AI Hub: {service.sentence_of(e)}"
             left = since + self.patience_seconds - time.monotonic()
             if left <= 0:
-                raise aihub.JobFailedError(f"{reason} It was tried again for {self.patience_seconds / 3600:.2g} h")
+                raise service.JobFailedError(f"{reason} It was tried again for {self.patience_seconds / 3600:.2g} h")
             tqdm.write(f"{reason} Next try in {min(seconds, left):.0f} s")
             time.sleep(min(seconds, left))
             seconds = min(2 * seconds, 300)
@@ -55,13 +56,13 @@ def write_dataset(path, data_path, clips, digests, tensor):
 
     def compressed(clip):
         values = np.load(Path(data_path, clip))
-        if aihub.clip_digest(values) != digests[clip]:
+        if model_io.clip_digest(values) != digests[clip]:
             common.refuse(f"the clip {clip} has changed since this run began; run the same command again")
-        array = aihub.as_model_input(values.astype(np.float32), tensor)
+        array = model_io.as_model_input(values.astype(np.float32), tensor)
         return array.shape, array.dtype, zlib.compress(array.tobytes(), 1)
 
-    at_once = 2 * common.num_workers()
-    with ThreadPool(common.num_workers()) as pool, h5py.File(path, "w") as file:
+    at_once = 2 * machine.num_workers()
+    with ThreadPool(machine.num_workers()) as pool, h5py.File(path, "w") as file:
         group = file.create_group("data/0")
         for start in range(0, len(clips), at_once):
             some = pool.map(compressed, clips[start : start + at_once], chunksize=1)
@@ -73,30 +74,33 @@ def write_dataset(path, data_path, clips, digests, tensor):
 
 
 def logits_of(job, status, num_clips, tensor, patiently):
-    """What a finished job brought, float32 (num_clips, num_classes). Raises aihub.JobFailedError unless that is all."""
+    """What a finished job brought, float32 (num_clips, num_classes).
+
+    Raises service.JobFailedError unless that is all.
+    """
     import numpy as np
     from qai_hub.client import UserError
 
     if not status.success:
-        raise aihub.JobFailedError(f"the inference job failed: {status.message or 'no reason given'}; see {job.url}")
+        raise service.JobFailedError(f"the inference job failed: {status.message or 'no reason given'}; see {job.url}")
     try:
         outputs = patiently(job.url, job.download_output_data)
     except UserError as e:  # they expire, too
-        raise aihub.JobFailedError(f"the inference job's outputs cannot be had: {e}; see {job.url}") from None
+        raise service.JobFailedError(f"the inference job's outputs cannot be had: {e}; see {job.url}") from None
     if not outputs:
-        raise aihub.JobFailedError(f"the inference job succeeded but brought no outputs; see {job.url}")
+        raise service.JobFailedError(f"the inference job succeeded but brought no outputs; see {job.url}")
     arrays = outputs.get(tensor["name"]) or next(iter(outputs.values()))
     sizes = {array.size for array in arrays}
     wanted = {int(np.prod(tensor["shape"]))} if tensor["shape"] else sizes
     if len(arrays) != num_clips or sizes != wanted or len(sizes) != 1:
-        raise aihub.JobFailedError(
+        raise service.JobFailedError(
             f"the inference job brought {len(arrays)} outputs of {sorted(sizes)} values for {num_clips} clips, "
             f"{num_clips} of {sorted(wanted)} were expected; see {job.url}"
         )
     try:
-        return np.concatenate([aihub.as_logits(array, tensor).reshape(1, -1) for array in arrays])
+        return np.concatenate([model_io.as_logits(array, tensor).reshape(1, -1) for array in arrays])
     except ValueError as e:
-        raise aihub.JobFailedError(f"{e}; see {job.url}") from None
+        raise service.JobFailedError(f"{e}; see {job.url}") from None
 
 
 def still_there(get, identifier, patiently):
@@ -118,8 +122,8 @@ def still_there(get, identifier, patiently):
 class Inference:
     """One model at AI Hub on one device, and the clips under `data_path` that shall go through it.
 
-    io: what the model takes and gives, as aihub.io_of has it. digests: {clip: aihub.clip_digest of it}. state: what
-    survives a crash. options: of every inference job. name: what jobs are called at AI Hub.
+    io: what the model takes and gives, as model_io.io_of has it. digests: {clip: model_io.clip_digest of it}.
+    state: what survives a crash. options: of every inference job. name: what jobs are called at AI Hub.
     """
 
     def __init__(self, hub, model, device, io, data_path, digests, state, patiently, options, name):
@@ -144,7 +148,7 @@ class Inference:
         """Send one clip and check what comes back: what is wrong ends here, after one small job.
 
         expected: its logits, float32 (num_classes,), or None. layout_known: False if `io` is but a guess; it is
-        corrected by what the job tells. Raises aihub.JobFailedError; exits with code 2 if nothing tells the layout.
+        corrected by what the job tells. Raises service.JobFailedError; exits with code 2 if nothing tells the layout.
         """
         with tempfile.TemporaryDirectory(prefix="upload-", dir=self.state.folder) as folder:
             dataset = self.upload(self.write(Path(folder, "probe.h5"), [clip]), "probe")
@@ -157,13 +161,13 @@ class Inference:
         told = self.patiently(job.url, self.hub.get_job, job.job_id).shapes  # of some models known only now
         if told and self.contradicted(told):
             if layout_known:
-                raise aihub.JobFailedError(
-                    f"the device says that the model takes {told}, its description {aihub.describe(self.io['input'])}; "
-                    f"export the model again; see {job.url}"
+                raise service.JobFailedError(
+                    f"the device says that the model takes {told}, its description "
+                    f"{model_io.describe(self.io['input'])}; export the model again; see {job.url}"
                 )
             ((name, (shape, dtype)),) = told.items()
             self.io["input"] |= {"name": name, "shape": tuple(shape), "dtype": dtype}
-            print(f"the probe says that the model takes {aihub.describe(self.io['input'])}; it is sent so")
+            print(f"the probe says that the model takes {model_io.describe(self.io['input'])}; it is sent so")
             return self.probe(clip, expected)
         if not told and not layout_known:
             common.refuse(
@@ -182,16 +186,16 @@ class Inference:
         import numpy as np
 
         if not np.isfinite(logits).all():
-            raise aihub.JobFailedError(f"the model gives logits that are no numbers for {clip}; see {url}")
+            raise service.JobFailedError(f"the model gives logits that are no numbers for {clip}; see {url}")
         if expected is None:
             return
         if len(logits) != len(expected):
-            raise aihub.JobFailedError(f"the model gives {len(logits)} logits instead of {len(expected)}; see {url}")
+            raise service.JobFailedError(f"the model gives {len(logits)} logits instead of {len(expected)}; see {url}")
         largest = float(np.abs(expected).max())
         difference = float(np.abs(logits - expected).max())
         print(f"probe     its logits, at most {largest:.3g}, differ by {difference:.2g} from what they should be")
         if difference > 0.5 * largest:
-            raise aihub.JobFailedError(
+            raise service.JobFailedError(
                 f"the logits of {clip} are not those of the model that was exported (they differ by {difference:.2g}, "
                 f"the largest is {largest:.3g}); export it again; see {url}"
             )
@@ -202,7 +206,7 @@ class Inference:
         """Bring every chunk's logits into the state, `in_flight` at a time; returns {chunk number: why not}.
 
         A chunk whose job fails is tried `attempts` times, then left out; if none has succeeded by then, the run ends:
-        raises aihub.JobFailedError, as for a service that stays away. A dataset is written while another is uploaded.
+        raises service.JobFailedError, as for a service that stays away. A dataset is written while another is uploaded.
         """
         from tqdm import tqdm
 
@@ -231,7 +235,7 @@ class Inference:
                         self.state.save_logits(chunk.key, logits)
                         bar.update(len(chunk.clips))
                         continue
-                    except aihub.JobFailedError as e:
+                    except service.JobFailedError as e:
                         reason = str(e)
                     self.state.update(chunk.key, job="")
                     tries[chunk.key] += 1
@@ -240,8 +244,9 @@ class Inference:
                         waiting.appendleft(chunk)  # before others are uploaded to fail alike
                         time.sleep(retry_seconds)
                     elif bar.n == 0:
-                        raise aihub.JobFailedError(f"chunk {chunk.number} failed {attempts} times, none has succeeded: "
-                                                   f"{reason}")  # fmt: skip
+                        raise service.JobFailedError(
+                            f"chunk {chunk.number} failed {attempts} times, none has succeeded: {reason}"
+                        )
                     else:
                         failed[chunk.number] = reason
                 if running:

@@ -13,9 +13,9 @@ import common
 
 import numpy as np
 
-import pictures
-from annotated_copy import annotate
-from classifier import softmax
+from see import drawing
+from see.annotated_copy import annotate
+from see.classifier import softmax
 
 CHUNK = 64  # sampled frames that are read at once: 16 s, and 10 MB as the network takes them
 THUMBNAILS = 10
@@ -169,7 +169,7 @@ def label_all(videos, names, classifier, results_of, out, stride, frame_rate, ro
             starts, rows, missing, shown = probabilities_of(video, plan, classifier, results_of, step, rotate, bar)
         edges, moments = moments_of(rows, starts, plan, classifier.clip_len, stride)
         segments = segments_of(edges, moments, classifier.classes)
-        turned = "" if rotate else pictures.about_rotation(plan.rotation)
+        turned = "" if rotate else drawing.about_rotation(plan.rotation)
         print(f"\n{video}: {clock(plan.duration)}, {len(starts):,} clips, one every {stride:g} s{turned}")
         for segment in segments:
             label = f"{segment.label} {100 * segment.probability:.0f} %" if segment.label else "cannot be read"
@@ -177,7 +177,7 @@ def label_all(videos, names, classifier, results_of, out, stride, frame_rate, ro
         base = Path(out, names[video])
         write_segments(Path(f"{base}-segments.csv"), segments)
         about = f"{video}", f"{clock(plan.duration)}, {len(starts):,} clips, {classifier.about}"
-        pictures.draw_timeline(Path(f"{base}-timeline.png"), about, edges, moments, segments, shown, classifier.classes)
+        drawing.draw_timeline(Path(f"{base}-timeline.png"), about, edges, moments, segments, shown, classifier.classes)
         reasons = [f"from {clock(plan.seconds[i])} on {why}" for i, why in missing.items()]
         reasons += annotate(video, Path(f"{base}-annotated.mp4"), segments)
         yield video, "; ".join(reasons)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import common
 
-from verdict import examine
+from videos.judging import examine
 
 # reasons of what opens and does not take the decoder down
 REPAIRABLE = "no_frames", "truncated", "corrupt_frames", "size_change", "no_frame_times"

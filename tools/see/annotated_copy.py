@@ -12,7 +12,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-import pictures
+from see import drawing
 from torchvision_patches.decoding import UnreadableVideo, opened
 
 COPIED_SOUND = ("aac", "mp3", "ac3", "eac3", "opus", "alac")  # what mp4 holds and players know; others become AAC
@@ -89,7 +89,7 @@ class Picture:
     def __init__(self, copy, stream, segments):
         self.copy, self.segments, self.time_base = copy, segments, stream.time_base
         self.rate = stream.average_rate or stream.guessed_rate
-        self.colours = pictures.colours_of(segments)
+        self.colours = drawing.colours_of(segments)
         self.stream = self.first = self.last = self.number = None  # encoder; times in ticks; segment of the strip
 
     def put(self, frame):
@@ -128,7 +128,7 @@ class Picture:
         while number + 1 < len(self.segments) and seconds >= self.segments[number].end:
             number += 1
         if number != self.number:
-            image = pictures.draw_strip(self.segments[number], self.colours, self.size[0], self.strip_height)
+            image = drawing.draw_strip(self.segments[number], self.colours, self.size[0], self.strip_height)
             y, cb, cr = (np.asarray(band) for band in image.convert("YCbCr").split())
             y, cb, cr = y, *(band.reshape(len(y) // 2, 2, -1, 2).mean((1, 3)) for band in (cb, cr))
             if not self.is_full_range:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import common
+from common import machine
 
 import numpy as np
 
-import aihub
+from aihub import model_io, onnx_graphs
 
 CROP = (112, 112)  # (height, width) that torchvision_patches.spatial makes
 
@@ -70,13 +71,13 @@ def load_onnx(path):
     options = onnxruntime.SessionOptions()
     # CPUs without VNNI would cut sums of 8-bit products off at 16 bits: wrong logits, by a third of their range
     options.add_session_config_entry("session.x64quantprecision", "1")
-    options.intra_op_num_threads = common.num_cores()
+    options.intra_op_num_threads = machine.num_cores()
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # onnxruntime's errors have no base class of their own
         common.refuse(f"onnxruntime cannot run {path}: {str(e).splitlines()[0]}")
     given, made = session.get_inputs(), session.get_outputs()
-    layout = aihub.layout_of(given[0].shape)
+    layout = model_io.layout_of(given[0].shape)
     if len(given) != 1 or len(made) != 1 or not layout:
         shapes = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in (*given, *made))
         common.refuse(f"{path} takes and gives {shapes}; one RGB clip of 5 axes in and one tensor out is needed")
@@ -86,8 +87,9 @@ def load_onnx(path):
     tensors = [described(tensor, description.get(key)) for key, tensor in (("input", given[0]), ("output", made[0]))]
 
     def logits(clips):
-        rows = [session.run(None, {given[0].name: aihub.as_model_input(clip[None], tensors[0])})[0] for clip in clips]
-        return np.concatenate([aihub.as_logits(row.reshape(1, -1), tensors[1]) for row in rows])
+        inputs = [{given[0].name: model_io.as_model_input(clip[None], tensors[0])} for clip in clips]
+        rows = [session.run(None, named)[0] for named in inputs]
+        return np.concatenate([model_io.as_logits(row.reshape(1, -1), tensors[1]) for row in rows])
 
     num_classes = int(np.prod(made[0].shape))
     classes = description.get("classes") or numbered(path, num_classes)
@@ -99,10 +101,10 @@ def load_onnx(path):
 def read_model(path):
     """What onnxruntime loads, the path of an ONNX file or its bytes, and what is known of it.
 
-    The latter as {"input", "output": as aihub.io_of has them, "classes": names}, as far as it is there: from the file
-    that example_export.py writes beside a model, the binary itself, the labels.txt in a bundle of qai_hub_models.
+    The latter as {"input", "output": as model_io.io_of has them, "classes": names}, as far as it is there: from the
+    file that example_export.py writes beside a model, the binary itself, the labels.txt in a bundle of qai_hub_models.
     """
-    binary = aihub.read_hub_binary(path)
+    binary = onnx_graphs.read_hub_binary(path)
     onnx = [str(file) for file in (sorted(path.glob("*.onnx")) if path.is_dir() else [path]) if file.suffix == ".onnx"]
     if not binary and not onnx:
         common.refuse(
@@ -129,11 +131,11 @@ def read_model(path):
 
 
 def described(tensor, known):
-    """A tensor of onnxruntime as aihub.io_of has it, with scale and zero point where they are known."""
+    """A tensor of onnxruntime as model_io.io_of has it, with scale and zero point where they are known."""
     name = tensor.type.removeprefix("tensor(").removesuffix(")")
     own = {"name": tensor.name, "shape": tensor.shape, "dtype": "float32" if name == "float" else name}
     own |= {key: (known or {}).get(key) for key in ("scale", "zero_point")}
-    aihub.check_scale(own)
+    model_io.check_scale(own)
     return own
 
 

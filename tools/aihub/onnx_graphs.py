@@ -1,13 +1,20 @@
 """ONNX graphs as devices take them: traced from torch, channel last, integers at both ends; their sessions on a CPU.
 
 Definitions only, no constant that a user edits: what Qualcomm's compiler and the local hub do alike with a graph, but
-for quantising, which is aihub.quantize_onnx's. torch, onnx and onnxruntime are imported inside the functions.
+for quantising, which is quantize_onnx's. torch, onnx and onnxruntime are imported inside the functions.
 """
 
 import io
+import json
 import os
+import tempfile
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+
+import common
+
+from aihub.service import is_emulated
 
 
 def torch_to_onnx(module, shape, name="video"):
@@ -128,8 +135,9 @@ def fix_open_dimensions(proto, clip_shape):
 
 
 def io_of_graph(graph, quantizers):
-    """{"input", "output"} of a graph with one of each, as aihub.io_of has it; `quantizers` {name: (scale, zero point)}.
+    """{"input", "output"} of a graph with one of each, as model_io.io_of has it.
 
+    `quantizers`: {name: (scale, zero point)}.
     Raises ValueError with one sentence if the shape of the output is not known.
     """
     io = {}
@@ -174,3 +182,100 @@ def load_with_weights(path):
     except Exception as e:  # protobuf's DecodeError, onnx's ValidationError, a missing weights file
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise ValueError(f"{files[0]} is no readable ONNX model ({reason})") from e
+
+
+# First line of every binary that the local hub makes: no program can take it for one of Qualcomm's.
+HUB_TAG = b"LOCAL HUB: EMULATED ON THE CPU, NOT A QUALCOMM BINARY\n"
+
+
+def load_onnx(path, shape):
+    """Read an ONNX file (weights beside it included) and check that it takes one float32 clip and gives one tensor.
+
+    `shape` is (BATCH, C, T, H, W) of the user's constants; the file may have it as NCTHW, as NTHWC, or leave dimensions
+    open. Returns (onnx model, {input name: (shape as the file has it, "float32")}). Exits with code 2 and one sentence
+    for a file that does not fit.
+    """
+    import onnx
+
+    if not Path(path).is_file():
+        common.refuse(
+            f"there is no ONNX file {path} (looked in {Path(path).absolute()}); set ONNX_DIR to its folder and "
+            f"VIDEO_ONNX_NAME to its name"
+        )
+    try:
+        onnx.checker.check_model(str(path))  # by path, so that weights in a second file are checked, too
+        model = onnx.load(path)
+    except Exception as e:  # protobuf's DecodeError, onnx's ValidationError, a missing weights file
+        common.refuse(f"{path} is not a valid ONNX model: {str(e).splitlines()[0] if str(e) else type(e).__name__}")
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < 11:
+        common.refuse(f"{path} has opset {opset}; export it with 11 or newer, say torch.onnx.export(opset_version=17)")
+    weights = {weight.name for weight in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        names = [value.name for value in (*inputs, *model.graph.output)]
+        common.refuse(f"{path} has the inputs and outputs {', '.join(names)}; one clip in and one tensor out is needed")
+    (value,) = inputs
+    if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+        common.refuse(
+            f"the input {value.name} of {path} is not float32; a quantised model is compiled by "
+            f"tools/example_export.py --precision w8a8, from the checkpoint"
+        )
+    own = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]  # None: open
+    batch, c, t, h, w = shape
+    for wanted in ((batch, c, t, h, w), (batch, t, h, w, c)):
+        if len(own) == 5 and all(a in (None, b) for a, b in zip(own, wanted)):
+            return model, {value.name: (wanted, "float32")}
+    common.refuse(
+        f"the input {value.name} of {path} has shape {tuple(own)}, but BATCH, C, T, H, W are {tuple(shape)}; set them "
+        f"to what the model takes"
+    )
+
+
+def read_hub_binary(path):
+    """(head, ONNX model as bytes) of a binary that the local hub made; None if `path` is any other file.
+
+    `path` is what example_export.py saves: a .bin, .dlc or .tflite file, or a folder <name>.onnx with a binary in it.
+    head: {"runtime", "qairt_version", "inputs", "outputs"}.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = next(path.glob("*.bin"), None)
+    if path is None:
+        return None
+    with open(path, "rb") as file:
+        if file.read(len(HUB_TAG)) != HUB_TAG:
+            return None
+        return json.loads(file.readline()), file.read()
+
+
+def check_hub_binary(path, device):
+    """Exit with code 2 and one sentence where a binary that the local hub made would be sent to a real device."""
+    if read_hub_binary(path) and not is_emulated(device):
+        common.refuse(
+            f"{path} was made by the local hub and runs there alone: export it again with AI Hub, or make a binary for "
+            f"the chip of it with tools/compile_offline.py --source {path}"
+        )
+
+
+def quantize_onnx(model, path, samples, weight_bits=8, activation_bits=8):
+    """Quantise a float ONNX model (onnx.ModelProto) statically and write it to `path`, with QDQ nodes.
+
+    `samples` yields calibration samples {input name: float32 array}; ranges are the smallest and largest values seen.
+    Weights become signed integers of `weight_bits`, a scale a channel; activations unsigned ones of `activation_bits`.
+    Both are 8 or 16. Every operation is quantised, as by AI Hub, so that inputs and outputs are, too.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    samples = iter(samples)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = f"{folder}/prepared.onnx"
+        quant_pre_process(model, prepared, skip_symbolic_shape=True)
+        operations = {node.op_type for node in onnx.load(prepared).graph.node} - {"Constant", "Shape"}
+        quantize_static(
+            prepared, str(path), SimpleNamespace(get_next=lambda: next(samples, None)), quant_format=QuantFormat.QDQ,
+            per_channel=True, op_types_to_quantize=sorted(operations),
+            activation_type=QuantType[f"QUInt{activation_bits}"], weight_type=QuantType[f"QInt{weight_bits}"],
+        )

@@ -14,7 +14,7 @@ import re
 import secrets
 from pathlib import Path
 
-import common
+from common import machine
 
 LAUNCH_IDS = "TORCHELASTIC_RUN_ID", "SLURM_ARRAY_JOB_ID", "SLURM_JOB_ID"  # what tells one launch from the next
 
@@ -24,7 +24,7 @@ class Journal:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.rank, self.world_size, *_ = common.launcher()
+        self.rank, self.world_size, *_ = machine.launcher()
         launch = next((os.environ[name] for name in LAUNCH_IDS if os.environ.get(name)), "")
         self.launch = f"launch-{re.sub(r'[^A-Za-z0-9]', '-', launch)}-of-{self.world_size}."
         self.me = f"{self.launch}{self.rank}."

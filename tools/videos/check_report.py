@@ -5,7 +5,7 @@ import io
 
 import common
 
-from verdict import REASONS
+from videos.judging import REASONS
 
 COLUMNS = ["video", "reason", "action", "detail", "quarantined_to", "repaired_by", "frames", "corrupt_frames"]
 COLUMNS += ["fps", "variable_frame_rate", "duration_s", "shorter_than_4_s", "width", "height", "codec", "rotation"]

@@ -1,0 +1,127 @@
+"""Constants of a script as flags, the runs that have a name, and the command of the next step."""
+
+import argparse
+import ast
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from common import REPO, refuse
+
+
+def constants_of(source):
+    """The constants of a script: the assignments between its first two ruled lines (`# ----…`).
+
+    Returns {name: comment on its line}. Constants of several lines carry their comment on the first.
+    """
+    lines = source.splitlines()
+    rules = [i for i, line in enumerate(lines, 1) if line.startswith("# -----")]
+    comments = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and rules[0] < node.lineno < rules[1]:
+            # `T, H, W = …` is one assignment of several names
+            names = [part.id for part in ast.walk(node.targets[0]) if isinstance(part, ast.Name)]
+            comments |= dict.fromkeys(names, lines[node.lineno - 1].rpartition("  # ")[2].strip())
+    return comments
+
+
+def boolean(text):
+    """`true` or `false`, in any case, as a bool. Raises ValueError for anything else."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def set_constants_from_flags(script, argv=None, words=None):
+    """Let flags replace the constants of a script for one run.
+
+    `script` is the script's `globals()`. The constant `CLIP_LEN` becomes the flag `--clip-len` (`--clip_len` works
+    too); a list takes several values; a boolean takes `true` or `false`, and the bare flag means true; `skip_x` can
+    also be turned off with `--do-x`. `words` names the list whose values may stand without a flag, as file names do.
+    `--run NAME` moves constants that no flag sets as `in_run` says; a script that has none to move does not take it.
+    `--help` shows each constant's value and the comment on its line. An unknown flag or a bad value exits with code 2.
+    """
+    source = Path(script["__file__"]).read_text(encoding="utf-8")
+    summary = script["__doc__"].strip().splitlines()[0]
+    parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+    argv, booleans = list(sys.argv[1:] if argv is None else argv), set()
+    constants = constants_of(source)
+    moved = [name for name in constants if in_run(RUNS, script[name]) != script[name]]
+    if moved:
+        text = f"move into {RUNS}/NAME what of these no flag sets: {', '.join(moved)}"
+        parser.add_argument("--run", type=run_folder, metavar="NAME", help=text)
+    for name, comment in constants.items():
+        value = script[name]
+        options = dict(dest=name, default=argparse.SUPPRESS, metavar=name.upper())
+        options["help"] = f"{comment} (now: {value!r})".replace("%", "%%")
+        if isinstance(value, bool):
+            options.update(type=boolean, nargs="?", const=True, metavar="true|false")
+        elif isinstance(value, (list, tuple)):
+            options.update(nargs="*", type=type(value[0]) if value else str)
+        else:
+            options["type"] = type(value)
+        flag = "--" + name.lower()
+        if name == words:
+            parser.add_argument(name, nargs="*", default=value, metavar=name.upper(), help=options["help"])
+            continue
+        flags = dict.fromkeys([flag.replace("_", "-"), flag])
+        booleans |= flags.keys() if isinstance(value, bool) else set()
+        parser.add_argument(*flags, **options)
+        if flag.startswith("--skip_"):
+            opposite = dict(dest=name, action="store_false", default=argparse.SUPPRESS)
+            parser.add_argument(flag.replace("--skip_", "--do-"), **opposite)
+    if words:  # in `--timeline squats.mp4` the word is no value of the flag
+        bare = [not re.fullmatch("true|false|-.*", after.lower()) for after in [*argv[1:], "-"]]
+        argv = [w for part, alone in zip(argv, bare) for w in (part, "true")[: 1 + (alone and part in booleans)]]
+    given = vars(parser.parse_intermixed_args(argv))
+    if folder := given.pop("run", None):
+        script.update({name: in_run(folder, script[name]) for name in moved})
+    script.update(given)
+
+
+RUNS = "runs"  # folder of the runs that have a name
+RUN_NAME = re.compile(r"\w[\w.+-]*")
+# what a run writes and its later steps read: where scripts are started or, with --run NAME, in runs/NAME
+OF_A_RUN = {"checkpoint.pth", "soup.pth", "preprocessed_tensors", "calibration_tensors", "export_assets"}
+OF_A_RUN |= {"dataset-export.h5", "dataset-export-htp.h5", "report", "predictions", "recordings"}
+
+
+def run_folder(name):
+    """The folder of the run NAME; exits with code 2 and one sentence if that cannot be the name of a folder."""
+    if not RUN_NAME.fullmatch(name):
+        refuse(f"--run is {name!r}: a name of letters, digits, _ . + - is needed, which becomes the folder {RUNS}/NAME")
+    return f"{RUNS}/{name}"
+
+
+def in_run(folder, value):
+    """A constant's default value, moved into a run's folder if it is, or lies in, something that a run writes."""
+    if isinstance(value, list):
+        return [in_run(folder, part) for part in value]
+    of_a_run = isinstance(value, str) and value.removeprefix("./").split("/")[0] in OF_A_RUN
+    return str(Path(folder, value)) if of_a_run else value
+
+
+LOCAL_HUB = "python tools/local_hub.py "  # before a command that needs AI Hub
+
+
+def next_command(script, written, **constants):
+    """The command of the next step, `python tools/SCRIPT`, with flags for those constants that it has otherwise.
+
+    written: a path that this step wrote; if it lies in a run's folder, that run goes on.
+    """
+    parts = Path(written).parts
+    in_one = len(parts) > 2 and parts[0] == RUNS and RUN_NAME.fullmatch(parts[1])
+    folder, run = (Path(*parts[:2]), ["--run", parts[1]]) if in_one else (Path(), [])
+    words = ["python", f"tools/{script}", *run]
+    nodes = ast.parse((REPO / "tools" / script).read_text(encoding="utf-8")).body
+    nodes = [node for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+    defaults = {getattr(node.targets[0], "id", ""): node.value.value for node in nodes}
+    for name, value in constants.items():
+        default = in_run(folder, defaults.get(name, ""))
+        if (Path(value) != Path(default)) if isinstance(default, str) else (value != default):
+            words += ["--" + name.lower().replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)]
+    account = Path(os.environ.get("QAIHUB_CLIENT_INI", "~/.qai_hub/client.ini")).expanduser().exists()
+    hub = "" if account or script not in ("example_export.py", "run_inference.py") else LOCAL_HUB
+    return hub + shlex.join(words)
