@@ -6,6 +6,7 @@ before anything is installed. No constant that a user edits.
 """
 
 import argparse
+import codecs
 import contextlib
 import hashlib
 import json
@@ -85,12 +86,18 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_text(path):
+    """The text of a file in UTF-8, or in UTF-16 as Windows programs write it, without its byte-order mark."""
+    data = Path(path).read_bytes()
+    return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+
+
 def class_map_with(labels, only_these=False):
     """The class map that has all labels, or exactly these in order: class_map.json, split_videos.py's, or ""."""
     labels = list(labels)
     for path in (REPO / "class_map.json", Path("my_class_map.json")):
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-            known = json.loads(path.read_text(encoding="utf-8"))
+            known = json.loads(read_text(path))
             if sorted(known, key=known.get) == labels if only_these else set(labels) <= known.keys():
                 return path
     return ""
@@ -122,7 +129,7 @@ def load_class_map(path):
     Exits with code 2 and one sentence if the file is missing, is not such a map, or skips an index.
     """
     try:
-        class_map = json.loads(Path(path).read_text(encoding="utf-8"))
+        class_map = json.loads(read_text(path))
     except FileNotFoundError:
         refuse(f"there is no class map {path}; it is a JSON object {{class folder name: index}}, as class_map.json")
     except OSError as e:
