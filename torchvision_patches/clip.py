@@ -62,7 +62,7 @@ def described(saved, args=None):
     """The ClipDescription that a file holds, and the names of the fields it does not say, which are `of_network`'s.
 
     saved: the keys of a checkpoint, or what `as_dict` gave. args: the flags of the training, a dict, for checkpoints of
-    others that have no more; torchvision's names. Returns (ClipDescription, [names]). Raises ValueError as `of_network`.
+    others that have no more; torchvision's names. Returns (description, [names]). Raises ValueError as `of_network`.
     """
     args = args or {}
     told = {"model_name": args.get("model"), "clip_len": args.get("clip_len"), "frame_rate": args.get("frame_rate")}
