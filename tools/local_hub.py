@@ -21,6 +21,7 @@ import threading
 from pathlib import Path
 
 import common
+from common import flags
 
 # ----------------------------------------------------------------------------------------------------------------------
 QAIRT_VERSIONS = "2.50 2.48"            # versions of QAIRT on offer; the first is the default and the latest
@@ -61,10 +62,10 @@ def run_command(command, client_ini):
 
 
 def main():
-    flags, command = split_command(sys.argv[1:])
-    if flags in (["-h"], ["--help"]):
+    own, command = split_command(sys.argv[1:])
+    if own in (["-h"], ["--help"]):
         print(__doc__)
-    flags.set_constants_from_flags(globals(), flags)
+    flags.set_constants_from_flags(globals(), own)
     from hub_server import LocalHub
     from hub_server.records import EMULATED
 
