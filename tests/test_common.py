@@ -22,7 +22,7 @@ More text.
 import json
 import math
 
-import common
+from common import flags
 
 BEFORE = 1  # not a constant of the user
 # ----------------------------------------------------------------------------------------------------------------------

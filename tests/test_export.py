@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path, PosixPath
 
 import common
+from common import flags
 
 import h5py
 import numpy as np
@@ -489,15 +490,15 @@ def test_without_a_token_and_without_a_service(tmp_path, run_script, checkpoint,
     assert "Traceback" not in result.stderr and closed.token not in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize(("flags", "value"), [
+@pytest.mark.parametrize(("words", "value"), [
     ([], True), (["--skip-profiling"], True), (["--skip-profiling", "false"], False), (["--do-profiling"], False),
     (["--skip-profiling", "true"], True),
 ])  # fmt: skip
-def test_the_three_ways_to_skip(flags, value):
+def test_the_three_ways_to_skip(words, value):
     script = {"__file__": str(common.REPO / SCRIPT), "__doc__": "An export."}
     exec(compile((common.REPO / SCRIPT).read_text(), SCRIPT, "exec"), script | {"__name__": "example_export"}, script)
     script |= {"__file__": str(common.REPO / SCRIPT)}
-    flags.set_constants_from_flags(script, flags)
+    flags.set_constants_from_flags(script, words)
     assert script["skip_profiling"] is value
 
 

@@ -721,9 +721,9 @@ run_inference.main()
 
 def test_killed_at_each_stage(place, run_script):
     """Right after a step, before it is noted: only that step is repeated, the next stage goes on from there."""
-    stages = ["qai_hub - upload_model 1", "inference_jobs - write_dataset 2",
+    stages = ["qai_hub - upload_model 1", "aihub.jobs - write_dataset 2",
               "qai_hub - upload_dataset 2", "qai_hub - submit_inference_job 2",
-              "inference_state State save_logits 1", "h5py Group create_dataset 8"]  # fmt: skip
+              "aihub.state State save_logits 1", "h5py Group create_dataset 8"]  # fmt: skip
     flags = place.flags("--max-chunk", 4, "--chunks-in-flight", 1)
     uploads = []
     for stage in stages:

@@ -124,7 +124,7 @@ def test_what_belongs_to_a_run():
         assert flags.in_run("runs/x", other) == other
 
 
-@pytest.mark.parametrize(("written", "flags"), [
+@pytest.mark.parametrize(("written", "words"), [
     ("checkpoint.pth", ""),
     ("runs/x/checkpoint.pth", " --run x"),
     ("./runs/x/other.pth", " --run x --checkpoint runs/x/other.pth"),
@@ -133,10 +133,10 @@ def test_what_belongs_to_a_run():
     ("runs/no name/checkpoint.pth", " --checkpoint 'runs/no name/checkpoint.pth'"),
     ("/runs/x/checkpoint.pth", " --checkpoint /runs/x/checkpoint.pth"),
 ])  # fmt: skip
-def test_the_next_command_goes_on_in_the_run(written, flags):
+def test_the_next_command_goes_on_in_the_run(written, words):
     path = Path(written)
     command = flags.next_command("example_export.py", path, checkpoint=path)
-    assert command == f"{HUB}python tools/example_export.py{flags}"
+    assert command == f"{HUB}python tools/example_export.py{words}"
 
 
 def test_the_next_command_has_the_clips_that_were_trained_on():
