@@ -169,7 +169,8 @@ def test_what_the_local_hub_made_is_compiled_as_it_is_deployed(wheels, own_folde
 def test_what_the_local_hub_made_is_not_sent_to_ai_hub(own_folder, tmp_path, run_script):
     """run_inference.py refuses it where the devices do not say that they are emulated."""
     tools = str(common.REPO / "tools")
-    patch = f"import sys\nsys.path.append({tools!r})\nfrom aihub import onnx_graphs\nonnx_graphs.is_emulated = lambda _: False\n"
+    patch = f"import sys\nsys.path.append({tools!r})\n"
+    patch += "from aihub import onnx_graphs\nonnx_graphs.is_emulated = lambda _: False\n"
     (tmp_path / "sitecustomize.py").write_text(patch)
     with FaultyHub() as hub:
         hub.write_client_ini(tmp_path / "client.ini")
