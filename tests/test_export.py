@@ -370,7 +370,7 @@ def test_clips_of_other_classes_do_not_calibrate(checkpoint, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("value", "name"), [
-    (np.float64(1.5), "numpy._core.multiarray.scalar"), (PosixPath("x"), "pathlib.PosixPath"),
+    (np.float64(1.5), "numpy._core.multiarray.scalar"), (PosixPath("x"), f"{PosixPath.__module__}.PosixPath"),
 ])  # fmt: skip
 def test_what_makes_a_checkpoint_unsafe_is_named(tmp_path, capsys, value, name):
     """On one line, with the cure, without torch's colours."""

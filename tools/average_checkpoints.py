@@ -18,6 +18,7 @@ from pathlib import Path
 
 import common
 from common import flags
+from common.checkpoints import load_checkpoint
 
 # ----------------------------------------------------------------------------------------------------------------------
 CHECKPOINTS = ["./checkpoint.pth"]  # two or more
@@ -35,7 +36,7 @@ TRAIN = common.REPO / "references/video_classification/train.py"
 
 def load_alike(paths):
     """The checkpoints, in order. Exits with code 2 unless they hold one network, for the same classes and clips."""
-    checkpoints = [common.load_checkpoint(path) for path in paths]
+    checkpoints = [load_checkpoint(path) for path in paths]
     first = checkpoints[0]
     for path, other in zip(paths[1:], checkpoints[1:]):
         shapes = ({key: value.shape for key, value in c["model"].items()} for c in (first, other))

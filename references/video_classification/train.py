@@ -23,7 +23,7 @@ from pathlib import Path
 # tools/ can shadow a package or a file here. `import common` then does the same for torchvision_patches.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import common
-from common import flags, machine
+from common import checkpoints, flags, machine
 
 import torch
 from torch import nn
@@ -239,7 +239,7 @@ def main(args):
             common.refuse("--resume auto continues a run exactly: leave --resume-weights-only away, or name a file")
         last = Path(args.output_dir, "checkpoint.pth")
         args.resume = utils.from_main_process(lambda: str(last) if last.exists() else "")
-    checkpoint = common.load_checkpoint(args.resume) if args.resume else None
+    checkpoint = checkpoints.load_checkpoint(args.resume, say=utils.log) if args.resume else None
     settle_args(args, checkpoint)
     class_map = common.load_class_map(args.class_map)
     classes = sorted(class_map, key=class_map.get)

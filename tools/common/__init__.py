@@ -1,11 +1,10 @@
-"""What all scripts share, those of references/video_classification too: refusing, files, class maps, checkpoints.
+"""What all scripts share, those of references/video_classification too: refusing, files, class maps.
 
 Every script starts with `import common`, which also makes `torchvision_patches` importable, and says what to do where a
 package is not installed. It imports nothing but the standard library, so that `--help` is fast and quickstart.py runs
 before anything is installed. No constant that a user edits.
 """
 
-import argparse
 import codecs
 import contextlib
 import hashlib
@@ -161,38 +160,3 @@ def read_manifest(path):
     if not rows:
         refuse(f"the manifest {path} is empty; run tools/preprocess_and_save.py first")
     return rows
-
-
-def load_checkpoint(path, where_else="name one that train.py wrote"):
-    """Read a checkpoint of train.py, of the original sample solution, or bare weights. Nothing in it is executed.
-
-    Returns what it holds, on the CPU, with the weights under `model` and `args` as a dict. Exits with code 2 and one
-    sentence if the file is missing (`where_else` says what to do then), damaged, no checkpoint, or holds more than
-    weights, plain values and the original's argparse.Namespace.
-    """
-    import pickle
-
-    import torch
-
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        refuse(f"there is no checkpoint {path} (looked in {Path(path).absolute()}); {where_else}")
-    except pickle.UnpicklingError as e:
-        foreign = re.search(r"GLOBAL (\S+)", str(e))
-        if not foreign:
-            refuse(f"{path} is damaged, or no checkpoint of torch")
-        clean = f"c = torch.load({str(path)!r}, weights_only=False); torch.save({{'model': c['model']}}, 'clean.pth')"
-        refuse(
-            f"{path} holds a {foreign[1]} beside weights and plain values and is not loaded, because such a file could "
-            f'run code; if you made it, save plain values (float(x), str(path)), or: python -c "import torch; {clean}"'
-        )
-    except (RuntimeError, EOFError, ValueError, OSError) as e:
-        refuse(f"the checkpoint {path} cannot be read ({str(e).splitlines()[0]})")
-    if isinstance(checkpoint, dict) and checkpoint and all(map(torch.is_tensor, checkpoint.values())):
-        checkpoint = {"model": checkpoint}
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
-        refuse(f'{path} is no checkpoint of train.py: it has no weights under "model"')
-    args = checkpoint.get("args") or {}
-    return checkpoint | {"args": args if isinstance(args, dict) else vars(args)}

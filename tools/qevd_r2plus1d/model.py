@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 
 import common
+from common import checkpoints
 
 import numpy as np
 import torch
@@ -24,14 +25,14 @@ OFFICIAL_NUM_FRAMES = 16  # what the organisers feed; used where neither checkpo
 
 
 def load_checkpoint(path):
-    """What the recipe needs of `common.load_checkpoint`, which exits with code 2 where the file cannot be used.
+    """What the recipe needs of `checkpoints.load_checkpoint`, which exits with code 2 where the file cannot be used.
 
     Returns {state_dict, model_name, classes (names in index order, or None), clip_len (frames, or None),
     clip_len_is_sure (False where it is the original's --clip-len, 8 unless given), crop_size (pixels),
     mean, std (a value a colour); the last three None in checkpoints that do not say}.
     """
     advice = "name one that train.py wrote with --checkpoint, or export an untrained network with --random-weights"
-    checkpoint = common.load_checkpoint(path, advice)
+    checkpoint = checkpoints.load_checkpoint(path, advice)
     args = checkpoint["args"]
     return {
         "state_dict": checkpoint["model"],
