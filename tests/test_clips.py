@@ -628,8 +628,8 @@ def test_what_is_the_end_of_a_reader_is_named_and_left_out(tmp_path, monkeypatch
     reasons = {Path(path).stem: reason for path, reason in index["unreadable"].items()}
     assert "1 s" in reasons.pop("hangs")
     if num_workers:
-        assert reasons.pop("crashes") == "its reader crashed with exit code -11"
-        assert "exit code -9 (killed: was the memory too small?)" in reasons.pop("out_of_memory")
+        assert reasons.pop("crashes") == "its decoder crashed (exit code -11)"
+        assert "(exit code -9: killed, as the system does" in reasons.pop("out_of_memory")
     assert not reasons and [len(pts) for pts in index["video_pts"]].count(20) == 41
     assert capsys.readouterr().out.count("no clip from") == len(names)
 

@@ -27,23 +27,21 @@ journal.py says; whichever finishes last writes REPORT. verdict.py judges a vide
 Exit codes: 0 all healthy, 1 faults found (listed), 2 wrong usage or a broken package, 130 stopped.
 """
 
-import concurrent.futures.process
 import contextlib
 import glob
 import importlib
 import itertools
-import multiprocessing
 import os
 import re
 import shlex
 import signal
 import sys
 import tempfile
-import threading
-import time
 import zlib
-from collections import Counter
+from collections import Counter, deque
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import common
 from common import finding, flags, machine
@@ -66,43 +64,41 @@ TIMEOUT = 300.0  # seconds a video may take to decode, and again to repair
 JOBS = 0  # processes; 0: one a core that this process may use
 # ----------------------------------------------------------------------------------------------------------------------
 
-# --- child processes -------------------------------------------------------------------------------------------------
+# --- worker processes ------------------------------------------------------------------------------------------------
 
 
-def end_with_parent(parent):
-    """In a child: end once the parent (its process id) was killed, for then nobody ends a video that hangs."""
+class Job(NamedTuple):
+    """What a worker does with one video: examine it or, where its row is known, repair it."""
 
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    video: Path
+    row: dict = None
+    temporary: Path = None  # where the repaired file goes
+    again: bool = False  # whether a worker was lost on it before
 
 
-def result_of(future):
-    """(what the child returned, None), or (None, (reason code, figures)) if it hung, crashed or got no memory.
+def examine_or_repair(reencode, job):
+    """The row of a video or, for a repair, what repairs.repair returns; in a worker process."""
+    return repair(str(job.video), job.temporary, job.row, reencode) if job.row else examine(str(job.video))
 
-    Exits with code 2 if the child could not import a package: no video is to blame for that.
+
+def why_failed(error):
+    """(reason code, figures) of a job that gave no result: it hung, crashed or got no memory.
+
+    Exits with code 2 if the worker could not import a package: no video is to blame for that.
     """
-    import pebble
+    from torchvision_patches.pool import WorkerLost
 
-    try:
-        return future.result(), None
-    except concurrent.futures.TimeoutError:
-        return None, ("timeout", f"{TIMEOUT:g} s")
-    except concurrent.futures.process.BrokenProcessPool:
-        raise
-    except ImportError as e:
-        common.refuse(f"a child process cannot import what it needs ({e}); install the packages of requirements.txt")
-    except MemoryError:
-        return None, ("unreadable", "not enough memory")
-    except pebble.ProcessExpired as e:
-        if e.exitcode == -signal.SIGKILL:
-            return None, ("unreadable", "its process was killed from outside, as the system does when memory is short")
-        return None, ("decoder_crash", f"exit code {e.exitcode}")
-    except Exception as e:  # whatever a mangled file made the bindings raise
-        return None, ("decoder_crash", repr(e))
+    if isinstance(error, ImportError):
+        common.refuse(f"a child process cannot import what it needs ({error}); install those of requirements.txt")
+    if isinstance(error, MemoryError):
+        return "unreadable", "not enough memory"
+    if not isinstance(error, WorkerLost):
+        return "decoder_crash", repr(error)  # whatever a mangled file made the bindings raise
+    if error.exit_code is None:
+        return "timeout", f"{TIMEOUT:g} s"
+    if error.exit_code == -signal.SIGKILL:
+        return "unreadable", "its process was killed from outside, as the system does when memory is short"
+    return "decoder_crash", f"exit code {error.exit_code}"
 
 
 def is_worth_repairing(row):
@@ -110,57 +106,32 @@ def is_worth_repairing(row):
     return REMUX and row["reason"] in REPAIRABLE and (REPLACE or row["decodes"] == "no")
 
 
-def examined_and_repaired(videos, jobs, temporary_of):
+def examined_and_repaired(videos, num_workers, temporary_of):
     """Yield (video, row, temporary path of the repaired file or None) for each video, in the order in which they end.
 
-    Every check and every repair runs in a child process with a limit of TIMEOUT seconds; a decoder that hangs or
-    crashes ends its child only. Either is tried once more: the system may have ended the child for lack of memory, a
-    file server may have stalled.
+    Every check and every repair has TIMEOUT seconds; a decoder that hangs or crashes costs its own video only. Either
+    is tried once more: the system may have ended the worker for lack of memory, a file server may have stalled.
     """
-    import pebble
+    from torchvision_patches.pool import outcomes_of
 
-    children = multiprocessing.get_context("spawn")  # a forked child would outlive a killed parent
-    waiting, running = iter(videos), {}
-    setting = {"context": children, "initializer": end_with_parent, "initargs": [os.getpid()]}
-    with pebble.ProcessPool(min(jobs, len(videos)), **setting) as pool:
-
-        def start(video, row=None, again=False):
-            temporary = temporary_of(video) if row else None
-            if row:
-                future = pool.schedule(repair, args=(str(video), temporary, row, REENCODE), timeout=TIMEOUT)
+    jobs, work = deque(map(Job, videos)), partial(examine_or_repair, REENCODE)
+    for job, result, error in outcomes_of(work, jobs, num_workers, TIMEOUT):
+        video, row, temporary, again = job
+        failure = why_failed(error) if error else None
+        if failure and not again:
+            jobs.appendleft(job._replace(again=True))
+        elif row is None:
+            result = verdict(*failure) if failure else result
+            if is_worth_repairing(result):
+                jobs.appendleft(Job(video, result, temporary_of(video)))
             else:
-                future = pool.schedule(examine, args=(str(video),), timeout=TIMEOUT)
-            running[future] = video, row, temporary, again
-
-        try:
-            for video in itertools.islice(waiting, 4 * jobs):  # a few ahead, so that no child waits for work
-                start(video)
-            while running:
-                ended, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-                for future in ended:
-                    video, row, temporary, again = running.pop(future)
-                    result, failure = result_of(future)
-                    if failure and not again:
-                        start(video, row, again=True)
-                        continue
-                    if failure:
-                        result = {"tried": ", ".join(failure)} if row else verdict(*failure)
-                    if row is None and is_worth_repairing(result):
-                        start(video, result)
-                        continue
-                    for upcoming in itertools.islice(waiting, 1):
-                        start(upcoming)
-                    if row is None:
-                        yield video, result, None
-                    elif "tried" in result:
-                        temporary.unlink(missing_ok=True)
-                        yield video, row | {"detail": f"{row['detail']}; not repaired ({result['tried']})"}, None
-                    else:
-                        faults = {key: row[key] for key in ("reason", "detail")}
-                        yield video, result | faults, temporary
-        except BaseException:
-            pool.stop()  # leaving the block would wait for the children
-            raise
+                yield video, result, None
+        elif failure or "tried" in result:
+            tried = ", ".join(failure) if failure else result["tried"]
+            temporary.unlink(missing_ok=True)
+            yield video, row | {"detail": f"{row['detail']}; not repaired ({tried})"}, None
+        else:
+            yield video, result | {key: row[key] for key in ("reason", "detail")}, temporary
 
 
 # --- files: nothing is lost ------------------------------------------------------------------------------------------

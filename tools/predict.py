@@ -21,7 +21,8 @@ import json
 import os
 import sys
 from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,7 +108,6 @@ def read_clip(path, clip_len, frame_rate, rotate=False):
     from torchvision_patches.spatial import resize_and_crop
     from torchvision_patches.video_utils import VideoClips
 
-    torch.set_num_threads(1)
     pts, fps, _, rotation, _ = facts_of(path)
     clips, indices = VideoClips.compute_clips_for_video(torch.from_numpy(pts), clip_len, 1, fps, frame_rate)
     frames = read_frames(path, clips[0].numpy(), indices[0].numpy(), rotate=rotate)  # (T, H, W, 3)
@@ -119,38 +119,25 @@ def read_clip(path, clip_len, frame_rate, rotate=False):
 
 
 def results_of(function, arguments):
-    """Call `function(*each of arguments)` in a pool of processes; yields (arguments, result or None, why not) in order.
-
-    A video that hangs or crashes its decoder fails alone. At most four results a process wait at any time.
-    """
-    from pebble import ProcessExpired, ProcessPool
-
+    """Call `function(*each of arguments)` in worker processes; yields (arguments, result or None, why not) in order."""
     import torchvision_patches.video_utils  # noqa: F401 (once, before the processes are forked, not in each of them)
     from torchvision_patches.decoding import UnreadableVideo
+    from torchvision_patches.pool import WorkerLost, outcomes_of
 
-    num_workers, remaining, running = machine.num_workers(NUM_WORKERS), iter(arguments), deque()
-    with ProcessPool(max_workers=num_workers) as pool:
-        try:
-            while True:
-                for each in remaining:
-                    running.append((each, pool.schedule(function, each, timeout=TIMEOUT)))
-                    if len(running) >= 4 * num_workers:
-                        break
-                if not running:
-                    return
-                each, future = running.popleft()
-                try:
-                    yield each, future.result(), ""
-                except UnreadableVideo as e:
-                    yield each, None, e.reason
-                except TimeoutError:
-                    yield each, None, f"it did not finish decoding within {TIMEOUT} s"
-                except ProcessExpired as e:
-                    yield each, None, f"its decoder crashed (exit code {e.exitcode})"
-                except (OSError, MemoryError) as e:
-                    yield each, None, str(e) or "it does not fit into memory"
-        finally:
-            pool.stop()
+    work, num_workers = partial(called, function), machine.num_workers(NUM_WORKERS)
+    for each, result, error in outcomes_of(work, deque(arguments), num_workers, TIMEOUT, in_order=True):
+        if isinstance(error, (UnreadableVideo, WorkerLost)):
+            yield each, None, error.reason
+        elif isinstance(error, (OSError, MemoryError)):
+            yield each, None, str(error) or "it does not fit into memory"
+        elif error:
+            raise error
+        else:
+            yield each, result, ""
+
+
+def called(function, arguments):
+    return function(*arguments)
 
 
 # --- one prediction a video -------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ import json
 import math
 import os
 import sys
-from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
+from collections import deque
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -150,7 +151,7 @@ def manifest_row(video, record):
     return row | {"source_size": size, "source_mtime_ns": mtime_ns}
 
 
-def preprocess(video, data_root, out_root, clip_len, frame_rate, rotate):
+def preprocess(data_root, out_root, clip_len, frame_rate, rotate, video):
     """Decode, resize, crop and save the first clip of one video. Returns its record for `read_progress`'s table.
 
     Raises UnreadableVideo if the clip cannot be decoded, OSError if the tensor cannot be written.
@@ -161,7 +162,6 @@ def preprocess(video, data_root, out_root, clip_len, frame_rate, rotate):
     from torchvision_patches.spatial import resize_and_crop
     from torchvision_patches.video_utils import VideoClips
 
-    torch.set_num_threads(1)
     path = os.path.join(data_root, video)
     source = source_of(path)  # before it is read: a video that is replaced meanwhile is done again next time
     facts = facts_of(path)
@@ -177,42 +177,23 @@ def preprocess(video, data_root, out_root, clip_len, frame_rate, rotate):
 
 
 def results_of(videos, num_workers):
-    """Preprocess `videos` in a pool of processes; yields (video, record or None, error or None) as they finish.
+    """Preprocess `videos` in worker processes; yields (video, record or None, error or None) as they finish.
 
-    A video that hangs or crashes its decoder fails alone. At most four videos a process wait at any time.
+    A video that hangs or crashes its decoder fails alone. Raises OSError if a tensor cannot be written.
     """
-    from pebble import ProcessExpired, ProcessPool
-
     from torchvision_patches.decoding import UnreadableVideo
+    from torchvision_patches.pool import WorkerLost, outcomes_of
 
-    remaining, running = iter(videos), {}
-    with ProcessPool(max_workers=num_workers) as pool:
-        try:
-            while True:
-                for video in remaining:
-                    arguments = [video, DATA_ROOT, OUT_ROOT, CLIP_LEN, FRAME_RATE, ROTATE]
-                    running[pool.schedule(preprocess, arguments, timeout=TIMEOUT)] = video
-                    if len(running) >= 4 * num_workers:
-                        break
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    video = running.pop(future)
-                    try:
-                        yield video, future.result(), None
-                    except UnreadableVideo as e:
-                        yield video, None, e.reason
-                    except TimeoutError:
-                        yield video, None, f"it did not finish decoding within {TIMEOUT} s"
-                    except ProcessExpired as e:
-                        killed = ": killed, as the system does when memory is short" if e.exitcode == -9 else ""
-                        yield video, None, f"its decoder crashed (exit code {e.exitcode}{killed})"
-                    except OSError as e:
-                        if e.errno != errno.ENAMETOOLONG:
-                            raise
-                        yield video, None, "its name is too long for that of its tensor: shorten it"
-        finally:
-            pool.stop()
+    work = partial(preprocess, DATA_ROOT, OUT_ROOT, CLIP_LEN, FRAME_RATE, ROTATE)
+    for video, record, error in outcomes_of(work, deque(videos), num_workers, TIMEOUT):
+        if isinstance(error, (UnreadableVideo, WorkerLost)):
+            yield video, None, error.reason
+        elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            yield video, None, "its name is too long for that of its tensor: shorten it"
+        elif error:
+            raise error
+        else:
+            yield video, record, None
 
 
 def run_share(videos, journal, num_kept):

@@ -6,15 +6,15 @@ import secrets
 import time
 import zipfile
 import zlib
-from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
+from collections import deque
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from torchvision_patches.decoding import UnreadableVideo, facts_of, watched
+from torchvision_patches.pool import WorkerLost, outcomes_of
 
 INDEX_VERSION = 2  # of the index file and of the rules by which frame times are read
 SAVE_EVERY = 60  # seconds between two saves of an index that is being built
@@ -103,16 +103,15 @@ def unreadable(path, reason):
     return Record(*stamp(path), 0.0, np.empty(0, np.int64), reason)
 
 
-def read_chunk(paths):
-    """The Records of some videos; in a child process."""
-    return [read_record(path) for path in paths]
+def read_chunk(numbered):
+    """[(k, Record)] of some videos, [(k, path)]; in a worker process."""
+    return [(k, read_record(path)) for k, path in numbered]
 
 
 def read_records(paths, num_workers):
-    """Yield (k, Record of paths[k]) as they are read, in `num_workers` child processes or, for 0, in this one.
+    """Yield (k, Record of paths[k]) as they are read, in `num_workers` processes or, for 0, in this one.
 
-    Videos are handed out in chunks; those of a chunk on which a process is lost, or takes long, are then handed out
-    one by one. At most four chunks a process wait at any time.
+    Videos are handed out in chunks; those of a chunk that is lost with its worker are read once more, one by one.
     """
     if not num_workers:
         for k, path in enumerate(paths):
@@ -121,40 +120,17 @@ def read_records(paths, num_workers):
             except UnreadableVideo as e:
                 yield k, unreadable(path, e.reason)
         return
-    size = max(1, min(32, len(paths) // (4 * num_workers)))
-    chunks = [range(len(paths))[start : start + size] for start in range(0, len(paths), size)][::-1]
-    running = {}
-    with ProcessPool(num_workers) as pool:
-        try:
-            while chunks or running:
-                while chunks and len(running) < 4 * num_workers:
-                    chunk = chunks.pop()
-                    limit = TIME_LIMIT if len(chunk) == 1 else CHUNK_LIMIT
-                    running[pool.schedule(read_chunk, [[paths[k] for k in chunk]], timeout=limit)] = chunk
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    chunk = running.pop(future)
-                    reason = why_lost(future)
-                    if not reason:
-                        yield from zip(chunk, future.result())
-                    elif len(chunk) == 1:
-                        yield chunk[0], unreadable(paths[chunk[0]], reason)
-                    else:
-                        chunks += [range(k, k + 1) for k in chunk]
-        finally:
-            pool.stop()
-
-
-def why_lost(future):
-    """Why the process that read a video gave no answer; "" if it did."""
-    error = future.exception()
-    if isinstance(error, TimeoutError):
-        return f"reading it did not end within {TIME_LIMIT} s: does its disk answer?"
-    if isinstance(error, ProcessExpired):
-        by_kill = " (killed: was the memory too small?)" if error.exitcode == -9 else ""
-        return f"its reader crashed with exit code {error.exitcode}{by_kill}"
-    if error:
-        raise error
-    return ""
+    size, numbered = max(1, min(32, len(paths) // (4 * num_workers))), list(enumerate(paths))
+    chunks, again = deque(numbered[start : start + size] for start in range(0, len(numbered), size)), deque()
+    for chunk, read, error in outcomes_of(read_chunk, chunks, num_workers, CHUNK_LIMIT):
+        if isinstance(error, WorkerLost):
+            again.extend([video] for video in chunk)
+        elif error:
+            raise error
+        else:
+            yield from read
+    for [(k, path)], read, error in outcomes_of(read_chunk, again, num_workers, TIME_LIMIT):
+        yield (k, unreadable(path, error.reason)) if error else read[0]
 
 
 def save_index(cache_file, records):

@@ -65,8 +65,6 @@ def read_chunk(path, pts, frame_indices, rotate):
     from torchvision_patches.decoding import read_frames
     from torchvision_patches.spatial import resize_and_crop
 
-    torch.set_num_threads(1)
-
     def convert(frame):  # one at a time, because full frames of 16 s may be large; as bytes, which `read_frames` keeps
         return resize_and_crop(torch.from_numpy(frame)[None]).numpy()[:, 0].view(np.uint8)
 
