@@ -49,3 +49,20 @@ def write_video(path, num_frames=60, fps=30, height=96, width=128, seed=0, codec
     if linux:
         os.sched_setscheduler(0, *policy)
     return path
+
+
+def write_still(path, num_frames=300, height=480, width=640):
+    """A video of one still at 30 fps that takes long to decode and is soon written: the same packet over and over."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(next(draw_frames(1, height, width)), format="rgb24")
+        frame = frame.reformat(format="yuv420p")
+        frame.pts = 0
+        (packet, *_) = stream.encode(frame) + stream.encode()
+        for i in range(num_frames):
+            again = av.Packet(bytes(packet))
+            again.stream, again.time_base, again.pts, again.dts = stream, packet.time_base, i, i
+            again.is_keyframe = True
+            container.mux(again)
+    return path

@@ -4,8 +4,8 @@ $ python -m pytest tests/test_check_videos.py
 """
 
 import csv
-import faulthandler
 import errno
+import faulthandler
 import os
 import random
 import shutil
@@ -20,7 +20,7 @@ import pytest
 
 import check_videos
 from conftest import REPO
-from make_videos import draw_frames, write_video
+from make_videos import write_still, write_video
 from odd_videos import (
     ENCODED,
     REMUXED,
@@ -497,25 +497,10 @@ def test_a_child_that_hangs_ends_with_a_killed_parent(sources, tmp_path, monkeyp
     assert wait_until(lambda: not processes_with(marker), 30), "a child that hangs outlives its killed parent"
 
 
-def long_video(path, num_frames=300):
-    """A video of one still that takes seconds to decode and is soon written: the same packet again and again."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=30)
-        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
-        frame = av.VideoFrame.from_ndarray(next(draw_frames(1, 480, 640)), format="rgb24").reformat(format="yuv420p")
-        frame.pts = 0
-        (packet, *_) = stream.encode(frame) + stream.encode()
-        for i in range(num_frames):
-            again = av.Packet(bytes(packet))
-            again.stream, again.time_base, again.pts, again.dts = stream, packet.time_base, i, i
-            again.is_keyframe = True
-            container.mux(again)
-
-
 def test_a_video_that_takes_too_long_is_a_row(run_script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("full_dataset/val/a").mkdir(parents=True)
-    long_video("full_dataset/val/a/long.mp4", 1000)
+    write_still("full_dataset/val/a/long.mp4", 1000)
     run_script(SCRIPT, *SEED, "--remux", "--replace", "--timeout", "0.2", code=1)
     assert report()["long.mp4"]["reason"] == "timeout" and Path("bad_videos/val/a/long.mp4").exists()
 
@@ -533,7 +518,7 @@ def test_files_with_other_endings_are_counted(sources, run_script, tmp_path, mon
 def test_ctrl_c_stops_children_too_and_keeps_the_report(sources, stop, run_script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cut_videos(sources, Path("full_dataset/train/a"), num_cut=3)
-    long_video("full_dataset/train/a/long_0.mp4")
+    write_still("full_dataset/train/a/long_0.mp4")
     for i in range(1, 8):
         os.link("full_dataset/train/a/long_0.mp4", f"full_dataset/train/a/long_{i}.mp4")
     marker = f"STOPPED_TEST_OF={tmp_path}"

@@ -23,6 +23,7 @@ from PIL import Image
 import predict
 from conftest import REPO
 from drawn_exercises import CLASSES, write_exercises, write_onnx
+from make_videos import write_still
 from qevd_r2plus1d import Model
 from see import annotated_copy, classifier, drawing, timeline
 from small_models import small_onnx
@@ -119,7 +120,8 @@ def test_logits_are_those_of_run_inference(exercises, run_script, run, tmp_path)
     (tmp_path / "compile.py").write_text("""
 import glob, json, sys
 import numpy as np, onnx, qai_hub as hub
-import aihub, common
+import common
+from aihub import model_io
 clips = [np.load(path) for path in glob.glob("tensors/*/*.npy")]
 device, shape = hub.Device("Dragonwing IQ-9075 EVK"), (1, 3, 16, 112, 112)
 quantize = hub.submit_quantize_job(onnx.load("tiny.onnx"), {"video": clips}, hub.QuantizeDtype.INT8,
@@ -225,6 +227,16 @@ def test_a_decoder_that_hangs_or_crashes_fails_one_video_only(exercises, run, mo
     assert reason in printed and "2 videos = 1 classified + 1 failed" in printed, printed
 
 
+def test_a_long_recording_where_the_script_has_used_torchs_threads(run_script, tmp_path):
+    """10 minutes at 30 fps: its table of clips is large enough that torch would share the work between threads."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model("mc3_18", num_classes=2)
+    torch.save({"model": network.state_dict(), "model_name": "mc3_18", "classes": ["a", "b"]}, tmp_path / "two.pth")
+    write_still(tmp_path / "long.mp4", 18_000, height=48, width=64)
+    printed = run_script(SCRIPT, "long.mp4", "--checkpoint", "two.pth", "--timeout", 30, OMP_NUM_THREADS=2).stdout
+    assert "long.mp4: 600.0 s, 30 fps" in printed and "1 videos = 1 classified" in printed
+
+
 def test_names_of_pictures_are_different():
     names = predict.names_of(["a/x.mp4", "b/x.mp4", "b/X.mov", "b/y.mp4", "/c/b/x.mp4"])
     assert names["b/y.mp4"] == "y" and names["a/x.mp4"] == "a__x.mp4"
@@ -307,7 +319,7 @@ def test_ten_minutes_in_bounded_memory(exercises, tmp_path):
 import resource, runpy, sys
 sys.argv = sys.argv[1:]
 sys.path[:0] = [sys.argv[0].rpartition("/")[0], sys.argv[0].rpartition("/")[0] + "/.."]
-import classifier, timeline, matplotlib, onnxruntime, torchvision_patches.spatial, torchvision_patches.video_utils
+import matplotlib, onnxruntime, see.classifier, see.timeline, torchvision_patches.spatial, torchvision_patches.clip
 peaks = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
