@@ -61,6 +61,6 @@ def test_what_does_not_fit_is_refused(trained, run_script, tmp_path):
     checkpoint = load(one)
     torch.save(checkpoint | {"clip_len": 8}, tmp_path / "other.pth")
     refused = run_script(SCRIPT, "--checkpoints", one, tmp_path / "other.pth", code=2).stderr
-    assert "differ in clip_len: no average of them" in refused
+    assert "differ: clip_len 8, not 4; there is no average of them" in refused
     assert "needs two checkpoints or more" in run_script(SCRIPT, "--checkpoints", one, code=2).stderr
     assert "--data-path" in run_script(SCRIPT, "--checkpoints", one, two, "--greedy", code=2).stderr

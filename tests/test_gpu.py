@@ -44,9 +44,8 @@ def test_validation_is_that_of_the_cpu(videos, trained, tmp_path):  # noqa: F811
 def test_folding_changes_rounding_only(reference, name):  # noqa: F811
     """In float32, and not by more than bfloat16 itself in bfloat16."""
     args = reference.train.get_args_parser().parse_args(["--data-path", ".", "--model", name, "--device", "cuda"])
-    reference.train.settle_args(args, None)
-    args.num_classes, args.distributed = 92, False
-    reference.models.settle_layers(args)
+    args.distributed = False
+    reference.settings.settle(args, None, range(92))
     networks = {}
     for args.fold_frozen in False, True:
         torch.manual_seed(0)

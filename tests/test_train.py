@@ -397,6 +397,26 @@ def test_two_processes_train_without_a_warning(videos, tmp_path):
     assert "Warning" not in err, err
 
 
+def test_a_checkpoint_says_how_its_clips_are_made(videos, trained, tmp_path):
+    """All fields of the description, those that no flag has, too; a flag that says otherwise is refused."""
+    from torchvision_patches import clip
+
+    checkpoint, path = load(trained[0] / "checkpoint.pth"), tmp_path / "other.pth"
+    about, unsaid = clip.described(checkpoint)
+    assert not unsaid and (about.resize_size, about.crop_size, about.rotate) == ((32, 43), (28, 28), False)
+    torch.save(checkpoint | {"rotate": True, "frame_rate": 2.5}, path)
+    flags = ["--data-path", videos, "--resume", path, "--test-only", "--device", "cpu", "--workers", 0]
+    out, _ = train(*flags, "--rotate")
+    assert "clips of 4 frames at 2.5 fps" in out and "does not say" not in out
+    assert f"--rotate False, but {path} has True; leave the flag away" in train(*flags, "--no-rotate", code=2)[1]
+    assert f"--val-crop-size 32 x 32, but {path} has 28 x 28" in train(*flags, "--val-crop-size", 32, 32, code=2)[1]
+    torch.save(checkpoint | {"rule_version": 0}, path)
+    assert "frames picked by version 0 of the frame rule, this is version" in train(*flags, code=2)[1]
+    del checkpoint["std"], checkpoint["rule_version"]
+    torch.save(checkpoint, path)
+    assert f"{path} does not say its std 0.22803, " in train(*flags)[0]
+
+
 def test_checkpoint_of_the_original(videos, trained, tmp_path):
     ours = load(trained[0] / "checkpoint.pth")
     args = argparse.Namespace(
@@ -498,13 +518,12 @@ def test_weights_without_network(videos, tmp_path):
 
 
 BFLOAT16_ON_CPU = """
-import json, sys, torch, train, models
+import json, sys, torch, train, models, settings
 found = {}
 for layers in ["layer3", "layer4", "fc"], ["all"]:
     args = train.get_args_parser().parse_args(["--data-path", ".", "--device", "cpu", "--trainable-layers", *layers])
-    train.settle_args(args, None)
-    args.num_classes, args.distributed = 92, False
-    models.settle_layers(args)
+    args.distributed = False
+    settings.settle(args, None, range(92))
     model = models.make_model(args, None)
     dtypes = {}
     for name in ("layer2", "layer3", "layer4", "fc"):

@@ -51,7 +51,7 @@ def reference():
     sys.path.insert(0, folder)
     import train
 
-    found = (train.datasets, train.models, train.teachers, train, train.transforms, train.utils)
+    found = (train.datasets, train.models, train.settings, train.teachers, train, train.transforms, train.utils)
     yield types.SimpleNamespace(**{module.__name__: module for module in found})
     sys.path.remove(folder)
     for name in set(sys.modules) - before:
@@ -218,9 +218,8 @@ def test_little_shared_memory_is_said_before_the_first_step(videos, tmp_path):
 
 def small_args(reference, *flags):
     args = reference.train.get_args_parser().parse_args(["--data-path", ".", *map(str, [*FAST, *flags])])
-    reference.train.settle_args(args, None)
-    args.num_classes, args.distributed, args.world_size, args.rank = 5, False, 1, 0
-    reference.models.settle_layers(args)
+    args.distributed, args.world_size, args.rank = False, 1, 0
+    reference.settings.settle(args, None, range(5))
     return args
 
 
@@ -560,7 +559,7 @@ def test_what_enters_a_network_is_its_own_preset(reference, name):
     own = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     flags = ["--data-path", ".", "--device", "cpu", "--model", name]
     args = reference.train.get_args_parser().parse_args(flags)
-    reference.train.settle_args(args, None)
+    reference.settings.settle(args, None, range(92))
     preset = presets.VideoClassificationPresetEval(crop_size=args.val_crop_size, resize_size=args.val_resize_size)
     normalize = reference.transforms.Normalize(args.mean, args.std)
     for height, width in (270, 480), (340, 256), (100, 99):
@@ -595,7 +594,7 @@ def test_every_network_learns_and_is_validated(two_videos, tmp_path, name):
     learn = ["--model", name, "--clip-len", frames, "--val-resize-size", *resized, "--trainable-layers", "all"]
     learn += ["--batch-size", 1, "--epochs", 1, "--lr-warmup-epochs", 0, "--wd", 0, "--bn-clips", 0]
     out, _ = train(*run, *learn, "--output-dir", tmp_path, "--save-every", 0)
-    assert f"{name} is not exported by this project" in out.splitlines()[-1]
+    assert f"example_export.py --checkpoint {tmp_path}/checkpoint.pth" in out.splitlines()[-1]
     checkpoint = load(tmp_path / "checkpoint.pth")
     saved = [checkpoint[key] for key in ("model_name", "clip_len", "resize_size", "crop_size", "mean", "std")]
     assert saved == [name, frames, resized, own.crop_size, own.mean, own.std]
@@ -613,9 +612,8 @@ def test_every_network_learns_and_is_validated(two_videos, tmp_path, name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_head_of_each_network_is_found_by_any_name(reference, name):
     args = reference.train.get_args_parser().parse_args(["--data-path", ".", "--device", "cpu", "--model", name])
-    reference.train.settle_args(args, None)
-    args.num_classes, args.trainable_layers = 92, ["fc"]
-    reference.models.settle_layers(args)
+    args.trainable_layers = ["fc"]
+    reference.settings.settle(args, None, range(92))
     assert args.trainable_layers == ["fc" if name == "r2plus1d_18" else "classifier" if name == "s3d" else "head"]
 
 

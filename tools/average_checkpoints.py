@@ -30,26 +30,31 @@ BN_CLIPS = 512  # training clips over which BatchNorm's statistics are recompute
 DEVICE = ""  # of train.py; "": cuda where there is one
 # ----------------------------------------------------------------------------------------------------------------------
 
-SAME = ("classes", "model_name", "clip_len", "frame_rate", "resize_size", "crop_size", "mean", "std")
+KEPT = ("classes", "args", "epoch")  # of the first checkpoint, beside its ClipDescription
 TRAIN = common.REPO / "references/video_classification/train.py"
 
 
 def load_alike(paths):
     """The checkpoints, in order. Exits with code 2 unless they hold one network, for the same classes and clips."""
+    from torchvision_patches import clip
+
     checkpoints = [load_checkpoint(path) for path in paths]
+    abouts = [clip.described(checkpoint, checkpoint["args"])[0] for checkpoint in checkpoints]
     first = checkpoints[0]
-    for path, other in zip(paths[1:], checkpoints[1:]):
-        shapes = ({key: value.shape for key, value in c["model"].items()} for c in (first, other))
-        different = [key for key in SAME if other.get(key) != first.get(key)]
-        if different or len({str(sorted(shape.items())) for shape in shapes}) > 1:
-            common.refuse(
-                f"{path} and {paths[0]} differ in {', '.join(different) or 'their layers'}: no average of them"
-            )
+    for path, other, about in zip(paths[1:], checkpoints[1:], abouts[1:]):
+        different = about.differences(abouts[0], about._fields)
+        different += ["their classes"] if other.get("classes") != first.get("classes") else []
+        shapes = [{key: value.shape for key, value in c["model"].items()} for c in (first, other)]
+        different += ["their layers"] if shapes[0] != shapes[1] else []
+        if different:
+            common.refuse(f"{path} and {paths[0]} differ: {', '.join(different)}; there is no average of them")
     return checkpoints
 
 
 def average(checkpoints):
     """The first checkpoint with the mean of all weights; counters are the first one's. No optimizer comes along."""
+    from torchvision_patches import clip
+
     first = checkpoints[0]
     weights = {
         key: sum(c["model"][key].double() for c in checkpoints).div(len(checkpoints)).to(value.dtype)
@@ -57,7 +62,7 @@ def average(checkpoints):
         else value
         for key, value in first["model"].items()
     }
-    return {key: first[key] for key in (*SAME, "args", "epoch") if key in first} | {"model": weights}
+    return {key: first[key] for key in (*KEPT, *clip.ClipDescription._fields) if key in first} | {"model": weights}
 
 
 def save(checkpoint, path):

@@ -42,9 +42,9 @@ class ClipDescription(NamedTuple):
 
 
 def in_words(value):
-    """A field's value for people: 4 for 4.0, 128 x 171 for (128, 171)."""
+    """A field's value for people: 4 for 4.0, 128 x 171 for (128, 171), 0.5, 0.4 for (0.5, 0.4)."""
     if isinstance(value, (tuple, list)):
-        return " x ".join(in_words(part) for part in value)
+        return (", " if isinstance(value[0], float) else " x ").join(in_words(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

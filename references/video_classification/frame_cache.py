@@ -23,10 +23,11 @@ import common
 import numpy as np
 import torch
 
+from torchvision_patches.clip import in_words
 from torchvision_patches.spatial import resize_and_crop
-from torchvision_patches.video_utils import UnreadableVideo, VideoClips, read_frames, stamp
+from torchvision_patches.video_utils import RULE_VERSION, UnreadableVideo, VideoClips, read_frames, stamp
 
-VERSION = 2  # of the form of the files and of how pixels are made
+FORM_VERSION = 2  # of the files, and of how pixels are made
 OURS = re.compile(r"(.+)\.\d+-\d+\.rgb", re.DOTALL)  # the path of a video's frames; the group is the video's
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}  # errors that the next file would meet, too
 
@@ -141,8 +142,8 @@ def prepare(clips, split, promised=0):
     promised: bytes that another split will take on the same disk. Exits with code 2 if the folder was filled with other
     settings or cannot be used, or the disk has too little space. Other runs may be at work on the same folder.
     """
-    settings = {"version": VERSION, "clip_len": clips.num_frames, "frame_rate": clips.frame_rate}
-    settings |= {"resize_size": list(clips.resize_size), "rotate": clips.rotate}
+    settings = {"form_version": FORM_VERSION, "rule_version": RULE_VERSION, "clip_len": clips.num_frames}
+    settings |= {"frame_rate": clips.frame_rate, "resize_size": list(clips.resize_size), "rotate": clips.rotate}
     wanted = dict(clips.file_of(i) for i in range(len(clips.video_paths)) if len(clips.clips[i]))
     try:
         check_settings(Path(clips.folder, "settings.json"), settings)
@@ -200,12 +201,15 @@ def check_settings(file, settings):
         before = dict(json.loads(file.read_text()))
     except (ValueError, TypeError):
         before = {}
-    changed = [f"{key} {before.get(key)} -> {value}" for key, value in settings.items() if before.get(key) != value]
-    if changed:
-        common.refuse(f"{file.parent} was filled with other settings ({', '.join(changed)}); name another folder")
+    pairs = [(key, before.get(key), value) for key, value in settings.items() if before.get(key) != value]
+    if pairs:
+        changed = ", ".join(f"{key} {in_words(theirs)}, not {in_words(ours)}" for key, theirs, ours in pairs)
+        common.refuse(
+            f"{file.parent} was filled with frames of other settings ({changed}): name another folder, or delete this "
+            f"one, and each video is decoded anew"
+        )
 
 
 def is_left_over(entry):
     """Whether a file was being written when its process was killed: more than an hour ago, to be sure."""
-    ours = entry.name.startswith(".") and entry.name.endswith((".tmp", ".tmp.rgb"))  # the second form is older
-    return ours and entry.stat().st_mtime < time.time() - 3600
+    return entry.name.startswith(".") and entry.name.endswith(".tmp") and entry.stat().st_mtime < time.time() - 3600

@@ -22,51 +22,14 @@ from torchvision.models import video
 import utils
 
 FEW_STEPS = 50  # of an epoch, below which BatchNorm's statistics are recomputed after it
-
-
-# what --resume takes over from the checkpoint, and what they are without one; sizes, mean and std: the network's own
-CLIP_DEFAULTS = {"model": "r2plus1d_18", "clip_len": 16, "frame_rate": 4}  # frames, fps
-PRESET = ("val_resize_size", "val_crop_size", "mean", "std")
 HEADS = ("fc", "head", "classifier")  # what networks call their last layer; any of the names stands for it
 
 
-def preset_of(name):
-    """What a network was trained with: torchvision's `weights.transforms()`, with resize_size, crop_size, mean and std.
-
-    resize_size is [height, width], or [side] for the shorter side; pixels. Exits with code 2 for an unknown network.
-    """
+def refuse_unless_video_model(name):
+    """Exit with code 2, and the names that there are, for a network that is not one of torchvision's video networks."""
     known = torchvision.models.list_models(torchvision.models.video)
     if name not in known:
         common.refuse(f"torchvision has no video model {name}; it has {', '.join(known)}")
-    return torchvision.models.get_model_weights(name).DEFAULT.transforms()
-
-
-def settle_clips(args, saved):
-    """What enters the network: as flags say, the checkpoint `saved`, else the network's own weights in torchvision."""
-    saved["model"] = saved.get("model_name", saved.get("args", {}).get("model"))
-    saved["val_resize_size"] = saved.get("resize_size", saved.get("val_resize_size"))
-    saved["val_crop_size"] = saved.get("crop_size", saved.get("val_crop_size"))
-    defaults = dict(CLIP_DEFAULTS)
-    for name in (*CLIP_DEFAULTS, *PRESET):
-        if name == PRESET[0]:
-            preset = preset_of(args.model)
-            defaults |= {key: list(getattr(preset, key.removeprefix("val_"))) for key in PRESET}
-        flag, stored = getattr(args, name, None), saved.get(name)
-        stored = list(stored) if isinstance(stored, (list, tuple)) else stored
-        if stored is not None and flag not in (None, stored) and not args.resume_weights_only:
-            common.refuse(f"--{name.replace('_', '-')} {flag}, but {args.resume} has {stored}; leave the flag away")
-        setattr(args, name, next(v for v in (flag, stored, defaults[name]) if v is not None))
-    args.train_resize_size = args.train_resize_size or args.val_resize_size
-    args.train_crop_size = args.train_crop_size or args.val_crop_size
-    for split in "train", "val":
-        resized, cropped = getattr(args, f"{split}_resize_size"), getattr(args, f"{split}_crop_size")
-        if any(crop > size for crop, size in zip(cropped, 2 * resized)):
-            common.refuse(f"--{split}-crop-size {cropped} is larger than --{split}-resize-size {resized}")
-        if args.cache_frames and len(resized) == 1:
-            common.refuse(
-                f"--cache-frames keeps frames of one size, and {args.model} resizes the shorter side to {resized[0]}: "
-                f"leave the cache away, or give --train-resize-size and --val-resize-size as height and width"
-            )
 
 
 def settle_layers(args):

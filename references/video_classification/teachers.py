@@ -1,9 +1,10 @@
 """What a teacher says of each clip: logits computed once by `train.py --test-only --save-logits`, or by any network.
 
 FILE, a .npy: float16 (windows, classes), NaN where nothing is known yet. FILE.json beside it: {"classes": names in the
-order of the logits, "clip_len": frames, "frame_rate": fps, "views": how many views were averaged, "made_with": the
-teacher, "videos": {"<class>/<video>.mp4": [row of its first window, number of windows]}}. The windows of a video are
-all runs of `clip_len` frames in its resampled grid, one frame apart: `VideoClips.compute_clips_for_video` lists them.
+order of the logits, "clip_len": frames, "frame_rate": fps, "rule_version": of the rule that picks frames, "views": how
+many views were averaged, "made_with": the teacher, "videos": {"<class>/<video>.mp4": [row of its first window, number
+of windows]}}; what train.py writes has all of the teacher's ClipDescription. The windows of a video are all runs of
+`clip_len` frames in its resampled grid, one frame apart: `VideoClips.compute_clips_for_video` lists them.
 190,254 videos of QEVD have 1.3 million windows: 245 MB.
 """
 
@@ -23,9 +24,11 @@ from torch.utils.data import Dataset
 import datasets
 import models
 import presets
+import settings
 import transforms
 import utils
 
+OF_WINDOWS = ("clip_len", "frame_rate", "rule_version")  # what of a clip's description says which windows there are
 SAVE_EVERY = 60  # s between two moments at which what was computed is surely on the disk
 
 
@@ -75,7 +78,7 @@ class Teachers:
         ours = videos_of(dataset, split_folder)
         for path in self.paths:
             about = read_description(path)
-            wanted = {"classes": classes, "clip_len": args.clip_len, "frame_rate": args.frame_rate}
+            wanted = {"classes": classes, **{field: getattr(settings.clip_of(args), field) for field in OF_WINDOWS}}
             for key in (key for key, value in wanted.items() if about.get(key) != value):
                 common.refuse(f"{path} has logits for another {key} than this run; let the teacher make them anew")
             theirs, rows = about["videos"], []
@@ -162,7 +165,7 @@ def save_logits(model, class_map, classes, bad_videos, args):
     preset = presets.VideoClassificationPresetTrain if args.views > 1 else presets.VideoClassificationPresetEval
     dataset = datasets.load_dataset(args.split, class_map, preset, sizes, bad_videos, args)
     dataset.replace_bad = False
-    about = {"classes": classes, "clip_len": args.clip_len, "frame_rate": args.frame_rate, "views": args.views}
+    about = settings.clip_of(args).as_dict() | {"classes": classes, "views": args.views}
     about["made_with"] = f"{args.model}, {common.sha256_of(args.resume)[:16]}"
     about["videos"] = videos_of(dataset, Path(args.data_path, args.split))
     flip = transforms.RandomHorizontalFlip(classes, args.hflip_prob if args.views > 1 else 0.0).to(args.device)

@@ -23,7 +23,7 @@ from pathlib import Path
 # tools/ can shadow a package or a file here. `import common` then does the same for torchvision_patches.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import common
-from common import checkpoints, flags, machine
+from common import checkpoints, flags
 
 import torch
 from torch import nn
@@ -32,18 +32,10 @@ from torch.optim import swa_utils
 import datasets
 import models
 import presets
+import settings
 import teachers
 import transforms
 import utils
-
-# Settings that --resume must find as they were, to continue the run that was interrupted and no other.
-RECIPE = """
-    weights batch_size clips_per_video opt lr lr_head no_decay_norm momentum weight_decay lr_scheduler lr_milestones
-    lr_gamma lr_warmup_epochs lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema
-    clip_grad_norm accumulate sync_bn class_balanced color_jitter hflip_prob mixup_alpha videomix_prob stackmix_prob
-    rand_augment hold_out teacher_logits distill_alpha distill_temperature
-    bn_clips fold_frozen train_resize_size train_crop_size cache_frames rotate seed world_size
-""".split()  # noqa: SIM905
 
 
 def train_one_epoch(
@@ -197,40 +189,6 @@ def report(totals, video_scores, labels, k):
     return metrics
 
 
-def settle_args(args, checkpoint):
-    """Fill in what is left to the checkpoint, else to defaults; exits with code 2 where flag and checkpoint differ."""
-    bf16_on_cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if args.amp and args.device == "cpu" and not bf16_on_cpu:
-        utils.log("--amp is left out: this CPU cannot compute in bfloat16")
-        args.amp = False
-    if args.device.startswith("cuda") and not (args.amp or args.test_only):
-        utils.log("--amp is left out: with it, a step on a GPU with bfloat16 takes 2/3 of the time and half the memory")
-    args.warmup_epochs = min(args.lr_warmup_epochs, args.epochs // 2)
-    if checkpoint and not args.resume_weights_only:  # a run that is continued may have been given more epochs
-        args.warmup_epochs = checkpoint["args"].get("warmup_epochs", args.lr_warmup_epochs)
-    elif args.lr_scheduler != "onecycle" and args.warmup_epochs < args.lr_warmup_epochs and not args.test_only:
-        utils.log(f"a warm-up of {args.lr_warmup_epochs} of {args.epochs} epochs is shortened to {args.warmup_epochs}")
-    # more decoding processes than cores only get into each other's way
-    args.workers = min(args.workers, machine.num_workers())
-    models.settle_clips(args, {**checkpoint["args"], **checkpoint} if checkpoint else {})
-
-
-def refuse_other_recipe(args, checkpoint, keys=RECIPE):
-    """--resume continues exactly, or not at all."""
-    advice = "; give the same flags, or train on from its weights alone: --resume-weights-only and another --output-dir"
-    if "classes" not in checkpoint:
-        common.refuse(f"{args.resume} was written by another script and cannot be continued exactly{advice}")
-    changed, defaults = [], vars(get_args_parser().parse_args(["--data-path", ""]))
-    for key in keys if args.lr_scheduler == "multistep" else [*keys, "epochs"]:
-        before, now = checkpoint["args"].get(key, defaults.get(key)), getattr(args, key)
-        if key == "cache_frames":  # wherever it lies
-            before, now = bool(before), bool(now)
-        if before != now:
-            changed.append(f"{key} {before}, not {now}")
-    if changed:
-        common.refuse(f"{args.resume} has {'; '.join(changed)}{advice}")
-
-
 def main(args):
     models.settle_device(args)
     utils.init_distributed_mode(args)
@@ -240,11 +198,9 @@ def main(args):
         last = Path(args.output_dir, "checkpoint.pth")
         args.resume = utils.from_main_process(lambda: str(last) if last.exists() else "")
     checkpoint = checkpoints.load_checkpoint(args.resume, say=utils.log) if args.resume else None
-    settle_args(args, checkpoint)
     class_map = common.load_class_map(args.class_map)
     classes = sorted(class_map, key=class_map.get)
-    args.num_classes = len(classes)
-    models.settle_layers(args)
+    settings.settle(args, checkpoint, classes)
     if checkpoint and checkpoint.get("classes", classes) != classes:
         common.refuse(
             f"{args.resume} was trained with other classes, or another order, than {args.class_map} has; --class-map "
@@ -296,15 +252,16 @@ def recompute_statistics(model, checkpoint, class_map, classes, bad_videos, args
 def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
     """Train from --start-epoch, or after the checkpoint's epoch, to --epochs; validate, log and save on the way."""
     exact = checkpoint is not None and not args.resume_weights_only
+    defaults = vars(get_args_parser().parse_args(["--data-path", ""]))
     if exact:
-        refuse_other_recipe(args, checkpoint)
+        settings.refuse_other_recipe(args, checkpoint, defaults)
     sizes = dict(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
     preset, promised = presets.VideoClassificationPresetTrain, getattr(loader_test.dataset.video_clips, "missing", 0)
     dataset = datasets.load_dataset("train", class_map, preset, sizes, bad_videos, args, promised)
     datasets.name_untrained_classes(dataset, loader_test.dataset, classes)
     args.train_set = dataset.summary()
     if exact:
-        refuse_other_recipe(args, checkpoint, ["train_set"])
+        settings.refuse_other_recipe(args, checkpoint, defaults, ["train_set"])
     sampler = datasets.TrainSampler(
         dataset, args.clips_per_video, args.seed, args.rank, args.world_size, args.class_balanced
     )
@@ -372,16 +329,9 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
             "args": vars(args),
             "scaler": scaler.state_dict(),
             "classes": classes,
-            "clip_len": args.clip_len,
-            "frame_rate": args.frame_rate,
-            "resize_size": list(args.val_resize_size),
-            "crop_size": list(args.val_crop_size),
-            "mean": args.mean,
-            "std": args.std,
-            "model_name": args.model,
             "best_acc1": best,
             "metrics": metrics,
-        }
+        } | settings.clip_of(args).as_dict()
         if ema:
             state |= {"raw_model": raw_model.state_dict(), "ema_steps": int(ema.n_averaged)}
         save(state, is_best, args)
@@ -393,14 +343,12 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
             writer.flush()
     utils.log(f"Training time {(time.perf_counter() - begin) / 60:.1f} min; best Video Acc@1 {best:.3f}")
     last = Path(args.output_dir, "checkpoint.pth")
-    clips = dict(CLIP_LEN=args.clip_len, FRAME_RATE=args.frame_rate, ROTATE=args.rotate)
+    tensors = dict(CHECKPOINT=last, DATA_ROOT=Path(args.data_path, "val"))
     commands = (
-        flags.next_command("preprocess_and_save.py", last, DATA_ROOT=Path(args.data_path, "val"), **clips),
+        flags.next_command("preprocess_and_save.py", last, **tensors),
         flags.next_command("example_export.py", last, checkpoint=last),
     )
-    exported = list(models.preset_of(args.model).crop_size) == [112, 112]  # what the steps that follow make and take
-    next_steps = f"next: {', then '.join(commands)}" if exported else f"{args.model} is not exported by this project"
-    utils.log(f"{last} is the last epoch's; {next_steps}")
+    utils.log(f"{last} is the last epoch's; next: {', then '.join(commands)}")
 
 
 def save(state, is_best, args):
@@ -480,7 +428,8 @@ def get_args_parser(add_help=True):
     add("--val-crop-size", **crop, help="height and width; None: the checkpoint's or the network's own")
     add("--train-resize-size", **sizes, help="None: as in validation")
     add("--train-crop-size", **crop, help="None: as in validation")
-    add("--rotate", action="store_true", help="turn frames upright as players do; the official preprocessing does not")
+    upright = dict(action=argparse.BooleanOptionalAction, default=None)
+    add("--rotate", **upright, help="turn frames upright as players do; None: the checkpoint's, else as they lie")
     add("--max-bad-share", default=0.1, type=float, help="share of clips that may fail to decode before the run stops")
 
     group = parser.add_argument_group("recipe")

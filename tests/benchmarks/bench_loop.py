@@ -138,9 +138,8 @@ class Batches:
 def step_overhead(sampler):
     """Seconds of a step of train_one_epoch beyond the network's own: the median of 5 runs."""
     args = train.get_args_parser().parse_args(["--data-path", ".", "--device", "cpu", "--trainable-layers", "all"])
-    args.num_classes, args.distributed = 92, False
-    train.settle_args(args, None)
-    train.models.settle_layers(args)
+    args.distributed = False
+    train.settings.settle(args, None, range(92))
     model, criterion = Stub(), torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     batch = torch.zeros(24, 1, 1, 1, 3, dtype=torch.uint8), torch.zeros(24, dtype=torch.int64), None, []

@@ -66,11 +66,10 @@ def parse_train_args(root, options, layers=("all",), more=(), cache=""):
     flags = ["--data-path", str(root), "--lr", "1e-5", "--workers", str(options.workers), "--cache-frames", str(cache)]
     flags += ["--batch-size", str(options.batch_size)]
     args = train.get_args_parser().parse_args([*flags, "--trainable-layers", *layers, *more])
-    args.num_classes, args.print_freq = 92, 10**6
+    args.print_freq = 10**6
     train.models.settle_device(args)
     utils.init_distributed_mode(args)
-    train.settle_args(args, None)
-    train.models.settle_layers(args)
+    train.settings.settle(args, None, range(92))
     return args
 
 
