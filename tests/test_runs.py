@@ -43,7 +43,8 @@ def test_a_run_with_a_name_and_float_and_w8a8_side_by_side(tmp_path, videos, run
     kept = {"tools", "my_class_map.json", "QEVD_organized"}
 
     out = run_script(TRAIN, *data, *small, *run).stdout
-    assert "next: python tools/preprocess_and_save.py --run float --checkpoint runs/float/checkpoint.pth --data-root" in out
+    tensors = "python tools/preprocess_and_save.py --run float --checkpoint runs/float/checkpoint.pth --data-root"
+    assert f"next: {tensors}" in out
     assert out.endswith(f"then {HUB}python tools/example_export.py --run float\n"), out
     assert "  left: 0 min of the run  " in out
     assert "runs/float holds the checkpoint" in run_script(TRAIN, *data, *small, *run, code=2).stderr
