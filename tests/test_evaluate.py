@@ -10,7 +10,11 @@ import os
 import runpy
 import shutil
 import subprocess
+import sys
 import types
+import warnings
+
+from common import calibration
 
 import h5py
 import numpy as np
@@ -19,7 +23,7 @@ from PIL import Image
 from scipy.stats import binom
 
 from conftest import REPO
-from report import figures, page
+from report import figures, page, predictions, two_models
 
 CLASSES = ["squats", "lunges", "arm_circles", "high_knees", "toe_touch", "jabs"]
 # true class and logits of six clips; Top-1 right: 0, 2, 3; Top-5 wrong: 4 (its class comes last)
@@ -101,7 +105,7 @@ def test_main_figures_by_hand(run_script, folder):
     assert last["ci95_low"] == pytest.approx(100 * (0.5 - half), abs=0.001)
     assert last["ci95_high"] == pytest.approx(100 * (0.5 + half), abs=0.001)
     assert (last["n"], last["num_videos"], last["partial"]) == (6, 6, False)
-    assert "Top-1 50.000 %, Top-5 83.333 % of 6 of 6 videos" in result.stdout
+    assert "6 of 6 videos\nTop-1 50 %\nTop-5 83 %\n" in result.stdout, "as many digits as six videos carry"
     probability = 100 * np.exp(4) / (np.exp(4) + 5)
     assert f"val/squats/00000000.mp4: label squats, right; top 5: squats {probability:.2f} %" in result.stdout
 
@@ -120,7 +124,7 @@ def test_main_figures_by_hand(run_script, folder):
 def test_ties_go_to_the_lower_index():
     scores = np.array([[1, 1, 0], [1, 1, 0], [0, 2, 2], [3, 3, 3]], np.float32)
     labels = np.array([0, 1, 2, 2])
-    assert figures.rank_of_label(scores, labels).tolist() == [0, 1, 1, 2]
+    assert predictions.rank_of_label(scores, labels).tolist() == [0, 1, 1, 2]
     assert (scores.argmax(1) == labels).tolist() == [True, False, False, False], "rank 0 must be what is predicted"
 
 
@@ -128,13 +132,13 @@ def test_calibration_error_by_hand():
     # 15 bins of 1/15: 0.95 and 0.99 share the last, 0.5 and 0.52 the 8th, (7/15, 8/15]
     confidence, right = np.array([0.95, 0.99, 0.5, 0.52]), np.array([True, False, True, True])
     by_hand = 2 / 4 * abs(0.5 - 0.97) + 2 / 4 * abs(1 - 0.51)
-    assert figures.expected_calibration_error(confidence, right) == pytest.approx(by_hand)
+    assert calibration.expected_calibration_error(confidence, right) == pytest.approx(by_hand)
     # bins are (a, b]: 0.2 shares (2/15, 3/15] with 0.19; 0.05 and 0.1 share none
-    on_boundary = figures.expected_calibration_error(np.array([0.19, 0.2]), np.array([False, True]))
+    on_boundary = calibration.expected_calibration_error(np.array([0.19, 0.2]), np.array([False, True]))
     assert on_boundary == pytest.approx(abs(1 - 0.39) / 2)
-    apart = figures.expected_calibration_error(np.array([0.05, 0.1]), np.array([False, True]))
+    apart = calibration.expected_calibration_error(np.array([0.05, 0.1]), np.array([False, True]))
     assert apart == pytest.approx((0.05 + 0.9) / 2)
-    ends = figures.expected_calibration_error(np.array([0.0, 1.0]), np.array([False, True]))
+    ends = calibration.expected_calibration_error(np.array([0.0, 1.0]), np.array([False, True]))
     assert ends == pytest.approx(0)
 
 
@@ -152,10 +156,9 @@ def test_confidence_curve_by_hand(run, folder):
     assert curve[2]["confidence"] == pytest.approx(sum(shares) / 2, abs=1e-4)
 
 
-def test_confidence_of_logits_and_probabilities():
+def test_confidence_of_logits():
     logits = np.array([[0, np.log(3)], [1000, 0]], np.float32)
-    assert figures.confidence(logits, "logits") == pytest.approx([0.75, 1])
-    assert figures.confidence(np.array([[0.2, 0.8]], np.float32), "probabilities") == pytest.approx([0.8])
+    assert calibration.confidence(logits) == pytest.approx([0.75, 1])
 
 
 def test_same_digits_as_training_prints():
@@ -166,7 +169,7 @@ def test_same_digits_as_training_prints():
         scores, labels = rng.normal(size=(n, 92)).astype(np.float32), rng.integers(0, 92, n)
         scores[np.arange(n), labels] += 2
         right = torch.from_numpy(scores).double().softmax(1).topk(5).indices == torch.from_numpy(labels)[:, None]
-        rank = figures.rank_of_label(scores, labels)
+        rank = predictions.rank_of_label(scores, labels)
         for k in (1, 5):
             theirs = 100 * right[:, :k].sum(1).double().mean().item()
             assert f"{figures.percent((rank < k).sum(), n):.3f}" == f"{theirs:.3f}", (n, k)
@@ -288,7 +291,7 @@ def test_what_does_not_fit_is_refused_or_said(run, folder, damage, sentence, n, 
 def test_label_that_is_not_in_the_class_map(run, folder):
     lines = (folder / "manifest.jsonl").read_text().replace('"label": "lunges"', '"label": "yoga"')
     (folder / "manifest.jsonl").write_text(lines)
-    sentence = "labels that are not in the class map: 1 (lunges/00000002.npy: yoga)"
+    sentence = "labels that are no class of the model: 1 (lunges/00000002.npy: yoga)"
     assert sentence in run(code=2)[0].stderr
     assert run("--allow-partial", code=1)[1]["n"] == 5
 
@@ -300,10 +303,6 @@ def test_missing_and_later_batches(run, folder):
     refused = run(code=2)[0].stderr
     assert "clips without a prediction: 1 (lunges/00000002.npy)" in refused
     assert "predictions without a clip in the manifest: 1 (batch_9, which has no path)" in refused
-
-
-def write_other_classes(path):
-    write_h5(path, [[0] * 6] * 6, classes=json.dumps(["lunges", "squats", *CLASSES[2:]]))
 
 
 def write_quantised(path):
@@ -338,7 +337,6 @@ def write_numbers_for_paths(path):
         (lambda path: write_h5(path, [[1] * 400] * 6), "predictions of shape (1, 400) for 6 classes: 6"),
         (lambda path: write_h5(path, [[np.nan] * 6] * 6), "Nothing is left to evaluate"),
         (lambda path: write_h5(path, [[1] * 6] * 6, output_kind="scores"), "its output_kind is 'scores'"),
-        (write_other_classes, "they differ at 2 indices (at 0: ['lunges'] and ['squats'])"),
         (write_quantised, "holds uint8 values, a quantised output without its scale"),
         (write_two_outputs, "holds 2 model outputs"),
         (write_one_array, "is an HDF5 file, but not laid out as AI Hub's"),
@@ -370,6 +368,59 @@ def test_manifest_that_names_a_tensor_twice(run, folder):
     assert "manifest.jsonl names a tensor_path twice" in run(code=2)[0].stderr
 
 
+def test_a_class_map_that_was_replaced_changes_nothing(run, folder):
+    """The names and their order are the model's own; a map that says otherwise is named, a label it lacks counted."""
+    scores = [scores for _, scores in CASE]
+    before = write_h5(folder / "dataset-export.h5", scores, classes=json.dumps(CLASSES)) or run()[1]
+    (folder / "class_map.json").write_text(json.dumps({name: i for i, name in enumerate(["planks", *CLASSES[::-1]])}))
+    result, last = run()
+    assert last == before
+    assert "class_map.json has other classes, or another order, than the model of dataset-export.h5" in result.stdout
+    assert [row["class"] for row in read_report(folder)["per_class"]] == CLASSES
+    write_h5(folder / "dataset-export.h5", scores, classes=json.dumps(["planks", *CLASSES[1:]]))
+    assert "labels that are no class of the model: 2 (squats/00000000.npy: squats, " in run(code=2)[0].stderr
+
+
+def test_labels_meet_classes_however_their_accents_are_written(run, folder):
+    """Folders of a Mac hold decomposed names, most class maps composed ones."""
+    text = (folder / "manifest.jsonl").read_text().replace('"label": "lunges"', '"label": "fente arrie\\u0300re"')
+    (folder / "manifest.jsonl").write_text(text)
+    names = [name.replace("lunges", "fente arri\u00e8re") for name in CLASSES]
+    (folder / "class_map.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    assert run()[1]["top1"] == 50.0
+
+
+WITHOUT_LOCKS = """
+#include <errno.h>
+#include <stdlib.h>
+int flock(int file, int operation) { errno = atoi(getenv("ERRNO")); return -1; }
+"""
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc, to make a drive without locks")
+def test_drive_without_locks(folder):
+    """Its file is read and that is said; a file that somebody locks is refused, as the test above shows."""
+    (folder / "locks.c").write_text(WITHOUT_LOCKS)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", "locks.so", "locks.c"], cwd=folder, check=True)
+    opening = f"import sys; sys.path += {[str(REPO / 'tools')]}; from report import predictions as p; "
+    opening += "print(*p.open_h5('dataset-export.h5')[1])"
+    whole = [REPO / "tools/evaluate.py", *INPUTS]
+    for number, command in (37, whole), (95, ["-c", opening]), (5, ["-c", opening]):  # ENOLCK, EOPNOTSUPP, EIO
+        environment = os.environ | {"LD_PRELOAD": str(folder / "locks.so"), "ERRNO": str(number)}
+        options = dict(cwd=folder, env=environment, capture_output=True, text=True)
+        result = subprocess.run([sys.executable, *command], **options)
+        assert result.returncode == 0, result.stderr
+        assert f"the drive of dataset-export.h5 has no locks ({os.strerror(number)})" in result.stdout
+
+
+def test_ctrl_c(run, monkeypatch):
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predictions, "load", pressed)
+    assert run(code=130)[0].stderr == "\nstopped; run the same command again\n"
+
+
 # --- comparison ------------------------------------------------------------------------------------------------------
 
 
@@ -396,7 +447,7 @@ def test_comparison_by_hand(run, folder):
 
 def test_comparison_with_a_partial_file_says_so(run, folder):
     write_h5(folder / "other.h5", [scores for _, scores in CASE[:5]], TENSORS[:5])
-    assert "other.h5, manifest.jsonl and class_map.json do not fit" in run("--compare", "other.h5", code=2)[0].stderr
+    assert "other.h5 and manifest.jsonl do not fit" in run("--compare", "other.h5", code=2)[0].stderr
     result, last = run("--compare", "other.h5", "--allow-partial", code=1)
     assert "left out of other.h5: clips without a prediction: 1" in result.stdout
     assert (last["n"], last["agreement"]) == (6, 100.0)
@@ -418,6 +469,47 @@ def test_a_manifest_of_clips_of_another_length_is_refused(run, folder):
         run("--compare", "other.h5")
 
 
+@pytest.mark.parametrize("n, lost_share, won_share", [(100, 0.1, 0.1), (200, 0.08, 0.12), (11_452, 0.04, 0.045)])
+def test_the_interval_of_a_difference_holds(n, lost_share, won_share):
+    """2,000 draws of two models whose difference is known; what holds for 95 % of them lies in 94 to 96 %."""
+    counts = np.random.default_rng(0).multinomial(n, [lost_share, won_share, 1 - lost_share - won_share], 2000)
+    ends = [two_models.tango_interval(int(lost), int(won), n) for lost, won, _ in counts]
+    share = np.mean([low <= won_share - lost_share <= high for low, high in ends])
+    assert 0.94 <= share <= 0.96, f"{100 * share:.1f} % of 2,000 intervals hold the difference"
+
+
+def test_difference_of_two_models_at_its_ends():
+    z2 = 1.959964**2
+    by_hand = z2 / (10 + z2)  # no clip differs: the score interval of nothing in n
+    assert two_models.tango_interval(0, 0, 10) == pytest.approx((-by_hand, by_hand), abs=1e-4)
+    assert two_models.tango_interval(0, 10, 10)[1] == 1 and two_models.tango_interval(10, 0, 10)[0] == -1
+    low, high = two_models.tango_interval(3, 1, 6)
+    assert two_models.tango_interval(1, 3, 6) == pytest.approx((-high, -low)), "the other way round"
+
+
+def test_whether_two_models_can_be_told_apart_and_by_how_many_clips():
+    """10 of 200 against 16: by Connor's formula, here with the quantiles of 5 % and 80 % as tables have them."""
+    close = two_models.difference(10, 16, 200) | {"n": 200}
+    discordant, delta = 26 / 200, 6 / 200
+    by_hand = ((1.959964 * np.sqrt(discordant) + 0.841621 * np.sqrt(discordant - delta**2)) / delta) ** 2
+    assert close["clips_to_tell"] == np.ceil(by_hand) == 1132
+    assert two_models.can_be_told(close).startswith("The two cannot be told apart on 200 clips; some 1,132 would tell")
+    assert close["difference_low"] < 0 < close["difference_high"]
+    far = two_models.difference(2, 24, 200) | {"n": 200}
+    assert two_models.can_be_told(far) == "The two can be told apart." and far["difference_low"] > 0
+    assert "each is right on as many" in two_models.can_be_told(two_models.difference(5, 5, 200) | {"n": 200})
+
+
+def test_models_that_number_their_classes_differently_are_compared_by_name(run, folder):
+    """The other has a class more, another order and, as its labels, the same names."""
+    names = ["planks", *reversed(CLASSES)]
+    scores = [[-9.0] + list(reversed(scores)) for _, scores in CASE]
+    write_h5(folder / "other.h5", scores, classes=json.dumps(names))
+    result, last = run("--compare", "other.h5")
+    assert (last["agreement"], last["difference"]) == (100.0, 0.0), "tied scores aside, the same model"
+    assert PageReader(folder).data["classes"] == [*CLASSES, "planks"]
+
+
 # --- what is odd about a result --------------------------------------------------------------------------------------
 
 
@@ -429,8 +521,8 @@ def test_model_that_says_nothing(run, folder):
     write_h5(folder / "dataset-export.h5", [[0, 1, 2, 3, 4, 5]] * 6)
     notes = run()[0].stdout
     assert "all 6 predictions are the same to the last digit" in notes
-    assert "100.0 % of the predictions are jabs, which 0.0 % of the videos show" in notes
-    assert "5 of 6 classes are never predicted (squats, high_knees, lunges, …); 6 videos show" in notes
+    assert "100 % of the predictions are jabs, which 0 % of the videos show" in notes
+    assert "5 of 6 classes are never predicted (squats, high_knees, lunges, … and 2 more); 6 videos show" in notes
     write_h5(folder / "other.h5", np.zeros((6, 6)))
     assert "note: other.h5: 6 of 6 predictions give all" in run("--compare", "other.h5")[0].stdout
 
@@ -483,6 +575,39 @@ def test_result_that_is_older_than_its_model_or_clips(run, folder):
     assert "is older than manifest.jsonl" in line
 
 
+def test_result_of_an_older_checkpoint_and_clips_of_other_videos(run, folder):
+    """By what export wrote beside the model, and by the sizes and times of videos in the manifest."""
+    model, checkpoint = folder / "resnet_2plus1d.bin", folder / "checkpoint.pth"
+    model.write_bytes(b"a model")
+    checkpoint.write_bytes(b"weights")
+    of_model, of_weights = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (model, checkpoint))
+    description = {"sha256": of_model, "checkpoint": str(checkpoint), "checkpoint_sha256": of_weights}
+    model.with_suffix(".json").write_text(json.dumps(description))
+    video = folder / "video.mp4"
+    video.write_bytes(b"a video")
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    rows[0] |= {"video_path": str(video), "source_size": 7, "source_mtime_ns": video.stat().st_mtime_ns}
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    about = {"model_path": str(model), "model_sha256": of_model}
+    write_h5(folder / "dataset-export.h5", [scores for _, scores in CASE], **about)
+
+    def lines():
+        printed = run()[0].stdout.splitlines()
+        return [line for line in printed if "older than its checkpoint" in line or "another size" in line]
+
+    later = model.stat().st_mtime + 9
+    os.utime(checkpoint, (later, later))
+    assert lines() == [], "the same weights written anew"
+    checkpoint.write_bytes(b"others")
+    os.utime(checkpoint, (later, later))
+    (line,) = lines()
+    assert f"note: dataset-export.h5 is of a model that is older than its checkpoint {checkpoint} (2" in line
+    video.write_bytes(b"another")
+    os.utime(video, (later, later))
+    said = f"1 videos have another size or time than when their clips in manifest.jsonl were made ({video})"
+    assert said in lines()[1]
+
+
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
@@ -526,7 +651,11 @@ def test_report_folder(run, folder):
     shown = PageReader(folder)
     assert [attributes.get("id") for tag, attributes in shown.elements if tag == "script"] == ["data", "names", None]
     addresses = [a.get("src") or a.get("href") for _, a in shown.elements if "src" in a or "href" in a]
-    assert [a for a in addresses if not a.startswith(("data:image/webp;base64,", "#"))] == []
+    assert [a for a in addresses if not a.startswith(("data:image/webp;base64,", "data:image/png;base64,", "#"))] == []
+    drawn = np.asarray(Image.open(folder / "report/confusion.png").convert("RGB")).astype(int)
+    cells = [a for tag, a in shown.elements if tag == "rect" and "class" not in a]
+    corners = [(round(float(a["x"]) + 4), round(float(a["y"]) + 4)) for a in cells]
+    assert len(cells) == 6 and all(drawn[y, x, 2] > drawn[y, x, 0] + 20 for x, y in corners), "each lies on a blue cell"
     strips = [a["src"] for tag, a in shown.elements if tag == "img"]
     assert len(strips) == 1 and mean_colour(strips[0]) == pytest.approx([255, 0, 0], abs=8), "the red clip's frames"
     assert Image.open(io.BytesIO(base64.b64decode(strips[0].split(",")[1]))).size == (4 * 112, 112)
@@ -586,6 +715,98 @@ def test_page_in_a_browser(run, folder):
     assert "1 videos: 0 right, 1 wrong" in seen, seen[-2000:]
     listed = seen[seen.index('id="list"') : seen.index('id="more"')]
     assert listed.count("<figure") == 1 and "✗&nbsp;lunges" in listed and 'src="data:image/webp' in listed, listed
+
+
+def test_thousand_classes_cost_what_their_clips_do(run, folder):
+    """The matrix shows those mistaken most often; a picture of all would have 28,000 pixels a side."""
+    names = [f"class {i:04d}" for i in range(1000)]
+    (folder / "class_map.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    tensors = [f"{name}/0.npy" for name in names]
+    rows = ({"video_path": tensor, "label": tensor[:-6], "tensor_path": tensor} for tensor in tensors)
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = np.random.default_rng(0).normal(size=(1000, 1000))
+    scores[np.arange(500, 1000), np.arange(500, 1000)] = 9
+    with h5py.File(folder / "dataset-export.h5", "w") as file:
+        for i, row in enumerate(scores):
+            file[f"data/0/batch_{i}"] = np.float32(row)
+    result, last = run()
+    assert last["top1"] == pytest.approx(50, abs=1)
+    assert "the matrix shows 100 of 1,000 classes: those mistaken most often" in result.stdout
+    assert max(Image.open(folder / "report/confusion.png").size) < 4000
+    assert len(read_report(folder)["per_class"]) == 1000
+
+
+def test_characters_that_no_font_has_are_said(run, folder, monkeypatch):
+    """And a font that has them is used: here one that is made for the test, with a single glyph."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    from matplotlib import font_manager
+
+    text = (folder / "class_map.json").read_text(encoding="utf-8")
+    (folder / "class_map.json").write_text(text.replace("jabs", "\u6df1\u8e72"), encoding="utf-8")
+    lines = (folder / "manifest.jsonl").read_text().replace('"label": "lunges"', '"label": "\u6df1\u8e72"')
+    (folder / "manifest.jsonl").write_text(lines, encoding="utf-8")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+    assert "no font of this machine has 2 characters of the class names (\u6df1\u8e72)" in run()[0].stdout
+
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    pen.lineTo((0, 900))
+    pen.lineTo((900, 0))
+    pen.closePath()
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder([".notdef", "squat"])
+    builder.setupCharacterMap({0x6DF1: "squat", 0x8E72: "squat"})
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "squat": pen.glyph()})
+    builder.setupHorizontalMetrics({name: (1000, 0) for name in (".notdef", "squat")})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "One Glyph", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(folder / "one.ttf")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(folder / "one.ttf")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of a glyph that it does not find
+        assert "no font of this machine" not in run()[0].stdout
+
+
+def write_calibrated(folder, n, boldness):
+    """n clips whose labels are drawn from the softmax of their logits; the file holds these times `boldness`."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2.5, (n, 6))
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = [int(rng.choice(6, p=share)) for share in shares]
+    tensors = [f"{CLASSES[label]}/{i:08d}.npy" for i, label in enumerate(labels)]
+    write_inputs(folder, [(label, None) for label in labels], tensors)
+    write_h5(folder / "dataset-export.h5", boldness * logits, tensors)
+    return np.float32(boldness * logits), np.array(labels)
+
+
+def test_temperature_and_threshold(run, folder):
+    """A model three times too bold: the temperature is 3, the error goes, and the promise is kept on other clips."""
+    logits, labels = write_calibrated(folder, 1500, 3)
+    result, last = run()
+    found = read_report(folder)["not_sure"]
+    assert found["temperature"] == pytest.approx(3, rel=0.15)
+    assert last["ece"] > 0.1 > 2 * found["ece_after"], found
+    low, high = figures.wilson(found["answered_right"], found["answered"])
+    assert low <= 95 <= high and 10 < found["coverage"] < 90, found
+    assert f'"not sure" below {100 * found["threshold"]:.0f} % answers' in result.stdout
+    temperature, threshold = calibration.fit(logits, labels)
+    assert (found["temperature"], found["threshold"]) == pytest.approx((temperature, threshold), abs=1e-4)
+    curve = [point["accuracy"] for point in found["curve"]]
+    assert curve[0] > curve[-1] == pytest.approx(last["top1"]), "of all videos as many are right as without a threshold"
+
+
+def test_threshold_by_hand():
+    """The lowest such that 19 of 20 answers are right; equal confidences are answered together or not at all."""
+    confidence = np.linspace(0.99, 0.5, 40)
+    right = np.array([True] * 19 + [False] + [True] * 2 + [False] * 18)
+    assert calibration.fit_threshold(confidence, right) == pytest.approx(confidence[21])
+    confidence[21:25] = confidence[21]
+    assert calibration.fit_threshold(confidence, right) == pytest.approx(confidence[20])
+    assert calibration.fit_threshold(confidence[:19], right[:19]) is None, "too few to promise 95 %"
+    assert calibration.fit_threshold(confidence, ~right) is None
 
 
 def test_report_without_a_mistake(run, folder):

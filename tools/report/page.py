@@ -1,5 +1,6 @@
 """report.html: the whole report as one document that needs no other file and no network."""
 
+import base64
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,15 +8,19 @@ import jinja2
 import numpy as np
 from tqdm import tqdm
 
-from report import figures, thumbnails
+from report import figures, not_sure, thumbnails, two_models
 
 LISTED_VIDEOS = 20_000  # with a picture each the page holds 2 KB a video; of more, each class gets an equal part
 FRAMES_PER_MISTAKE = 4
 READERS = 8  # threads: a clip that is not in memory is mostly waited for
 
 
-def render(report, confusion, predictions, other, rows, classes, tensors):
-    """The text of report.html; `tensors` is the folder of the clips, `other` a second file's Predictions or None."""
+def render(report, matrix, predictions, other, rows, tensors):
+    """The text of report.html, around thumbnails.draw_confusion's Matrix.
+
+    `tensors` is the folder of the clips, `other` a second file's Predictions or None.
+    """
+    classes = predictions.classes
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -24,14 +29,19 @@ def render(report, confusion, predictions, other, rows, classes, tensors):
         lstrip_blocks=True,
     )
     environment.filters["thousands"] = "{:,}".format
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     mistakes = [tensors / mistake["tensor_path"] for mistake in report["mistakes"]]
     return environment.get_template("report.html").render(
         report=report,
         remarks=figures.remarks(report),
-        comparison_sentence=figures.comparison_sentence,
+        metrics=figures.METRICS,
+        digits=figures.digits,
+        two_models=two_models,
+        not_sure=not_sure,
         names=names_of(predictions, other),
         index={name: i for i, name in enumerate(classes)},
-        matrix=matrix(confusion, classes),
+        matrix=matrix,
         strips=[thumbnails.thumbnail(path, FRAMES_PER_MISTAKE) for path in mistakes],
         data={"classes": classes, "videos": videos(predictions, other, rows, tensors)},
         num_videos=len(predictions.clips),
@@ -43,15 +53,6 @@ def names_of(predictions, other):
     paths = [these.about["h5"] for these in (predictions, other) if these]
     short = [Path(path).stem for path in paths]
     return short if len(set(short)) == len(short) else paths
-
-
-def matrix(confusion, classes):
-    """The confusion matrix as the page draws it: classes that occur and the cells that are not 0."""
-    shown = figures.occurring(confusion)
-    part = confusion[np.ix_(shown, shown)]
-    totals = part.sum(axis=1).tolist()
-    cells = [(i, j, int(part[i, j]), 100 * int(part[i, j]) / totals[i]) for i, j in np.argwhere(part).tolist()]
-    return {"classes": [classes[i] for i in shown], "totals": totals, "cells": cells}
 
 
 def videos(predictions, other, rows, tensors):

@@ -1,0 +1,377 @@
+"""Predictions of one HDF5 file, matched to the labels of a manifest."""
+
+import json
+import os
+import re
+import time
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import common
+from common import calibration
+from common.names import shortened
+
+import numpy as np
+
+ABOUT = ("model", "model_path", "model_sha256", "device", "job_ids", "output_kind")  # what an HDF5 may say of itself
+MISSING = "clips without a prediction"
+
+
+@dataclass
+class Predictions:
+    """The predictions of one HDF5 that fit the manifest, in the manifest's order."""
+
+    about: dict  # what the file says of itself: h5, output_kind, model, device, job_ids
+    notes: list  # sentences a reader of the figures must know
+    left_out: dict  # {what: [name, …]}
+    classes: list  # class names, in the order of the scores
+    clips: np.ndarray  # int64 (n,): indices of manifest rows, ascending
+    labels: np.ndarray  # int64 (n,): true class
+    scores: np.ndarray  # float32 (n, num_classes): logits or probabilities
+
+    def __post_init__(self):
+        self.predicted = self.scores.argmax(axis=1)  # int64 (n,); of equal scores the first
+        self.rank = rank_of_label(self.scores, self.labels)  # int64 (n,)
+        self.confidence = self.scores.max(axis=1).astype(float)  # float64 (n,): probability of the best class
+        if self.about["output_kind"] == "logits":
+            self.confidence = calibration.confidence(self.scores)
+
+    def logits(self):
+        """Logits float (n, num_classes); of probabilities their logarithms, which have the same softmax."""
+        if self.about["output_kind"] == "logits":
+            return self.scores
+        return np.log(np.clip(self.scores, 1e-9, None))
+
+    def only(self, positions):
+        """The same of the clips at these positions alone."""
+        parts = (self.clips[positions], self.labels[positions], self.scores[positions])
+        return Predictions(self.about, self.notes, self.left_out, self.classes, *parts)
+
+    def in_classes(self, classes):
+        """The same with scores and labels in the order of `classes`, which has all of these and may have more."""
+        if classes == self.classes:
+            return self
+        place = np.array([classes.index(name) for name in self.classes])
+        lowest = -np.inf if self.about["output_kind"] == "logits" else 0
+        scores = np.full((len(self.scores), len(classes)), lowest, np.float32)
+        scores[:, place] = self.scores
+        return Predictions(self.about, self.notes, self.left_out, classes, self.clips, place[self.labels], scores)
+
+
+def rank_of_label(scores, labels):
+    """How many classes stand before the true one, int64 (n,): right at Top-k is `rank < k`.
+
+    Of equal scores the class with the lower index stands first, as in argmax. NaN must have been left out before.
+    """
+    own = scores[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(scores.shape[1]) < labels[:, None]
+    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+
+
+def read_rows(manifest):
+    """The manifest's rows without their lists of frame indices, which need 200 MB for 200,000 clips."""
+    kept = "video_path", "label", "tensor_path", "shape", "source_size", "source_mtime_ns"
+    rows = [{k: row[k] for k in kept if k in row} for row in common.read_manifest(manifest)]
+    if len({row["tensor_path"] for row in rows}) < len(rows):
+        common.refuse(f"{manifest} names a tensor_path twice; run tools/preprocess_and_save.py again")
+    return rows
+
+
+def load(path, manifest, rows, class_map, allow_partial=False):
+    """Predictions of the HDF5 `path` for the `rows` of the manifest; exits with code 2 where the two do not fit.
+
+    Class names are those that the file has of its model; a file that has none goes by the file `class_map`.
+    `allow_partial` keeps what fits and says what was left out.
+    """
+    about, classes, paths, scores, unusable, notes = read_predictions(path, rows, manifest, class_map)
+    if paths is None:
+        notes.append(f"{path} names no tensors: its predictions were matched to the manifest by order")
+        paths = [row["tensor_path"] for row in rows]
+    # a name may be composed (é) in one place and decomposed (e and an accent) in the other, as folders of a Mac are
+    index_of = {unicodedata.normalize("NFC", name): index for index, name in enumerate(classes)}
+    labels = [index_of.get(unicodedata.normalize("NFC", row["label"])) for row in rows]
+    kept, left_out = match(paths, unusable, rows, labels)
+    if len(paths) == len(kept) == 1 < len(rows):
+        left_out = {}
+        notes.append(f"{path} holds one prediction (USE_SINGLE_TENSOR): the figures are those of this clip alone")
+    if left_out and not (allow_partial and kept):
+        refuse_mismatch(path, manifest, left_out, len(kept), len(rows))
+    clips = np.array(sorted(kept))
+    scores = scores[[kept[clip] for clip in clips]]
+    notes += settle_output_kind(about, scores)
+    return Predictions(about, notes, left_out, classes, clips, np.array([labels[clip] for clip in clips]), scores)
+
+
+def refuse_other_clips(predictions, manifest, rows):
+    """Exit with code 2 where the model took clips of another number of frames than the manifest's: paths may agree."""
+    described = predictions.about["io"]
+    shape = json.loads(described)["input"]["shape"] if described else ()
+    if len(shape) != 5:
+        return
+    frames = shape[1] if shape[4] == 3 else shape[2]  # NTHWC or NCTHW
+    others = {row["shape"][2] for row in rows if "shape" in row} - {frames}
+    if others:
+        common.refuse(
+            f"{predictions.about['h5']} was made of clips of {frames} frames, {manifest} lists clips of {min(others)}; "
+            f"name the manifest of those clips with --manifest"
+        )
+
+
+# --- the HDF5 --------------------------------------------------------------------------------------------------------
+
+
+def read_predictions(path, rows, manifest, class_map):
+    """Read an HDF5 in AI Hub's layout: data/0/batch_<i>, each (num_classes,) or (1, num_classes).
+
+    Returns (about, class names, tensor paths, scores float32 (n, num_classes), unusable, notes): row i of the scores is
+    that of path i, and `unusable` is {row: why}. The paths are None if the file has none; then its batches are
+    0 … len(rows)-1. Exits with code 2 and one sentence if the file is no such HDF5.
+    """
+    file, notes = open_h5(path)
+    with file:
+        try:
+            about, classes = read_attributes(file, path), classes_of(file, path, class_map, notes)
+            group, numbers = find_batches(file, path)
+            paths, numbers = paths_of(file, path, numbers, rows, manifest)
+            return about, classes, paths, *read_batches(group, numbers, len(classes)), notes
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:  # whatever else an HDF5 may hold
+            common.refuse(
+                f"{path} is an HDF5 file, but not laid out as AI Hub's, with a dataset data/0/batch_<i> for each clip "
+                f"({e}); run tools/run_inference.py, or download the job's outputs again"
+            )
+
+
+def open_h5(path):
+    """(the HDF5 `path`, open for reading, notes about it); exits with code 2 and one sentence if it cannot be."""
+    import h5py
+
+    try:
+        return h5py.File(path, "r"), []
+    except FileNotFoundError:
+        common.refuse(f"there is no {path}; run tools/run_inference.py first, or name another file")
+    except OSError as e:
+        reason = re.search(r"unable to lock file, errno = (\d+)", str(e))
+        if reason and os.strerror(int(reason[1])) == os.strerror(11):  # EAGAIN: somebody has the lock
+            common.refuse(f"{path} is in use by another process, which writes to it; wait for it, or close it there")
+        if not reason:
+            if e.errno:
+                common.refuse(f"{path} cannot be read: {os.strerror(e.errno)}")
+            common.refuse(f"{path} is not a complete HDF5 file ({e}); run tools/run_inference.py again")
+        because = os.strerror(int(reason[1]))
+    try:  # any other errno: the drive has no locks
+        file = h5py.File(path, "r", locking=False)
+    except OSError as e:
+        common.refuse(f"{path} is not a complete HDF5 file ({e}); run tools/run_inference.py again")
+    return file, [f"the drive of {path} has no locks ({because}): nothing would tell if a run were writing to it"]
+
+
+def read_attributes(file, path):
+    """What the HDF5 says of itself, as far as it does, as text."""
+    words = {key: str(file.attrs[key]) for key in ABOUT if key in file.attrs}
+    if words.get("output_kind", "logits") not in ("logits", "probabilities"):
+        common.refuse(f'{path} says its output_kind is {words["output_kind"]!r}; known: "logits", "probabilities"')
+    return {"h5": str(path), "io": file.attrs.get("io")} | words
+
+
+def classes_of(file, path, class_map, notes):
+    """The class names in index order: the model's own, or the class map's; a map that says otherwise is noted."""
+    known = common.load_class_map(class_map)
+    mapped = sorted(known, key=known.get)
+    if "classes" not in file.attrs:
+        return mapped
+    classes = json.loads(file.attrs["classes"])
+    if not isinstance(classes, list) or len(set(classes)) != len(classes):
+        raise ValueError("its attribute classes is no list of different names")
+    if classes != mapped and Path(class_map).resolve() != common.REPO / "class_map.json":
+        notes.append(
+            f"{class_map} has other classes, or another order, than the model of {path}: names and order are the "
+            f"model's own"
+        )
+    return classes
+
+
+def paths_of(file, path, numbers, rows, manifest):
+    """The tensor paths of the HDF5, None if it has none, and the numbers of its batches in their order."""
+    if "tensor_paths" in file:
+        paths = file["tensor_paths"].asstr()[:].tolist()
+        beyond = [number for number in numbers if number >= len(paths)]
+        numbers = [*range(len(paths)), *beyond]
+        return paths + [f"batch_{number}, which has no path" for number in beyond], numbers
+    if numbers == list(range(len(rows))):
+        return None, numbers
+    common.refuse(
+        f"{path} names no tensors, so only their order can match predictions to clips, and it has "
+        f"{len(numbers):,} (batch_{numbers[0]} to batch_{numbers[-1]}) for the {len(rows):,} of {manifest}; "
+        "give the manifest of exactly these clips, or run tools/run_inference.py, which stores the paths"
+    )
+
+
+def find_batches(file, path):
+    """The group with the predictions and the sorted numbers of its batch_<i>; exits with code 2 if there is none."""
+    outputs = list(file["data"]) if "data" in file else []
+    if len(outputs) > 1:
+        common.refuse(f"{path} holds {len(outputs)} model outputs; this model has one, its class scores")
+    group = file["data"][outputs[0]] if outputs else {}
+    numbers = sorted(int(name[6:]) for name in group if re.fullmatch(r"batch_\d+", name))
+    if not numbers:
+        common.refuse(f"{path} holds no prediction (data/0/batch_<i>); run tools/run_inference.py again")
+    dtype = group[f"batch_{numbers[0]}"].dtype
+    if dtype.kind != "f":
+        common.refuse(
+            f"{path} holds {dtype} values, a quantised output without its scale; run tools/run_inference.py, which "
+            "stores float32 logits"
+        )
+    return group, numbers
+
+
+def read_batches(group, numbers, num_classes):
+    """Returns (scores float32 (len(numbers), num_classes), {row: why this row cannot be used})."""
+    import h5py
+    from tqdm import tqdm
+
+    scores, unusable = np.full((len(numbers), num_classes), np.nan, np.float32), {}
+    for row, number in enumerate(tqdm(numbers, desc="reading", unit=" predictions", unit_scale=True, delay=2)):
+        try:  # h5py's low level, because group[name][()] takes three times as long
+            dataset = h5py.h5d.open(group.id, b"batch_%d" % number)
+            if dataset.shape in ((num_classes,), (1, num_classes)):
+                dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, scores[row].reshape(dataset.shape))
+            else:
+                unusable[row] = f"predictions of shape {dataset.shape} for {num_classes} classes"
+        except KeyError:
+            unusable[row] = MISSING
+        except OSError:
+            unusable[row] = "predictions damaged in the file"
+    for row in np.flatnonzero(~np.isfinite(scores).all(axis=1)).tolist():
+        unusable.setdefault(row, "predictions with NaN or infinite values")
+    return scores, unusable
+
+
+# --- what fits -------------------------------------------------------------------------------------------------------
+
+
+def match(paths, unusable, rows, labels):
+    """Join predictions to the manifest by tensor path; `labels` are the rows' class indices, None for no class.
+
+    Returns ({manifest row: prediction row} of what can be evaluated, {what is left out: [name, …]}).
+    """
+    clip_of = {row["tensor_path"]: clip for clip, row in enumerate(rows)}
+    prediction_of, left_out = {}, {}
+    for prediction, path in enumerate(paths):
+        clip = clip_of.get(path)
+        if clip is None:
+            left_out.setdefault("predictions without a clip in the manifest", []).append(path)
+        elif clip in prediction_of:
+            left_out.setdefault("second predictions for one clip", []).append(path)
+        else:
+            prediction_of[clip] = prediction
+    kept = {}
+    for clip, row in enumerate(rows):
+        if labels[clip] is None:
+            name = f"{row['tensor_path']}: {row['label']}"
+            left_out.setdefault("labels that are no class of the model", []).append(name)
+        elif clip not in prediction_of:
+            left_out.setdefault(MISSING, []).append(row["tensor_path"])
+        elif prediction_of[clip] in unusable:
+            left_out.setdefault(unusable[prediction_of[clip]], []).append(row["tensor_path"])
+        else:
+            kept[clip] = prediction_of[clip]
+    return kept, left_out
+
+
+def refuse_mismatch(path, manifest, left_out, fitting, total):
+    """Exit with code 2, naming what does not fit with counts and examples."""
+    lines = [f"{path} and {manifest} do not fit together:"]
+    for what, names in left_out.items():
+        lines.append(f"  {what}: {len(names):,} ({shortened(names, 3)})")
+    if fitting:
+        lines.append(
+            "Run tools/run_inference.py again on this manifest, or pass --allow-partial to evaluate the "
+            f"{fitting:,} of {total:,} clips that fit."
+        )
+    else:
+        lines.append("Nothing is left to evaluate; give the files of one and the same run.")
+    common.refuse("\n".join(lines))
+
+
+def settle_output_kind(about, scores):
+    """Set about["output_kind"] to the file's own word, else to what the values look like; returns notes about it.
+
+    Probabilities lie in [0, 1] and each clip's sum to 1; the margins leave room for 8-bit outputs.
+    """
+    looks_like = "probabilities"
+    if scores.min() < -0.02 or scores.max() > 1.02 or abs(scores.sum(axis=1, dtype=np.float64).mean() - 1) > 0.05:
+        looks_like = "logits"
+    said = about.setdefault("output_kind", looks_like)
+    if said == looks_like:
+        return []
+    if said == "probabilities":
+        common.refuse(
+            f"{about['h5']} says it holds probabilities, but its values lie between {scores.min():g} and "
+            f"{scores.max():g} or do not sum to 1; run tools/run_inference.py again"
+        )
+    return [f"{about['h5']} says it holds logits, but they look like probabilities: calibration would then be wrong"]
+
+
+# --- what was made of what -------------------------------------------------------------------------------------------
+
+
+def description_of(about):
+    """What example_export.py wrote beside the model of an HDF5; {} if the model is gone or another one by now."""
+    path = Path(about.get("model_path", ""))
+    try:
+        beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return beside if beside["sha256"] == about["model_sha256"] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def what_is_newer(predictions, manifest, rows):
+    """Sentences on the checkpoint, the model, the clips or the videos, where they changed after what was made of them.
+
+    By the hashes, sizes and times that earlier steps wrote down; where a hash is the same, a later time is none.
+    """
+    about, lines = predictions.about, []
+    path, model = about["h5"], about.get("model_path", "")
+    if newer(model, path) and common.sha256_of(model) != about.get("model_sha256"):
+        lines.append(f"{path} is older than its model {model} ({when(path)}, {when(model)}): run inference again")
+    description = description_of(about)
+    checkpoint, sha256 = description.get("checkpoint") or "", description.get("checkpoint_sha256")
+    later = isinstance(checkpoint, str) and newer(checkpoint, model)
+    if later and (not sha256 or common.sha256_of(checkpoint) != sha256):
+        lines.append(
+            f"{path} is of a model that is older than its checkpoint {checkpoint} ({when(model)}, {when(checkpoint)}): "
+            f"export and run inference again"
+        )
+    if newer(manifest, path):
+        tensors = [Path(manifest).parent / rows[clip]["tensor_path"] for clip in predictions.clips]
+        if changed := sum(newer(tensor, path) for tensor in tensors):
+            lines.append(f"{path} is older than {changed:,} of the clips ({when(path)}): run inference again")
+        elif not any(map(os.path.exists, tensors)):
+            lines.append(f"{path} is older than {manifest} ({when(path)}, {when(manifest)}): are the clips the same?")
+    return lines
+
+
+def videos_that_changed(manifest, rows):
+    """A sentence, in a list, on videos that are others than when their clips were made, by size and time."""
+
+    def changed(row):
+        try:
+            status = os.stat(row["video_path"])
+        except OSError:
+            return False  # moved, or on another machine
+        return (status.st_size, status.st_mtime_ns) != (row["source_size"], row["source_mtime_ns"])
+
+    names = [row["video_path"] for row in rows if row.get("source_size") is not None and changed(row)]
+    if not names:
+        return []
+    return [f"{len(names):,} videos have another size or time than when their clips in {manifest} were made "
+            f"({shortened(names, 3)}): preprocess and run inference again"]  # fmt: skip
+
+
+def newer(path, other):
+    return os.path.isfile(path) and os.path.isfile(other) and os.path.getmtime(path) > os.path.getmtime(other)
+
+
+def when(path):
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(os.path.getmtime(path)))
