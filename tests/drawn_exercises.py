@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import make_sample_dataset
-from make_sample_dataset import HEIGHT, WIDTH
+from drawn import scene
+from drawn.scene import HEIGHT, WIDTH
 from torchvision_patches.spatial import resize_and_crop
 
 CLASSES = ["jumping_jacks", "pushups", "squats"]
@@ -42,8 +42,8 @@ class TinyNetwork(nn.Module):
 
 def draw(name, seeds, num_frames, fps):
     """Frames of a drawn exercise, uint8 (T, H, W, 3); rougher than those of the sample, in a third of the time."""
-    with mock.patch.multiple(make_sample_dataset, SCALE=1, MARGIN=8):
-        return np.stack(list(make_sample_dataset.frames_of(name, seeds, num_frames, fps)))
+    with mock.patch.multiple(scene, SCALE=1, MARGIN=8):
+        return np.stack(list(scene.frames_of(name, seeds, num_frames, fps)))
 
 
 @functools.cache

@@ -21,8 +21,8 @@ from PIL import Image
 import browser
 import predict
 from conftest import REPO
+from drawn.scene import frames_of
 from drawn_exercises import CLASSES, draw, write_exercises, write_onnx
-from make_sample_dataset import frames_of
 from see import classifier
 
 SCRIPT = REPO / "tools/live.py"

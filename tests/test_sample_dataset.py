@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from common.groups import read_groups
+
 import av
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import make_sample_dataset
 from conftest import REPO
 
 FEW = ["--classes", "squats", "arm_circles", "--train-videos-per-class", 2, "--val-videos-per-class", 1]
+FEW += ["--extra-videos-per-class", 0]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,9 @@ def test_layout_is_that_of_a_qevd_download(dataset):
     num_classes = len(make_sample_dataset.CLASSES)
 
     assert set(videos.values()) == {f"QEVD-FIT-300k-Part-{i}" for i in (1, 2, 3, 4)}
-    assert sorted(label["video_path"] for label in labels) == sorted("./" + name for name in videos)
+    workers = json.loads((out / make_sample_dataset.WORKERS).read_text())
+    assert sorted(row["video_path"] for row in workers) == sorted("./" + name for name in videos)
+    assert {label["video_path"] for label in labels} < {"./" + name for name in videos}
     assert all(len(name) == len("00000000.mp4") and name[:8].isdigit() for name in videos), sorted(videos)
     ids = sorted(int(name[:8]) for name in videos)
     assert any(b - a > 1 for a, b in itertools.pairwise(ids)), "QEVD's ids have gaps, these have none"
@@ -52,9 +57,47 @@ def test_layout_is_that_of_a_qevd_download(dataset):
     assert not any("_" in label["label"] for label in labels), "QEVD's labels have spaces"
     for split, count in (("train", 2), ("val", 1)):
         assert sum(label["split"] == split for label in labels) == count * num_classes
-    n = 3 * num_classes
-    assert last_line == (f"{out}: {n} videos = {n} drawn + 0 already there = {2 * num_classes} train + "
-                         f"{num_classes} val, {num_classes} classes")
+    n, shown = 4 * num_classes, num_classes
+    assert last_line == (f"{out}: {n} videos = {n} drawn + 0 already there = {2 * shown} train + {shown} val + "
+                         f"{shown} of raw labels alone, {shown} classes")
+
+
+def test_people_are_in_several_videos_of_one_split_and_look_alike(dataset):
+    out, _ = dataset
+    videos = {path.name: path for path in out.glob("*/*.mp4")}
+    split_of = {row["video_path"]: row["split"] for row in json.loads((out / make_sample_dataset.LABELS).read_text())}
+    people = {}
+    for row in json.loads((out / make_sample_dataset.WORKERS).read_text()):
+        people.setdefault(row["worker_id"], []).append(row["video_path"])
+    assert any(len(paths) >= 3 for paths in people.values()), people
+    for person, paths in people.items():
+        assert len({split_of.get(path, "extra") for path in paths}) == 1, f"{person} is in two splits"
+
+    def colours(path):
+        """The brightest colours of a video, as clothes are, to 8 levels."""
+        with av.open(str(videos[path[2:]])) as container:
+            pixels = next(container.decode(video=0)).to_ndarray(format="rgb24").reshape(-1, 3)
+        return {tuple(c) for c in (pixels[pixels.max(1) > 200] // 32).tolist()}
+
+    def alike(a, b):
+        return len(colours(a) & colours(b)) / len(colours(a) | colours(b))
+
+    first, *_, second = [paths for paths in people.values() if len(paths) > 1]
+    assert alike(*first[:2]) > alike(first[0], second[0]), "one person looks less alike than two do"
+
+
+def test_the_raw_labels_make_a_root_of_extra_videos(dataset, run_script, tmp_path):
+    """As the README says: refactor_dataset.py --raw-labels on what is drawn; --groups takes the file of workers."""
+    out, _ = dataset
+    parts = [out / f"QEVD-FIT-300k-Part-{k}" for k in (1, 2, 3, 4)]
+    labels = ("--labels-json", out / make_sample_dataset.LABELS, "--dest-of-raw", "extra", "--mode", "symlink")
+    n = len(make_sample_dataset.CLASSES)
+    run_script("tools/refactor_dataset.py", "--raw-labels", "--srcs", *parts, *labels)
+    videos = [path.relative_to(tmp_path / "extra/train").as_posix() for path in tmp_path.glob("extra/train/*/*.mp4")]
+    assert sorted(video.split("/")[0] for video in videos) == sorted(make_sample_dataset.CLASSES)
+    assert not (tmp_path / "extra/val").exists()
+    groups = read_groups(out / make_sample_dataset.WORKERS, videos)
+    assert len(groups) == n and len(set(groups.values())) < n
 
 
 def test_contact_sheet_has_two_filled_rows_of_frames_a_class(dataset):

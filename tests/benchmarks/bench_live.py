@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from make_sample_dataset import frames_of
+from drawn.scene import frames_of
 from see.classifier import load, softmax
 from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import VideoClips
