@@ -117,7 +117,7 @@ def test_the_connection_is_lost_while_a_job_runs(tmp_path, hub, run):
 def test_ctrl_c_is_one_line(capsys):
     with pytest.raises(SystemExit) as stop, service.hub_errors_in_one_sentence():
         raise KeyboardInterrupt
-    assert stop.value.code == 130 and capsys.readouterr().err.startswith("stopped; jobs")
+    assert stop.value.code == 130 and capsys.readouterr().err.startswith("\ninterrupted; jobs")
 
 
 @pytest.mark.parametrize("storage", ["BotoCoreError", "ClientError"])

@@ -35,7 +35,6 @@ import os
 import re
 import shlex
 import signal
-import sys
 import tempfile
 import zlib
 from collections import Counter, deque
@@ -372,9 +371,6 @@ def main():
         journal.clear()
         for path in shares_of_the_version_before():
             path.unlink(missing_ok=True)
-    except KeyboardInterrupt:
-        print(f"\nstopped; {journal.folder} is kept, run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
     except OSError as e:
         common.refuse(f"a file cannot be read or written ({e}); what is finished is kept: mend this and start again")
     rows = [row for video, row in rows.items() if spelled_from_root(video)]

@@ -332,8 +332,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command again, what was done is kept", file=sys.stderr)
-        raise SystemExit(130) from None
+    main()

@@ -19,7 +19,6 @@ import csv
 import glob
 import json
 import os
-import sys
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -254,7 +253,6 @@ def report(videos, failed):
 
 def main():
     flags.set_constants_from_flags(globals(), words="VIDEOS")
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no terminal can show
     if not VIDEOS:
         common.refuse("name videos, folders or patterns: python tools/predict.py squats.mp4 more_videos/")
     if TIMELINE and (CSV or JSONL):
@@ -284,8 +282,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        raise SystemExit(130) from None
+    main()

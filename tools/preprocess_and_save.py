@@ -226,7 +226,6 @@ def write_manifest(videos, table, failures, journal):
 
 def main():
     flags.set_constants_from_flags(globals())
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no terminal can show
     if not os.path.isdir(DATA_ROOT):
         common.refuse(f"there is no folder DATA_ROOT = {DATA_ROOT}; it must hold <class>/<video>")
     found, failures = list_videos()
@@ -287,8 +286,4 @@ def report(table, failures):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+    main()

@@ -207,8 +207,4 @@ Your own webcam: .venv/bin/python tools/live.py --checkpoint {FOLDER}/training/c
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+    main()

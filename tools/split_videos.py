@@ -24,7 +24,6 @@ import os
 import re
 import shutil
 import stat
-import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -393,7 +392,6 @@ def report(videos, class_map, done, failed):
 
 def main():
     flags.set_constants_from_flags(globals())
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that no terminal can show
     check_settings()
     rows = read_split()
     videos, failed = find_videos()
@@ -420,8 +418,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+    main()

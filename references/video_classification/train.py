@@ -491,8 +491,7 @@ if __name__ == "__main__":
         main(args)
         utils.leave_distributed_mode()
     except KeyboardInterrupt:
-        print("\ninterrupted; --resume auto goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+        common.interrupted("--resume auto goes on from the last checkpoint")
     except RuntimeError as e:
         utils.explain(e, args)
         raise

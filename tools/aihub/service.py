@@ -55,8 +55,7 @@ def hub_errors_in_one_sentence():
     try:
         yield
     except KeyboardInterrupt:
-        print("stopped; jobs that were submitted go on at AI Hub", file=sys.stderr)
-        raise SystemExit(130) from None
+        common.interrupted("jobs that were submitted go on at AI Hub")
     except JobFailedError as e:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(1) from None

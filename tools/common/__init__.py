@@ -7,6 +7,8 @@ before anything is installed. No constant that a user edits.
 
 import codecs
 import contextlib
+import errno
+import getpass
 import hashlib
 import json
 import os
@@ -20,6 +22,8 @@ REPO = Path(__file__).resolve().parents[2]
 # `python tools/<script>.py` puts only tools/ on the path; appended, so that nothing here can shadow a package.
 sys.path.append(str(REPO))
 
+from common import names  # noqa: E402 (standard library only, as all here)
+
 
 def refuse(message):
     """Print one sentence that says what is wrong, where and what to do; exit with code 2 (usage or configuration)."""
@@ -27,39 +31,116 @@ def refuse(message):
     raise SystemExit(2)
 
 
-def say_what_is_not_installed(kind, error, traceback):
-    """Stands in for sys.excepthook: a script that is run outside of its environment ends with one sentence."""
-    if not issubclass(kind, ModuleNotFoundError):
-        return sys.__excepthook__(kind, error, traceback)
-    refuse(
-        f"{error.name} is not installed for {sys.executable}; `source .venv/bin/activate` where tools/quickstart.py or "
-        f"tests/run.py has made .venv, otherwise `pip install -r requirements.txt` (README, section 0)"
-    )
+def interrupted(advice="run the same command again to go on"):
+    """The end of a script by Ctrl-C: one sentence, exit code 130."""
+    print(f"\ninterrupted; {advice}", file=sys.stderr, flush=True)
+    raise SystemExit(130) from None
 
 
-sys.excepthook = say_what_is_not_installed
+# what a file system answers where a person has to do something: no right, read-only, full, over quota, too long a name
+OF_THE_FILE_SYSTEM = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
+
+
+def end_in_a_sentence(kind, error, traceback):
+    """Stands in for sys.excepthook: what lies outside of the program ends it with a sentence, all else as usual.
+
+    That is Ctrl-C, a package that is not installed for this Python, and a file system that refuses.
+    """
+    if issubclass(kind, KeyboardInterrupt):
+        interrupted()
+    if issubclass(kind, ModuleNotFoundError):
+        refuse(
+            f"{error.name} is not installed for {sys.executable}; `source .venv/bin/activate` where tools/quickstart.py"
+            f" or tests/run.py has made .venv, otherwise `pip install -r requirements.txt` (README, section 0)"
+        )
+    if issubclass(kind, OSError) and error.errno in OF_THE_FILE_SYSTEM:
+        place = names.printable(error.filename or "a file")  # an open file that is written has no name here
+        refuse(f"{place} cannot be read or written: {error.strerror}{whose(error.filename)}; mend it and start again")
+    sys.__excepthook__(kind, error, traceback)
+
+
+def whose(path):
+    """Who owns the nearest existing folder or file of `path`, as text, if that is another user than this one."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # Windows knows no numbers of users
+        while not os.path.lexists(path):
+            path = os.path.dirname(path) or "."
+        if (owner := os.lstat(path).st_uid) != os.geteuid():
+            return f" ({names.printable(path)} belongs to user {owner}, this is user {os.geteuid()})"
+    return ""
+
+
+def prepare_process():
+    """What every script needs of its process: a sentence at its end, a terminal that takes any name, a user's name."""
+    # a kernel (Jupyter, Colab, Spyder) shows errors by itself, and its streams take every text
+    if "ipykernel" not in sys.modules:
+        sys.excepthook = end_in_a_sentence
+    for stream in sys.stdout, sys.stderr:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    # importing torchvision asks for the user's name; in a container (docker --user) a user may be a number only
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"user{os.getuid()}"
+
+
+prepare_process()
 
 
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # names of what `written_then_renamed` leaves when it is killed
 
 
+def has_locks(folder):
+    """Whether the file system of a folder has locks; NFS without its lock service and Colab's Drive have none."""
+    try:
+        import fcntl
+    except ImportError:  # Windows always has
+        return True
+    probe = Path(folder, f".{secrets.randbelow(10**9)}.tmp")
+    with open(probe, "w") as file:
+        probe.unlink()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody else knows this file
+        except OSError:
+            return False
+    return True
+
+
 @contextlib.contextmanager
 def only_writer(path, flag):
-    """Hold a lock, which ends with the process, on an output that `flag` names. Exits with code 2 if another has it."""
+    """Hold a lock, which ends with the process, on an output that `flag` names. Exits with code 2 if another has it.
+
+    Where the file system has no locks, a sentence says that nothing watches over it.
+    """
     import filelock
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not has_locks(path.parent):
+        print(f"the file system of {names.printable(path)} has no locks: start no second run that writes it", flush=True)
+        yield
+        return
     lock = filelock.FileLock(f"{path}.lock", timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
-        refuse(f"another run writes {path}; wait for it, or pass another {flag}")
-    except NotImplementedError:  # some network file systems
-        print(f"the file system of {path} has no locks: start no second run that writes it")
+        refuse(f"another run writes {names.printable(path)}; wait for it, or pass another {flag}")
     try:
         yield
     finally:
         lock.release()
+
+
+def open_hdf5(path, mode="r"):
+    """An open h5py.File; without a lock of HDF5's own where the file system has none. Raises OSError as h5py does."""
+    import h5py
+
+    try:
+        return h5py.File(path, mode)
+    except OSError as e:
+        if "unable to lock" not in str(e) or f"errno = {errno.EAGAIN}" in str(e):
+            raise
+        return h5py.File(path, mode, locking=False)
 
 
 @contextlib.contextmanager
@@ -71,7 +152,8 @@ def written_then_renamed(path):
     """
     path = Path(path)
     # not the process's number: on two machines, or in two containers, it may be the same
-    temporary = path.with_name(f".{path.name}.{secrets.randbelow(10**9)}.tmp")
+    # and only the start of a long name: with what is appended, it may be too long
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.randbelow(10**9)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -82,7 +164,34 @@ def written_then_renamed(path):
 def write_text(path, text):
     """Write a small file at once; `path` is complete or absent at every moment."""
     with written_then_renamed(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # names are bytes
+
+
+def same_settings(file, settings, cure):
+    """Note in `file`, a JSON object, what the files beside it are made with; refuse a folder that holds others.
+
+    settings: {name: plain value}. cure: what to do about others, as the end of a sentence. Of processes that start at
+    once the first one's are noted. Exits with code 2 and names each setting that differs, with both values.
+    """
+    file = Path(file)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own = file.with_name(f".{secrets.randbelow(10**9)}.tmp")
+        own.write_text(json.dumps(settings, indent=2) + "\n")
+        try:
+            os.link(own, file)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.replace(own, file)
+        own.unlink(missing_ok=True)
+    try:
+        before = json.loads(file.read_bytes())
+        changed = [key for key in sorted(before.keys() | settings.keys()) if before.get(key) != settings.get(key)]
+    except (ValueError, AttributeError):
+        refuse(f"{names.printable(file)} is damaged; {cure}")
+    if changed := [f"{key}: {before.get(key)}, now {settings.get(key)}" for key in changed]:
+        refuse(f"{names.printable(file.parent)} was made with other settings ({'; '.join(changed)}); {cure}")
 
 
 def read_text(path):
@@ -125,7 +234,8 @@ def sha256_of(path):
 def load_class_map(path):
     """Read {class folder name: index} and check that the indices are 0 … n-1, each once.
 
-    Exits with code 2 and one sentence if the file is missing, is not such a map, or skips an index.
+    Names are composed (names.composed), as a label has to be that is looked up. Exits with code 2 and one sentence if
+    the file is missing, is not such a map, or skips an index.
     """
     try:
         class_map = json.loads(read_text(path))
@@ -136,7 +246,11 @@ def load_class_map(path):
     except ValueError as e:
         refuse(f"{path} is not JSON ({e}); it must be an object {{class folder name: index}}")
     indices = list(class_map.values()) if isinstance(class_map, dict) else []
-    if not indices or any(type(i) is not int for i in indices) or sorted(indices) != list(range(len(indices))):
+    if look_alikes := names.look_alikes(class_map) if indices else []:
+        print(f"{names.printable(path)} has classes of almost one name: {names.shortened(look_alikes, 5)}")
+    class_map = {names.composed(name): index for name, index in class_map.items()} if indices else {}
+    numbers = all(type(i) is int for i in indices) and sorted(indices) == list(range(len(indices)))
+    if not numbers or not 0 < len(indices) == len(class_map):
         refuse(f"{path} must map class folder names to the indices 0 … n-1, each index once")
     return class_map
 

@@ -1,6 +1,10 @@
-"""How names of files and classes are printed, and when two of them are the same."""
+"""How names of files and classes are printed and shortened, and when two of them are the same. A name is bytes."""
 
+import hashlib
+import os
 import unicodedata
+
+LONGEST = 255  # bytes of a file's name on nearly all file systems
 
 
 def shortened(names, most=20):
@@ -18,9 +22,29 @@ def printable(text):
     return "".join(c if c.isprintable() else raw.get(c) or c.encode("unicode_escape").decode() for c in text)
 
 
+def file_name(stem, ending=""):
+    """`stem` + `ending`, or where that is longer than a name may be: a shorter stem, with a hash that tells it apart.
+
+    The ending stays whole; no character is cut in two.
+    """
+    room = LONGEST - len(os.fsencode(ending))
+    if len(os.fsencode(stem)) <= room:
+        return stem + ending
+    mark = "~" + hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]
+    short = stem[:room]
+    while len(os.fsencode(short)) > room - len(mark):
+        short = short[:-1]
+    return short + mark + ending
+
+
+def composed(name):
+    """A name in the form in which names are compared, é as one character (NFC); macOS makes two of it (NFD)."""
+    return unicodedata.normalize("NFC", name)
+
+
 def class_name(label):
     """The name of a class as class maps and folders have it: composed (NFC), without blanks at its ends, others "_"."""
-    return unicodedata.normalize("NFC", label).strip().replace(" ", "_")
+    return composed(label).strip().replace(" ", "_")
 
 
 def look_alikes(names):

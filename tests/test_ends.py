@@ -1,0 +1,79 @@
+"""How scripts start and end where something outside of them is odd: Ctrl-C, users, file systems, packages."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import REPO
+
+# on PYTHONPATH: presses Ctrl-C when the file that CTRL_C_AT names is opened
+PRESSES = """
+import os, signal, sys
+
+def watch(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(os.environ["CTRL_C_AT"]):
+        signal.raise_signal(signal.SIGINT)
+
+sys.addaudithook(watch)
+"""
+
+
+def python(code, *arguments, **options):
+    options = dict(capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPO / "tools")}) | options
+    return subprocess.run([sys.executable, "-c", code, *arguments], **options)
+
+
+@pytest.mark.parametrize(("script", "at", "arguments"), [
+    ("tools/evaluate.py", "manifest.jsonl", ["--manifest", "manifest.jsonl", "--h5", "a.h5"]),
+    ("tools/refactor_dataset.py", "labels.json", ["--labels-json", "labels.json", "--srcs", "part"]),
+    ("tools/make_sample_dataset.py", ".mp4", ["--out", "sample", "--num-workers", "1"]),
+    ("tools/quickstart.py", "requirements.txt", []),
+])  # fmt: skip
+def test_ctrl_c_is_one_sentence(tmp_path, run_script, script, at, arguments):
+    (tmp_path / "sitecustomize.py").write_text(PRESSES)
+    (tmp_path / "manifest.jsonl").write_text("{}\n")
+    (tmp_path / "part").mkdir()
+    (tmp_path / "labels.json").write_text("[]")
+    (tmp_path / "a.h5").touch()
+    error = run_script(script, *arguments, code=130, PYTHONPATH=tmp_path, CTRL_C_AT=at).stderr
+    assert error.endswith("interrupted; run the same command again to go on\n") and "Traceback" not in error, error
+
+
+def test_a_file_system_that_refuses_is_one_sentence(tmp_path):
+    """Also one that a script did not think of, such as a full disk; what is a fault of ours stays a traceback."""
+    ended = python("import common; open('/dev/full', 'w').write('x' * 10**6)")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1) and "No space left on device" in ended.stderr, ended
+    ended = python("import common, sys; open(sys.argv[1])", str(tmp_path / ("a" * 300)))
+    assert ended.returncode == 2 and ended.stderr.startswith("error: ") and "too long" in ended.stderr, ended
+    ended = python("import common; open('absent')")
+    assert ended.returncode == 1 and "Traceback" in ended.stderr, ended
+
+
+needs_root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can be another user")
+
+
+@needs_root
+def test_a_file_of_another_user_says_whose_it_is(tmp_path):
+    (tmp_path / "theirs").touch(mode=0o600)
+    code = "import common, os, sys; os.setgid(4321); os.setuid(4321); open(sys.argv[1])"
+    ended = python(code, str(tmp_path / "theirs"))
+    assert ended.returncode == 2 and "belongs to user 0, this is user 4321" in ended.stderr, ended.stderr
+
+
+# as pwd is for `docker --user 4321`
+NAMELESS = """
+import pwd
+
+def getpwuid(number):
+    raise KeyError(f"getpwuid(): uid not found: {number}")
+
+pwd.getpwuid = getpwuid
+"""
+
+
+def test_a_user_without_a_name_can_import_torchvision(tmp_path):
+    unnamed = {key: value for key, value in os.environ.items() if key not in ("USER", "LOGNAME", "USERNAME", "LNAME")}
+    ended = python(NAMELESS + "import common, torchvision; print(7)", env=unnamed | {"PYTHONPATH": str(REPO / "tools")})
+    assert ended.stdout == "7\n", ended.stderr
