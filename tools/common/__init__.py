@@ -202,10 +202,10 @@ def read_text(path):
 
 def class_map_with(labels, only_these=False):
     """The class map that has all labels, or exactly these in order: class_map.json, split_videos.py's, or ""."""
-    labels = list(labels)
+    labels = [names.composed(label) for label in labels]
     for path in (REPO / "class_map.json", Path("my_class_map.json")):
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-            known = json.loads(read_text(path))
+            known = {names.composed(name): index for name, index in json.loads(read_text(path)).items()}
             if sorted(known, key=known.get) == labels if only_these else set(labels) <= known.keys():
                 return path
     return ""
