@@ -117,7 +117,7 @@ def only_writer(path, flag):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not has_locks(path.parent):
-        print(f"the file system of {names.printable(path)} has no locks: start no second run that writes it", flush=True)
+        print(f"the file system of {names.printable(path)} has no locks: start no second run that writes it")
         yield
         return
     lock = filelock.FileLock(f"{path}.lock", timeout=0)

@@ -15,7 +15,8 @@ def shortened(names, most=20):
 
 
 def printable(text):
-    """A text with names in it, with escapes for what no terminal shows: bytes that are no UTF-8, control characters."""
+    """A path, or a text with names in it, with escapes for what no terminal shows: bytes that are no UTF-8, control characters."""
+    text = str(text)
     if text.isprintable():
         return text
     raw = {chr(0xDC00 + byte): f"\\x{byte:02x}" for byte in range(128, 256)}  # bytes, as Python decodes names
