@@ -15,7 +15,7 @@ def shortened(names, most=20):
 
 
 def printable(text):
-    """A path or text as it is printed: what no terminal shows is escaped, bytes that are no UTF-8 and control characters."""
+    """A path or text as it is printed, with escapes for what no terminal shows: bytes that are no UTF-8, controls."""
     text = str(text)
     if text.isprintable():
         return text
