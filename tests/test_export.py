@@ -26,8 +26,9 @@ from aihub import model_io, service
 from conftest import REPO
 from faulty_hub import Fault, FaultyHub
 from qevd_r2plus1d import Model
-from qevd_r2plus1d.model import class_balanced, load_checkpoint
+from qevd_r2plus1d.model import class_balanced, read_trained
 from small_models import DEVICE, SmallNetwork, client_of, compile_binary, hasty_client, read_h5, small_onnx, write_clips
+from torchvision_patches import clip as clip_description
 
 SCRIPT = "tools/example_export.py"
 CLASSES = ["jab", "squats", "lunges", "cross_+_hook_right", "cross-legged_hamstring_stretch"]
@@ -38,7 +39,7 @@ def write_checkpoint(path, model_name="mc3_18", frames=4, **changes):
     torch.manual_seed(0)
     network = get_model(model_name, weights=None, num_classes=len(CLASSES))
     content = {"model": network.state_dict(), "optimizer": {}, "lr_scheduler": {}, "epoch": 1, "args": {},
-               "classes": CLASSES, "clip_len": frames, "frame_rate": 4, "model_name": model_name}  # fmt: skip
+               "classes": CLASSES, **clip_description.of_network(model_name, frames).as_dict()}  # fmt: skip
     torch.save(content | changes, path)
     return path
 
@@ -67,7 +68,7 @@ def test_frames_classes_and_names_come_from_the_checkpoint(checkpoint):
 
 def test_the_network_normalises_and_gives_logits(checkpoint):
     """The same as torchvision's network on a clip normalised with the published numbers, without softmax."""
-    weights = load_checkpoint(checkpoint)["state_dict"]
+    weights = torch.load(checkpoint, weights_only=True)["model"]
     network = get_model("mc3_18", weights=None, num_classes=len(CLASSES)).eval()
     network.load_state_dict(weights)
     clip = torch.rand(1, 3, 4, 112, 112, generator=torch.Generator().manual_seed(1))
@@ -89,7 +90,9 @@ def test_contradictions_and_missing_checkpoints_are_refused(checkpoint, tmp_path
     torch.save(content | {"model_name": "r3d_18"}, tmp_path / "other.pth")
     assert "do not fit r3d_18" in refused(capsys, checkpoint=str(tmp_path / "other.pth"))
     torch.save(content | {"model_name": "swin3d_t"}, tmp_path / "other.pth")
-    assert "'swin3d_t'" in refused(capsys, checkpoint=str(tmp_path / "other.pth"))
+    assert "no weights of swin3d_t's last layer" in refused(capsys, checkpoint=str(tmp_path / "other.pth"))
+    torch.save(content | {"model_name": "resnet3d_1000"}, tmp_path / "other.pth")
+    assert "resnet3d_1000" in refused(capsys, checkpoint=str(tmp_path / "other.pth"))
     (tmp_path / "page.pth").write_text("<html>quota exceeded</html>")
     assert "page.pth" in refused(capsys, checkpoint=str(tmp_path / "page.pth"))
 
@@ -97,29 +100,30 @@ def test_contradictions_and_missing_checkpoints_are_refused(checkpoint, tmp_path
 def test_random_weights_are_asked_for(tmp_path):
     """Then no checkpoint is needed; 16 frames and the 92 official classes unless told otherwise."""
     model = Model.from_pretrained(str(tmp_path / "none.pth"), random_weights=True)
-    assert (model.num_frames, len(model.classes), model.model.fc.out_features) == (16, 92, 92)
+    assert (model.num_frames, len(model.classes), model.num_classes) == (16, 92, 92)
     other = Model.from_pretrained(str(tmp_path / "none.pth"), num_classes=7, num_frames=8, random_weights=True)
-    assert (other.num_frames, other.classes, other.model.fc.out_features) == (8, None, 7)
+    assert (other.num_frames, other.classes, other.num_classes) == (8, None, 7)
 
 
-def test_a_checkpoint_of_the_original_solution_loads(tmp_path):
+def test_a_checkpoint_of_the_original_solution_loads(tmp_path, capsys):
     """Its args is an argparse.Namespace, and it names neither classes nor network."""
     weights = get_model("r2plus1d_18", weights=None, num_classes=2).state_dict()
     content = {"model": weights, "epoch": 3, "args": argparse.Namespace(model="r2plus1d_18", clip_len=16)}
     torch.save(content, tmp_path / "original.pth")
-    loaded = load_checkpoint(tmp_path / "original.pth")
-    assert (loaded["model_name"], loaded["clip_len"], loaded["classes"]) == ("r2plus1d_18", 16, None)
+    loaded = read_trained(tmp_path / "original.pth")
+    assert (loaded.description.model_name, loaded.description.clip_len, loaded.classes) == ("r2plus1d_18", 16, None)
+    assert "assumed: frame_rate 4, rotate False, resize_size 128 x 171" in capsys.readouterr().out
 
 
 def test_the_originals_clip_len_yields_to_num_frames(checkpoint, tmp_path, capsys):
     """Its --clip-len is 8 unless given, though the organisers export with 16 frames."""
     content = torch.load(checkpoint, weights_only=True)
-    del content["clip_len"], content["classes"]
+    content = {key: content[key] for key in ("model", "epoch", "model_name", "frame_rate")}
     torch.save(content | {"args": argparse.Namespace(clip_len=8)}, tmp_path / "original.pth")
     assert Model.from_pretrained(str(tmp_path / "original.pth")).num_frames == 8
     assert Model.from_pretrained(str(tmp_path / "original.pth"), num_frames=16).num_frames == 16
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "--clip-len 8, exported with num_frames = 16" in line
+    *_, line, assumed = capsys.readouterr().out.splitlines()
+    assert "assumed" in assumed and "--clip-len 8, exported with num_frames = 16" in line
 
 
 class Attack:
@@ -359,12 +363,13 @@ def test_an_earlier_bundle_of_the_name_is_replaced(tmp_path, monkeypatch):
 
 def test_clips_of_other_classes_do_not_calibrate(checkpoint, tmp_path, capsys):
     write_clips(tmp_path / "others", 5, frames=4, size=8, labels=[*CLASSES[:2], "ballet"])
-    model = Model.from_pretrained(str(checkpoint), calibration_dir=str(tmp_path / "others"))
+    model = Model.from_pretrained(str(checkpoint), calibration=(str(tmp_path / "others"), 100))
     with pytest.raises(SystemExit):
         model.get_calibration_dataset_cls()
     assert "of other classes than the model's 5, say 'ballet'" in capsys.readouterr().err
     write_clips(tmp_path / "few", 3, frames=4, size=8, labels=CLASSES)
-    Model.from_pretrained(str(checkpoint), calibration_dir=str(tmp_path / "few")).get_calibration_dataset_cls()("train")
+    model = Model.from_pretrained(str(checkpoint), calibration=(str(tmp_path / "few"), 100))
+    model.get_calibration_dataset_cls()("train")
     assert "calibrating with 3 clips of 3 classes" in (line := capsys.readouterr().out)
     assert "100 were asked for, there are no more" in line and len(line.splitlines()) == 1
 

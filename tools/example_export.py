@@ -129,8 +129,7 @@ def model_arguments():
         "num_classes": num_classes,
         "num_frames": num_frames,
         "data_dir": data_dir,
-        "calibration_dir": CALIBRATION_DIR,
-        "num_calibration_clips": num_calibration_samples,
+        "calibration": (CALIBRATION_DIR, num_calibration_samples),
         "random_weights": random_weights,
     }
 
@@ -309,11 +308,10 @@ def export(hub, hub_device):
         jobs = [job for job in (result.compile_job, result.link_job) if job]
         description = (io or {}) | {
             "output_kind": "logits",
-            "classes": model.classes,
+            **model.about(),
             "target_runtime": target_runtime,
             "precision": precision,
             "device": hub_device.name,
-            "checkpoint": "" if random_weights else checkpoint,
             "compile_job": result.compile_job.job_id,
             "link_job": result.link_job.job_id if result.link_job else "",
             "qairt_version": qairt_version,

@@ -168,7 +168,7 @@ class Session:
 
     def __init__(self, socket, classifier, network):
         self.socket, self.classifier, self.network = socket, classifier, network
-        self.ring, self.recording, self.has_come = Ring(classifier.clip_len), None, asyncio.Event()
+        self.ring, self.recording, self.has_come = Ring(classifier.description.clip_len), None, asyncio.Event()
 
     async def run(self):
         labels = asyncio.create_task(self.label())
@@ -264,8 +264,8 @@ def make_app(classifier, token):
         return web.FileResponse(PAGE / name) if name else web.Response(status=404, text="There is no such page.\n")
 
     async def info(request):
-        what = {"model": classifier.about, "classes": len(classifier.classes), "clip_len": classifier.clip_len}
-        return web.json_response(what | {"frame_rate": FRAME_RATE})
+        what = {"model": classifier.about, "classes": len(classifier.classes), "frame_rate": FRAME_RATE}
+        return web.json_response(what | {"clip_len": classifier.description.clip_len})
 
     async def frames(request):
         socket = web.WebSocketResponse(max_msg_size=MAX_FRAME_BYTES, heartbeat=20)
@@ -312,7 +312,7 @@ def warm_up(classifier):
     black = io.BytesIO()
     Image.new("RGB", (640, 480)).save(black, "JPEG")
     _, _, frame = read_frame(struct.pack(">d", 0) + black.getvalue())
-    clip = np.stack([frame] * classifier.clip_len, axis=1)[None]
+    clip = np.stack([frame] * classifier.description.clip_len, axis=1)[None]
     filmstrip(clip)
     classifier.logits(clip)
 
@@ -322,7 +322,8 @@ def main():
     from see.classifier import load
 
     classifier = load(CHECKPOINT)
-    print(f"{classifier.about}: {len(classifier.classes)} classes, {classifier.clip_len} frames at {FRAME_RATE} fps")
+    frames = classifier.description.clip_len
+    print(f"{classifier.about}: {len(classifier.classes)} classes, {frames} frames at {FRAME_RATE} fps")
     warm_up(classifier)
     try:
         asyncio.run(serve(classifier))

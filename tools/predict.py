@@ -145,7 +145,7 @@ def called(function, arguments):
 def predictions_of(videos, classifier):
     """Yields (video, Clip or None, logits float32 (num_classes,) or None, why not), in order, as they come."""
     waiting = []
-    arguments = [(video, classifier.clip_len, FRAME_RATE, ROTATE) for video in videos]
+    arguments = [(video, classifier.description.clip_len, FRAME_RATE, ROTATE) for video in videos]
     for (video, *_), clip, why in results_of(read_clip, arguments):
         waiting.append((video, clip, why))
         if sum(1 for _, clip, _ in waiting if clip) == classifier.batch_size:
@@ -263,7 +263,8 @@ def main():
     from see.classifier import load
 
     classifier = load(CHECKPOINT)
-    print(f"{classifier.about}: {len(classifier.classes)} classes, {classifier.clip_len} frames at {FRAME_RATE} fps")
+    frames = classifier.description.clip_len
+    print(f"{classifier.about}: {len(classifier.classes)} classes, {frames} frames at {FRAME_RATE} fps")
     names = names_of(videos)
     try:
         Path(OUT).mkdir(parents=True, exist_ok=True)

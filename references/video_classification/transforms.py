@@ -3,17 +3,11 @@
 A batch is float32 (N, 3, T, H, W), RGB, in [0, 1] before it is normalised.
 """
 
-import re
-
 import torch
 from torchvision.transforms import v2
 
+from torchvision_patches.mirror import names_a_side
 from torchvision_patches.spatial import PRESET
-
-
-def names_a_side(class_name):
-    """Whether a class stops being itself in a mirror: `left` or `right` is one of the words of its name."""
-    return not {"left", "right"}.isdisjoint(re.split(r"[^a-z]+", class_name.lower()))
 
 
 def as_float(clips):

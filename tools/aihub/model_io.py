@@ -17,6 +17,12 @@ def layout_of(shape):
     return "NTHWC" if shape[4] == 3 else "NCTHW" if shape[1] == 3 else None
 
 
+def ncthw(shape):
+    """The shape of a clip with its channels first; other shapes as they are."""
+    shape = tuple(shape)
+    return (shape[0], shape[4], *shape[1:4]) if layout_of(shape) == "NTHWC" else shape
+
+
 def io_of(model):
     """What a hub model takes and gives: {"input": {name, dtype, shape, scale, zero_point}, "output": the same}.
 

@@ -1,13 +1,16 @@
-"""The deployed network: clip in [0, 1] -> normalise -> torchvision video network -> logits.
+"""The deployed network: clip in [0, 1] -> normalise -> a video network, or several that vote -> logits.
 
-Reads a checkpoint of references/video_classification/train.py and the clips of tools/preprocess_and_save.py; writes
-labels.txt into the bundle that qai_hub_models makes.
+Reads checkpoints of references/video_classification/train.py and the clips of tools/preprocess_and_save.py; writes
+labels.txt and clip.json into the bundle that qai_hub_models makes. Any video network of torchvision's registry will do:
+sizes, mean and std are those of the checkpoint's description of a clip.
 
 $ python tools/example_export.py --checkpoint checkpoint.pth --data-dir preprocessed_tensors
 """
 
+import json
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import common
 from common import checkpoints
@@ -17,60 +20,144 @@ import torch
 from qai_hub_models.utils.base_model import BaseModel
 from qai_hub_models.utils.input_spec import ColorFormat, ImageMetadata, IoType, TensorSpec
 from torchvision.models import get_model
-from torchvision.models.video import R2Plus1D_18_Weights
+
+from torchvision_patches import clip, mirror
 
 MODEL_ID = "qevd_r2plus1d"
-NETWORKS = ("r2plus1d_18", "r3d_18", "mc3_18")  # torchvision's video networks with this normalisation and a 112 crop
-OFFICIAL_NUM_FRAMES = 16  # what the organisers feed; used where neither checkpoint nor user says otherwise
+# What several networks vote with. A mean of logits is one sum on the chip; a mean of probabilities needs a softmax of
+# each network in integers, whose small values are lost.
+VOTE_WITH = "logits"
+WHAT_VOTERS_SHARE = tuple(field for field in clip.ClipDescription._fields if field != "model_name")
 
 
-def load_checkpoint(path):
-    """What the recipe needs of `checkpoints.load_checkpoint`, which exits with code 2 where the file cannot be used.
+class Trained(NamedTuple):
+    """A checkpoint's network, in evaluation mode, with what is known of it."""
 
-    Returns {state_dict, model_name, classes (names in index order, or None), clip_len (frames, or None),
-    clip_len_is_sure (False where it is the original's --clip-len, 8 unless given), crop_size (pixels),
-    mean, std (a value a colour); the last three None in checkpoints that do not say}.
+    path: str
+    sha256: str
+    network: torch.nn.Module  # float (B, 3, T, H, W), normalised -> logits (B, num_classes)
+    num_classes: int
+    classes: list | None  # names in index order; None where neither checkpoint nor class_map.json has them
+    description: clip.ClipDescription
+
+
+def read_trained(path, num_classes=0, num_frames=0):
+    """The Trained of a checkpoint. `num_classes` and `num_frames` 0 mean: what the checkpoint says.
+
+    What the checkpoint does not say of its clips is assumed, and printed. Exits with code 2 and one sentence where the
+    file cannot be used, or contradicts an argument.
     """
     advice = "name one that train.py wrote with --checkpoint, or export an untrained network with --random-weights"
-    checkpoint = checkpoints.load_checkpoint(path, advice)
-    args = checkpoint["args"]
-    return {
-        "state_dict": checkpoint["model"],
-        "model_name": checkpoint.get("model_name") or args.get("model") or NETWORKS[0],
-        "classes": checkpoint.get("classes"),
-        "clip_len": checkpoint.get("clip_len") or args.get("clip_len"),
-        "clip_len_is_sure": bool(checkpoint.get("clip_len")),
-        **{key: checkpoint.get(key) for key in ("crop_size", "mean", "std")},
-    }
+    saved = checkpoints.load_checkpoint(path, advice)
+    try:
+        description, assumed = clip.described(saved, saved["args"])
+    except ValueError as e:
+        common.refuse(f"{path} holds a network that the registry of torchvision does not have ({e})")
+    if num_frames and num_frames != description.clip_len:
+        if saved.get("clip_len"):
+            common.refuse(
+                f"num_frames is {num_frames}, but {path} was trained with {description.clip_len} frames a clip"
+            )
+        # the original's --clip-len is 8 unless given, though its organisers export with 16
+        if "clip_len" not in assumed:
+            print(f"{path} says --clip-len {description.clip_len}, exported with num_frames = {num_frames}")
+        description = description._replace(clip_len=num_frames)
+        assumed = [field for field in assumed if field != "clip_len"]
+    if assumed := [field for field in assumed if field != "rule_version"]:
+        said = ", ".join(f"{field} {clip.in_words(getattr(description, field))}" for field in assumed)
+        print(f"{path} does not say all of how its clips are made; assumed: {said}")
+    network = network_of(path, saved, description.model_name, num_classes)
+    number = head_size(network)
+    return Trained(str(path), common.sha256_of(path), network, number, saved.get("classes") or official(number),
+                   description)  # fmt: skip
 
 
-def build_network(checkpoint_path, checkpoint, num_classes):
-    """A torchvision video network with the checkpoint's weights, in evaluation mode.
+def untrained(name, num_frames=0, num_classes=0):
+    """The Trained of a network of the registry with random weights, the same each time; 0 means: as officially."""
+    description = clip.of_network(name, num_frames or clip.OFFICIAL_CLIP_LEN)
+    number = num_classes or len(common.load_class_map(common.REPO / "class_map.json"))
+    torch.manual_seed(0)
+    network = for_devices(get_model(name, weights=None, num_classes=number).eval())
+    return Trained("", "", network, number, official(number), description)
 
-    Input float (B, 3, T, H, W), normalised; output logits (B, num_classes). `num_classes` 0 takes the checkpoint's.
-    Exits with code 2 and one sentence where checkpoint and arguments contradict each other.
+
+def official(num_classes):
+    """The classes of class_map.json in index order, if it has as many; else None."""
+    class_map = common.load_class_map(common.REPO / "class_map.json")
+    return sorted(class_map, key=class_map.get) if len(class_map) == num_classes else None
+
+
+def head_of(network):
+    """The name of the weights of a network's last layer, say "fc.weight": those of its last child."""
+    name, child = list(network.named_children())[-1]
+    return f"{name}.{[own for own, parameter in child.named_parameters() if parameter.ndim > 1][-1]}"
+
+
+def head_size(network):
+    """How many classes a network tells apart."""
+    return len(network.get_parameter(head_of(network)))
+
+
+def network_of(path, saved, name, num_classes):
+    """The network `name` of the registry with a checkpoint's weights, in evaluation mode.
+
+    `num_classes` 0 takes the checkpoint's. Exits with code 2 and one sentence where they contradict each other.
     """
-    weights, name = checkpoint["state_dict"], checkpoint["model_name"]
-    if name not in NETWORKS:
-        common.refuse(f"{checkpoint_path} holds the network {name!r}; this recipe exports {', '.join(NETWORKS)}")
-    preset = R2Plus1D_18_Weights.KINETICS400_V1.transforms()
-    for key in ("crop_size", "mean", "std"):
-        trained, own = checkpoint[key], list(getattr(preset, key))
-        if trained and list(trained) != own:
-            common.refuse(f"{checkpoint_path} was trained with {key} {trained}; this recipe deploys with {own} only")
-    if "fc.weight" not in weights:
-        common.refuse(f"{checkpoint_path} has no weights of a final layer `fc`; it is no checkpoint of train.py")
-    found, names = len(weights["fc.weight"]), checkpoint["classes"]
+    weights, names = saved["model"], saved.get("classes")
+    with torch.device("meta"):
+        head = head_of(get_model(name))
+    if head not in weights:
+        common.refuse(f"{path} has no weights of {name}'s last layer, {head}; it is no checkpoint of train.py")
+    found = len(weights[head])
     if num_classes and num_classes != found:
-        common.refuse(f"num_classes is {num_classes}, but {checkpoint_path} was trained with {found} classes")
+        common.refuse(f"num_classes is {num_classes}, but {path} was trained with {found} classes")
     if names and len(names) != found:
-        common.refuse(f"{checkpoint_path} names {len(names)} classes but its last layer has {found}")
+        common.refuse(f"{path} names {len(names)} classes but its last layer has {found}")
     network = get_model(name, weights=None, num_classes=found)
     try:
         network.load_state_dict(weights)
     except RuntimeError as e:
-        common.refuse(f"the weights in {checkpoint_path} do not fit {name}: {str(e).splitlines()[-1].strip()}")
-    return network.eval()
+        common.refuse(f"the weights in {path} do not fit {name}: {str(e).splitlines()[-1].strip()}")
+    return for_devices(network.eval())
+
+
+def for_devices(network):
+    """The network with its average pool over all of time and space, if it has one, in an op that NPUs run faster."""
+    pool = getattr(network, "avgpool", None)
+    if isinstance(pool, torch.nn.AdaptiveAvgPool3d) and pool.output_size in (1, (1, 1, 1)):
+        network.avgpool = MeanOverTimeAndSpace()
+    return network
+
+
+def check_voters(voters):
+    """Exit with code 2 and one sentence unless all checkpoints take the same clips and tell the same classes apart."""
+    first, seen = voters[0], {}
+    for voter in voters:
+        if voter.sha256 in seen:
+            common.refuse(f"{voter.path} is {seen[voter.sha256]} once more: name it once, and let its weight be more")
+        seen[voter.sha256] = voter.path
+        if differences := first.description.differences(voter.description, WHAT_VOTERS_SHARE):
+            common.refuse(
+                f"{first.path} and {voter.path} take different clips ({', '.join(differences)}): only networks of the "
+                f"same clips vote in one model"
+            )
+        if first.num_classes != voter.num_classes:
+            common.refuse(f"{first.path} has {first.num_classes} classes, {voter.path} {voter.num_classes}: no vote")
+        for i, (mine, theirs) in enumerate(zip(first.classes or (), voter.classes or ())):
+            if mine != theirs:
+                common.refuse(f"class {i} is {mine!r} in {first.path} and {theirs!r} in {voter.path}: no vote")
+
+
+def shares_of(weights, voters):
+    """Each checkpoint's share of the vote, 1 in all. `weights` [] means: all alike. Exits with code 2 for bad ones."""
+    weights = list(weights) or [1] * len(voters)
+    try:
+        weights = [float(weight) for weight in weights]
+    except ValueError:
+        common.refuse(f"weights are numbers, not {', '.join(map(str, weights))}")
+    if len(weights) != len(voters) or min(weights) <= 0:
+        common.refuse(f"there are {len(voters)} checkpoints and the weights {weights}: one above 0 for each is needed")
+    return [weight / sum(weights) for weight in weights]
 
 
 def class_balanced(rows, number):
@@ -114,71 +201,123 @@ class MeanOverTimeAndSpace(torch.nn.Module):
 
 
 class QevdR2Plus1D(BaseModel):
-    """What is exported. Input `video`: float32 (1, 3, T, 112, 112), RGB in [0, 1]; output: logits (1, num_classes)."""
+    """What is exported. Input `video`: float32 (1, 3, T, H, W), RGB in [0, 1]; output: logits (1, num_classes).
 
-    def __init__(self, network, num_frames, classes=None, data_dir="", calibration_dir="", num_calibration_clips=100):
-        super().__init__(network)
-        preset = R2Plus1D_18_Weights.KINETICS400_V1.transforms()
-        # not named mean and std: torch.export 2.11 mistakes those for the methods (pytorch issue 168211)
-        self.input_mean = torch.tensor(preset.mean).view(1, 3, 1, 1, 1)
-        self.input_std = torch.tensor(preset.std).view(1, 3, 1, 1, 1)
-        self.num_frames, self.classes = num_frames, classes
+    voters: [Trained], which share clips and classes. shares: of the vote, one each, 1 in all. mirrored: whether the
+    mirror image of a clip is looked at, too. data_dir, calibration_dir: as from_pretrained has them.
+    """
+
+    def __init__(self, voters, shares=(1.0,), mirrored=False, data_dir="", calibration=("", 0)):
+        super().__init__(torch.nn.ModuleList([voter.network for voter in voters]))
+        self.voters, self.shares, self.mirrored = [voter._replace(network=None) for voter in voters], shares, mirrored
+        first = voters[0]
+        self.description, self.classes, self.num_classes = first.description, first.classes, first.num_classes
         self.data_dir = data_dir
-        self.calibration_dir, self.num_calibration_clips = calibration_dir, num_calibration_clips
+        self.calibration_dir, self.num_calibration_clips = calibration
+        # not named mean and std: torch.export 2.11 mistakes those for the methods (pytorch issue 168211)
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(self.description, name)).view(1, 3, 1, 1, 1)
+            self.register_buffer(f"input_{name}", values, persistent=False)
+        if mirrored:
+            self.prepare_mirror()
+
+    def prepare_mirror(self):
+        """Make what the mirrored look needs: the columns from right to left; of each class its mirror image's logit.
+
+        A class that names a side has the logit of the other side in a mirror; where the other side is no class, the
+        mirror image says nothing of it, and the clip as it is decides alone.
+        """
+        if not self.classes:
+            common.refuse(f"{self.voters[0].path} does not name its classes, so nobody knows which of them name a side")
+        images = mirror.seen_in_mirror(self.classes)
+        shares = torch.tensor([[0.0 if image is None else 0.5 for image in images]])
+        order = torch.tensor([i if image is None else image for i, image in enumerate(images)])
+        # columns by their number, not `flip`: a slice of step -1 is no operation of every compiler
+        columns = torch.arange(self.description.crop_size[1] - 1, -1, -1)
+        for name, value in (("mirror_shares", shares), ("mirror_order", order), ("mirror_columns", columns)):
+            self.register_buffer(name, value, persistent=False)
+
+    @property
+    def num_frames(self):
+        return self.description.clip_len
+
+    @property
+    def bundle_id(self):
+        """What names the bundle: the network, or how many vote."""
+        names = [voter.description.model_name for voter in self.voters]
+        name = names[0] if len(names) == 1 else f"{'_'.join(dict.fromkeys(names))}_of_{len(names)}"
+        return MODEL_ID if name == clip.DEFAULT_MODEL else f"qevd_{name}"
 
     @classmethod
     def from_pretrained(
         cls,
-        checkpoint: str = "./checkpoint.pth",
+        checkpoint: list = ("./checkpoint.pth",),
         num_classes: int = 0,
         num_frames: int = 0,
+        weights: list = (),
+        mirrored: bool = False,
         data_dir: str = "./preprocessed_tensors",
-        calibration_dir: str = "./calibration_tensors",
-        num_calibration_clips: int = 100,
+        calibration: tuple = ("./calibration_tensors", 100),
         random_weights: bool = False,
     ):
-        """Build the model from a checkpoint file, or untrained with `random_weights`.
+        """Build the model from checkpoint files, or untrained with `random_weights`.
 
-        `num_classes` and `num_frames` 0 mean: what the checkpoint says. `data_dir` holds the manifest of the clips
-        that serve as sample inputs, "" means one random clip; `calibration_dir` those of training videos. Exits with
-        code 2 and one sentence if the checkpoint cannot be used or contradicts an argument.
+        `checkpoint`: a path, or several of networks that vote, with `weights` of their votes ([]: all alike).
+        `num_classes` and `num_frames` 0 mean: what the checkpoint says. `data_dir` holds the manifest of the clips that
+        serve as sample inputs, "" means one random clip; `calibration`: the folder with those of training videos, and
+        how many of them are used. Exits with code 2 and one sentence if a checkpoint cannot be used, or contradicts an
+        argument, another one or the clips.
         """
-        class_map = common.load_class_map(common.REPO / "class_map.json")
-        official = sorted(class_map, key=class_map.get)
-        classes, clip_len = None, None
         if random_weights:
-            torch.manual_seed(0)
-            network = get_model(NETWORKS[0], weights=None, num_classes=num_classes or len(official))
+            voters = [untrained(clip.DEFAULT_MODEL, num_frames, num_classes)]
         else:
-            loaded = load_checkpoint(checkpoint)
-            network = build_network(checkpoint, loaded, num_classes)
-            classes, clip_len = loaded["classes"], loaded["clip_len"]
-            if num_frames and clip_len and num_frames != clip_len:
-                if loaded["clip_len_is_sure"]:
-                    common.refuse(
-                        f"num_frames is {num_frames}, but {checkpoint} was trained with {clip_len} frames a clip"
-                    )
-                print(f"{checkpoint} says --clip-len {clip_len}, exported with num_frames = {num_frames}")
-        if classes is None and network.fc.out_features == len(official):
-            classes = official
-        network.avgpool = MeanOverTimeAndSpace()
-        frames = num_frames or clip_len or OFFICIAL_NUM_FRAMES
-        return cls(network, frames, classes, data_dir, calibration_dir, num_calibration_clips)
+            paths = [checkpoint] if isinstance(checkpoint, (str, Path)) else checkpoint
+            voters = [read_trained(path, num_classes, num_frames) for path in paths]
+            check_voters(voters)
+        return cls(voters, shares_of(weights, voters), mirrored, data_dir, calibration)
+
+    def about(self):
+        """What later steps must know of the model, as JSON holds it: its clips, classes and checkpoints.
+
+        checkpoint and checkpoint_sha256 are text, or lists where several vote.
+        """
+        paths, hashes = ([getattr(voter, field) for voter in self.voters] for field in ("path", "sha256"))
+        one = len(paths) == 1
+        return {
+            "clip": self.description.as_dict(),
+            "classes": self.classes,
+            "checkpoint": paths[0] if one else paths,
+            "checkpoint_sha256": hashes[0] if one else hashes,
+            "weights": list(self.shares),
+            "vote_with": VOTE_WITH,
+            "mirrored": self.mirrored,
+        }
+
+    def vote(self, clips):
+        """Normalised clips -> the mean of the networks' logits, by their shares."""
+        if len(self.model) == 1:
+            return self.model[0](clips)
+        return sum(share * network(clips) for share, network in zip(self.shares, self.model))
 
     def forward(self, video):
-        """Float (B, 3, T, 112, 112), RGB in [0, 1] -> logits (B, num_classes)."""
-        return self.model((video - self.input_mean) / self.input_std)
+        """Float (B, 3, T, H, W), RGB in [0, 1] -> logits (B, num_classes)."""
+        clips = (video - self.input_mean) / self.input_std
+        logits = self.vote(clips)
+        if not self.mirrored:
+            return logits
+        image = self.vote(clips.index_select(4, self.mirror_columns)).index_select(1, self.mirror_order)
+        return logits * (1 - self.mirror_shares) + image * self.mirror_shares
 
     def get_input_spec(self):
         return {
             "video": TensorSpec(
-                shape=(1, 3, self.num_frames, 112, 112),
+                shape=(1, 3, self.num_frames, *self.description.crop_size),
                 dtype="float32",
                 description="RGB clip, not normalised",
                 io_type=IoType.IMAGE,
                 value_range=(0.0, 1.0),
                 image_metadata=ImageMetadata(color_format=ColorFormat.RGB),
-                # as in every release of the package: runtimes that work channel last take (1, T, 112, 112, 3)
+                # as in every release of the package: runtimes that work channel last take (1, T, H, W, 3)
                 apply_runtime_channel_reordering=True,
             )
         }
@@ -245,7 +384,9 @@ class QevdR2Plus1D(BaseModel):
         return CalibrationClips
 
     def write_supplementary_files(self, output_dir, metadata):
-        """Write labels.txt, one class name a line in index order, into the bundle."""
+        """Write labels.txt, one class name a line in index order, and clip.json, what `about` says, into the bundle."""
         if self.classes:
             Path(output_dir, "labels.txt").write_text("\n".join(self.classes) + "\n", encoding="utf-8")
             metadata.supplementary_files["labels.txt"] = "class names, line i names logit i"
+        Path(output_dir, "clip.json").write_text(json.dumps(self.about(), indent=2) + "\n", encoding="utf-8")
+        metadata.supplementary_files["clip.json"] = "how a clip is made that the model takes, and of which checkpoint"

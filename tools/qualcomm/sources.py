@@ -65,37 +65,31 @@ def untrained(name, frames, classes, precision):
 
     `frames` and `classes` 0 mean 16 and as many as class_map.json has.
     """
-    import torch
-    from torchvision.models import get_model, get_model_weights
+    from torchvision.models import get_model_weights
 
     from qevd_r2plus1d import model as recipe
 
-    frames = frames or recipe.OFFICIAL_NUM_FRAMES
-    classes = classes or len(common.load_class_map(common.REPO / "class_map.json"))
-    weights = get_model_weights(name).DEFAULT
+    voter = recipe.untrained(name, frames, classes)
+    frames, weights = voter.description.clip_len, get_model_weights(name).DEFAULT
     if frames < (least := weights.meta.get("min_temporal_size") or 1):
         common.refuse(f"{name} takes {least} frames a clip or more, not {frames}")
-    torch.manual_seed(0)
-    network = get_model(name, weights=None, num_classes=classes)
-    if name in recipe.NETWORKS:
-        network.avgpool = recipe.MeanOverTimeAndSpace()
     return Source(
-        name=f"{name}-untrained-{frames}-frames", made_from=f"{name} with random weights", sha256=f"{classes} classes",
-        precision=precision or "float", shape=(1, 3, frames, *weights.transforms().crop_size), network=name,
-        torch_model=recipe.QevdR2Plus1D(network.eval(), frames),
+        name=f"{name}-untrained-{frames}-frames", made_from=f"{name} with random weights",
+        sha256=f"{voter.num_classes} classes",
+        precision=precision or "float", shape=(1, 3, frames, *voter.description.crop_size), network=name,
+        torch_model=recipe.QevdR2Plus1D([voter]),
     )  # fmt: skip
 
 
 def trained(checkpoint, frames, classes, precision):
     """The deployed network of a checkpoint, by the recipe that example_export.py exports."""
     from qevd_r2plus1d import Model
-    from qevd_r2plus1d.model import load_checkpoint
 
     deployed = Model.from_pretrained(checkpoint, num_classes=classes, num_frames=frames, data_dir="")
     return Source(
         name="qevd_r2plus1d", made_from=checkpoint, sha256=common.sha256_of(checkpoint),
         precision=precision or "float", shape=deployed.get_input_spec()["video"].shape,
-        network=load_checkpoint(checkpoint)["model_name"], classes=deployed.classes, torch_model=deployed,
+        network=deployed.description.model_name, classes=deployed.classes, torch_model=deployed,
     )  # fmt: skip
 
 
@@ -136,12 +130,12 @@ def read_description(path):
 def checkpoint_of(description, shape):
     """(network's name, deployed torch model) of the checkpoint that an export was made of; ("", None) if it is gone."""
     from qevd_r2plus1d import Model
-    from qevd_r2plus1d.model import load_checkpoint
 
     path = description.get("checkpoint") or ""
     if not Path(path).is_file():
         return "", None
-    return load_checkpoint(path)["model_name"], Model.from_pretrained(path, num_frames=shape[2], data_dir="")
+    deployed = Model.from_pretrained(path, num_frames=shape[2], data_dir="")
+    return deployed.description.model_name, deployed
 
 
 def from_onnx(path, frames, precision):

@@ -1,10 +1,9 @@
 """A trained network that runs on this machine, whatever file it comes as: clips in, logits and class names out.
 
-`load` reads a checkpoint of train.py (torch, on the GPU if there is one), an ONNX file or folder, or a binary of the
-local hub (onnxruntime, on the CPU). Definitions only, no constant that a user edits.
+`load` reads a checkpoint of train.py, or several (torch, on the GPU if there is one), an ONNX file or folder, or a
+binary of the local hub (onnxruntime, on the CPU). Definitions only, no constant that a user edits.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +12,7 @@ from common import machine
 
 import numpy as np
 
-from aihub import model_io, onnx_graphs
-
-CROP = (112, 112)  # (height, width) that torchvision_patches.spatial makes
+from aihub import description, model_io, onnx_graphs
 
 
 class Classifier(NamedTuple):
@@ -23,57 +20,58 @@ class Classifier(NamedTuple):
 
     about: str  # what runs where, for people
     classes: list  # names in index order
-    clip_len: int  # frames a clip
+    description: object  # a clip.ClipDescription: how the clip is made that the network takes
     batch_size: int  # clips that one call of `logits` takes best
-    logits: object  # function: float32 (B, 3, T, 112, 112), RGB in [0, 1] -> float32 (B, num_classes)
+    logits: object  # function: float32 (B, 3, T, H, W), RGB in [0, 1] -> float32 (B, num_classes)
 
 
-def load(path):
-    """The Classifier in a checkpoint (.pth, .pt), an ONNX file or folder, or a binary of the local hub.
+def load(path, weights=(), mirrored=False):
+    """The Classifier in a checkpoint (.pth, .pt), several that vote, an ONNX file or folder, or a local hub's binary.
 
-    Exits with code 2 and one sentence if there is none, it is damaged, or it cannot run here.
+    path: one, or a list of checkpoints; weights of their votes and `mirrored` as example_export.py has them. Exits with
+    code 2 and one sentence if there is none, it is damaged, or it cannot run here.
     """
-    path = Path(path)
-    if not path.exists():
-        common.refuse(
-            f"there is no {path} (looked in {path.absolute().parent}); train.py writes a checkpoint, --checkpoint "
-            f"names it, or a compiled model"
-        )
-    return load_torch(path) if path.suffix in (".pth", ".pt") else load_onnx(path)
+    paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(one) for one in path]
+    for path in paths:
+        if not path.exists():
+            common.refuse(
+                f"there is no {path} (looked in {path.absolute().parent}); train.py writes a checkpoint, --checkpoint "
+                f"names it, or a compiled model"
+            )
+    if all(path.suffix in (".pth", ".pt", ".safetensors") for path in paths):
+        return load_torch(paths, weights, mirrored)
+    if len(paths) > 1 or mirrored:
+        common.refuse(f"{paths[0]}: only checkpoints vote or are mirrored here; a compiled model is what it is")
+    return load_onnx(paths[0])
 
 
-def load_torch(path):
-    """The network of a checkpoint as it is deployed, normalisation included."""
+def load_torch(paths, weights, mirrored):
+    """The networks of checkpoints as they are deployed, normalisation included."""
     import torch
 
     from qevd_r2plus1d import Model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.allow_tf32 = False  # logits would differ from the CPU's by a thousandth
-    model = Model.from_pretrained(str(path)).eval().to(device, memory_format=torch.channels_last_3d)
-    model.input_mean, model.input_std = model.input_mean.to(device), model.input_std.to(device)
+    model = Model.from_pretrained(paths, weights=weights, mirrored=mirrored, data_dir="").eval()
+    model.to(device, memory_format=torch.channels_last_3d)
 
     @torch.inference_mode()
     def logits(clips):
         clips = torch.from_numpy(clips).to(device, memory_format=torch.channels_last_3d)
         return model(clips).float().cpu().numpy()
 
-    classes = model.classes or numbered(path, model.model.fc.out_features)
-    about = f"{path} on the {'GPU ' + torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
-    return Classifier(about, list(classes), model.num_frames, 16 if device == "cuda" else 1, logits)
+    names = " + ".join(map(str, paths)) + ", mirrored, too" * mirrored
+    classes = model.classes or numbered(names, model.num_classes)
+    about = f"{names} on the {'GPU ' + torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
+    return Classifier(about, list(classes), model.description, 16 if device == "cuda" else 1, logits)
 
 
 def load_onnx(path):
     """An ONNX model, or the one in a binary of the local hub, in onnxruntime."""
-    import onnxruntime
-
-    content, description = read_model(path)
-    options = onnxruntime.SessionOptions()
-    # CPUs without VNNI would cut sums of 8-bit products off at 16 bits: wrong logits, by a third of their range
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    options.intra_op_num_threads = machine.num_cores()
+    content, known = read_model(path)
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnx_graphs.cpu_session(content, machine.num_cores())
     except Exception as e:  # onnxruntime's errors have no base class of their own
         common.refuse(f"onnxruntime cannot run {path}: {str(e).splitlines()[0]}")
     given, made = session.get_inputs(), session.get_outputs()
@@ -81,10 +79,9 @@ def load_onnx(path):
     if len(given) != 1 or len(made) != 1 or not layout:
         shapes = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in (*given, *made))
         common.refuse(f"{path} takes and gives {shapes}; one RGB clip of 5 axes in and one tensor out is needed")
-    clip_len, *size = given[0].shape[2:] if layout == "NCTHW" else given[0].shape[1:4]
-    if tuple(size) != CROP:
-        common.refuse(f"{path} takes frames of {size[0]} x {size[1]} pixels, {CROP[0]} x {CROP[1]} are made here")
-    tensors = [described(tensor, description.get(key)) for key, tensor in (("input", given[0]), ("output", made[0]))]
+    if any(type(size) is not int for size in given[0].shape[1:]):
+        common.refuse(f"{path} takes {given[0].shape}, with open dimensions; export it with fixed ones")
+    tensors = [described(tensor, known.get(key)) for key, tensor in (("input", given[0]), ("output", made[0]))]
 
     def logits(clips):
         inputs = [{given[0].name: model_io.as_model_input(clip[None], tensors[0])} for clip in clips]
@@ -92,17 +89,17 @@ def load_onnx(path):
         return np.concatenate([model_io.as_logits(row.reshape(1, -1), tensors[1]) for row in rows])
 
     num_classes = int(np.prod(made[0].shape))
-    classes = description.get("classes") or numbered(path, num_classes)
+    classes = known.get("classes") or numbered(path, num_classes)
     if len(classes) != num_classes:
         common.refuse(f"{path} gives {num_classes} logits, but beside it stand the names of {len(classes)} classes")
-    return Classifier(f"{path} on the CPU, in onnxruntime", classes, int(clip_len), 1, logits)
+    clips = description.clip_of(known, path, model_io.ncthw(given[0].shape))
+    return Classifier(f"{path} on the CPU, in onnxruntime", classes, clips, 1, logits)
 
 
 def read_model(path):
     """What onnxruntime loads, the path of an ONNX file or its bytes, and what is known of it.
 
-    The latter as {"input", "output": as model_io.io_of has them, "classes": names}, as far as it is there: from the
-    file that example_export.py writes beside a model, the binary itself, the labels.txt in a bundle of qai_hub_models.
+    The latter as description.read_description has it.
     """
     binary = onnx_graphs.read_hub_binary(path)
     onnx = [str(file) for file in (sorted(path.glob("*.onnx")) if path.is_dir() else [path]) if file.suffix == ".onnx"]
@@ -111,23 +108,11 @@ def read_model(path):
             f"{path} is no checkpoint (.pth), ONNX model or binary of the local hub; a binary of Qualcomm's runs on its"
             f" device only: name the checkpoint, or export with --target-runtime onnx"
         )
-    if binary:
-        head, content = binary
-        description = {"input": head["inputs"][0], "output": head["outputs"][0]}
-    else:
-        content, description = onnx[0], {}
-    labels, own = path.parent / "labels.txt", path.with_suffix(".json")
-    try:
-        if labels.is_file():
-            description["classes"] = labels.read_text(encoding="utf-8").splitlines()
-        if own.is_file():
-            beside = json.loads(own.read_text(encoding="utf-8"))
-            if beside["sha256"] != common.sha256_of(path):
-                common.refuse(f"{own} describes another file than {path}; export the model again")
-            description |= {key: beside[key] for key in ("input", "output", "classes") if beside.get(key)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        print(f"{own} is not what example_export.py writes beside a model, it is ignored")
-    return content, description
+    if not binary:
+        return onnx[0], description.read_description(path)
+    head, content = binary
+    known = {"input": head["inputs"][0], "output": head["outputs"][0], "clip": head.get("clip")}
+    return content, known | description.read_description(path)
 
 
 def described(tensor, known):

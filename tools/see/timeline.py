@@ -86,7 +86,7 @@ def probabilities_of(path, plan, classifier, results_of, step, rotate, bar):
     Returns (starts int (W,), probabilities float (W, num_classes), NaN where frames are missing, {chunk: why}, some
     frames for a picture [(seconds, float32 (3, 1, 112, 112))]).
     """
-    starts = starts_of(len(plan.pts), classifier.clip_len, step)
+    starts = starts_of(len(plan.pts), classifier.description.clip_len, step)
     shown = set(np.linspace(0, len(plan.pts) - 1, THUMBNAILS).round().astype(int).tolist())
     edges = range(0, len(plan.pts), CHUNK)
     chunks = ((path, plan.pts[i : i + CHUNK], plan.frame_indices[i : i + CHUNK], rotate) for i in edges)
@@ -99,8 +99,8 @@ def probabilities_of(path, plan, classifier, results_of, step, rotate, bar):
             chunk = np.full((min(CHUNK, len(plan.pts) - i), 3, 112, 112), np.nan, np.float32)
         thumbnails += [(plan.seconds[k], chunk[k - i][:, None]) for k in range(i, i + len(chunk)) if k in shown]
         frames = np.concatenate([frames, chunk])
-        while start is not None and start + classifier.clip_len <= first + len(frames):
-            waiting.append(frames[start - first :][: classifier.clip_len].transpose(1, 0, 2, 3))
+        while start is not None and start + classifier.description.clip_len <= first + len(frames):
+            waiting.append(frames[start - first :][: classifier.description.clip_len].transpose(1, 0, 2, 3))
             start = next(todo)
             if len(waiting) == classifier.batch_size or start is None:
                 rows.append(classify(waiting, classifier))
@@ -159,13 +159,13 @@ def label_all(videos, names, classifier, results_of, out, stride, frame_rate, ro
     step = max(1, round(stride * frame_rate))
     stride = step / frame_rate
     for video in videos:
-        [(_, plan, why)] = results_of(plan_of, [(video, classifier.clip_len, frame_rate)])
+        [(_, plan, why)] = results_of(plan_of, [(video, classifier.description.clip_len, frame_rate)])
         if why:
             yield video, why
             continue
         with tqdm(total=len(plan.pts), unit="frame", desc="classifying", leave=False, disable=None) as bar:
             starts, rows, missing, shown = probabilities_of(video, plan, classifier, results_of, step, rotate, bar)
-        edges, moments = moments_of(rows, starts, plan, classifier.clip_len, stride)
+        edges, moments = moments_of(rows, starts, plan, classifier.description.clip_len, stride)
         segments = segments_of(edges, moments, classifier.classes)
         turned = "" if rotate else drawing.about_rotation(plan.rotation)
         print(f"\n{video}: {clock(plan.duration)}, {len(starts):,} clips, one every {stride:g} s{turned}")

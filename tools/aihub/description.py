@@ -1,0 +1,96 @@
+"""What stands beside a compiled model: its tensors, its classes, how its clips are made, what it was made of.
+
+example_export.py and compile_offline.py write it as <name>.json, a bundle of qai_hub_models holds it in three files.
+This is the one reader. Definitions only, no constant that a user edits.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+
+import common
+
+from aihub import model_io
+
+
+def read_description(path, sha256=""):
+    """What is known of a model file or folder without AI Hub, a dict; {} where nothing stands beside it.
+
+    "input" and "output" as model_io.io_of has them, "classes", "clip" (clip.ClipDescription.as_dict), "checkpoint" and
+    more, as far as they are there. sha256: of the model, where it is known already. A file that is no description is
+    named and ignored; exits with code 2 and one sentence for that of another model.
+    """
+    path = Path(path)
+    own = path.with_suffix(".json")
+    try:
+        described = json.loads(own.read_text(encoding="utf-8"))
+        made_of = described["sha256"]
+    except FileNotFoundError:
+        return of_bundle(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        print(f"{own} is not what example_export.py writes beside a model, it is ignored")
+        return of_bundle(path)
+    if made_of != (sha256 or common.sha256_of(path)):
+        common.refuse(f"{own} describes another file than {path}; export the model again")
+    return described
+
+
+def of_bundle(path):
+    """What metadata.json, labels.txt and clip.json beside a model say, the files of a bundle of qai_hub_models."""
+    described = model_io.io_of_bundle(path.parent, path.name) or {}
+    with contextlib.suppress(OSError, ValueError):
+        described["classes"] = Path(path.parent, "labels.txt").read_text(encoding="utf-8").splitlines()
+    with contextlib.suppress(OSError, ValueError):
+        about = json.loads(Path(path.parent, "clip.json").read_text(encoding="utf-8"))
+        described |= about if isinstance(about, dict) else {}
+    return described
+
+
+def clip_of(described, path, shape):
+    """The ClipDescription of a model that takes `shape` = (N, C, T, H, W), by what `read_description` found.
+
+    What is not said is assumed, and printed. Exits with code 2 and one sentence if the model takes other clips.
+    """
+    from torchvision_patches import clip
+
+    told = described.get("clip") or {}
+    own = {"clip_len": int(shape[2]), "crop_size": tuple(int(side) for side in shape[3:])}
+    try:
+        description, _ = clip.described(told)
+    except (ValueError, TypeError, AttributeError) as e:
+        common.refuse(f"what stands beside {path} is no description of a clip ({e}); export the model again")
+    taken = description._replace(**own)
+    if told and (differences := description.differences(taken, ("clip_len", "crop_size"))):
+        common.refuse(f"what stands beside {path} says {', '.join(differences)}, as the model takes; export it again")
+    if told:
+        return description
+    scale = [side / official for side, official in zip(own["crop_size"], description.crop_size)]
+    resized = tuple(round(side * by) for side, by in zip(description.resize_size, scale))  # as much is cut off
+    taken = taken._replace(resize_size=resized)
+    assumed = (f"{field} {clip.in_words(getattr(taken, field))}" for field in ("frame_rate", "resize_size", "rotate"))
+    print(f"nothing beside {path} says how its clips are made; assumed: {', '.join(assumed)}")
+    return taken
+
+
+def check_tensors(folder, model, description):
+    """Exit with code 2 and one sentence if a folder's tensors were made otherwise than the clips that a model takes.
+
+    Compares settings.json in `folder`; a folder without one is taken as it is. model: its name, for the sentence.
+    description: its ClipDescription.
+    """
+    from torchvision_patches import clip
+
+    path = Path(folder, "settings.json")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        told = {key: settings[key] for key in clip.OF_PIXELS if key in settings}
+        tensors, _ = clip.described(description.as_dict() | told)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        common.refuse(f"{path} cannot be read ({e}); run tools/preprocess_and_save.py again, into an empty folder")
+    if differences := description.differences(tensors):
+        common.refuse(
+            f"{model} takes clips of {', '.join(differences)} as the tensors in {folder} are; make them with "
+            f"tools/preprocess_and_save.py for this model, into a folder of their own (--out-root)"
+        )
