@@ -1,7 +1,9 @@
 """A local hub on which things go wrong, as a test orders them: `hub.faults.append(Fault("POST /api/v1/jobs/", …))`."""
 
 import asyncio
+import collections
 import fnmatch
+import math
 import os
 import re
 import threading
@@ -13,7 +15,7 @@ from aiohttp import web
 
 from hub_server import LocalHub
 from hub_server.jobs import INLINE_SECONDS
-from hub_server.records import JobFailedError, RefusedError, pb, timestamp
+from hub_server.records import EmulatedJobError, RefusedError, pb, timestamp
 
 # a proxy of the machine is not for the hub on it; scripts inherit this
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = f"127.0.0.1,localhost,{os.environ.get('NO_PROXY', '')}"
@@ -57,15 +59,18 @@ NO_FAULT = Fault("", message="")
 class FaultyHub(LocalHub):
     """A LocalHub with `faults`, `job_seconds` that every job takes longer than it does, and `quirks`.
 
+    max_requests: in `window` seconds; more are refused with status 429. keep_data: what jobs have used stays.
+
     quirks, ways in which the service may differ from what the scripts hope: "no scale" (it does not tell scales and
     zero points), "no spec" (nor anything else of what a model takes and gives), "no shapes" (nor do jobs that ran),
     "silent" (jobs fail without a reason), "by size" (a clip of another shape and the right size runs).
     """
 
-    def __init__(self, job_seconds=0.0, quirks=(), keep_data=True, **limits):
-        super().__init__(keep_data=keep_data, **limits)
+    def __init__(self, job_seconds=0.0, quirks=(), keep_data=True, max_requests=6000, **options):
+        super().__init__(**options)
         self.faults, self.job_seconds, self.fault_of = [], job_seconds, {}
-        self.quirks, self.samples_by_size = set(quirks), "by size" in quirks
+        self.quirks, self.keep_data = set(quirks), keep_data
+        self.times, self.window = collections.deque(maxlen=max_requests), 60
         self.lock = threading.Lock()
 
     def take_fault(self, text, options=""):
@@ -77,7 +82,15 @@ class FaultyHub(LocalHub):
         """Let a dataset be older than its 30 days."""
         self.datasets[dataset_id].message.expiration_time.CopyFrom(timestamp(-60))
 
+    def delete_used_data(self):
+        if not self.keep_data:
+            super().delete_used_data()
+
     async def answer(self, request):
+        if not request.path.startswith("/blob/"):
+            self.times.append(time.monotonic())
+            if len(self.times) == self.times.maxlen and self.times[-1] - self.times[0] < self.window:
+                raise RefusedError(429, f"more than {self.times.maxlen} requests a minute; slow down")
         fault = self.take_fault(f"{request.method} {request.path}")
         await asyncio.sleep(fault.delay)
         response = web.Response()
@@ -130,10 +143,24 @@ class FaultyHub(LocalHub):
         fault = self.fault_of[job.id]
         time.sleep(self.job_seconds + fault.delay)
         if fault.fail:
-            raise JobFailedError(fault.message)
+            raise EmulatedJobError(fault.message)
+        if "by size" in self.quirks and job.kind == "inference":
+            self.reshape_samples(job)
         super().run(job)
         if fault.outputs:
             self.damage_outputs(job, fault.outputs)
+
+    def reshape_samples(self, job):
+        """Give samples of another shape and the right size the model's, as a device that takes them for raw memory."""
+        (tensor,) = self.models[job.model_id].message.input_spec.types
+        shape = tuple(tensor.tensor_type.shape)
+        with h5py.File(self.datasets[job.dataset_id].path, "r+") as file:
+            for group in file["data"].values():
+                for name, sample in list(group.items()):
+                    if sample.size == math.prod(shape) and sample.shape != shape:
+                        values = sample[()].reshape(shape)
+                        del group[name]
+                        group[name] = values
 
     def damage_outputs(self, job, how):
         if how == "missing":

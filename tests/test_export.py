@@ -217,7 +217,7 @@ def test_jobs_and_sharing_of_the_real_network(exported):
     _, hub, printed, _ = exported
     compile_job, link_job, profile_job, inference_job = list(hub.jobs.values())[:4]
     assert [job.kind for job in list(hub.jobs.values())[:4]] == ["compile", "link", "profile", "inference"]
-    assert all(job.device == "Samsung Galaxy S25" for job in hub.jobs.values())
+    assert all(job.details.device.name == "Samsung Galaxy S25" for job in hub.jobs.values())
     for option in ("--target_runtime qnn_dlc", "--force_channel_last_input video", "--output_names class_probs"):
         assert option in compile_job.options
     assert (profile_job.profiling, inference_job.profiling, inference_job.num_samples) == (True, False, 8)

@@ -305,8 +305,9 @@ def test_records_tell_what_was_asked(hub, client, onnx_model, clips):
     assert (compiling.kind, compiling.options, compiling.state) == ("compile", BINARY + CHANNEL_LAST, "done")
     assert compiling.target_id == inference.model_id == model.model_id
     assert (inference.id, inference.kind, inference.dataset_id) == (job.job_id, "inference", dataset.dataset_id)
-    assert (inference.device, inference.profiling, inference.num_samples) == (DEVICE.name, False, len(clips))
-    assert (inference.options, inference.failure) == ("--compute_unit npu", "")
+    assert (inference.details.device.name, inference.profiling) == (DEVICE.name, False)
+    assert (inference.num_samples, inference.options) == (len(clips), "--compute_unit npu")
+    assert inference.details.failure_reason == ""
     assert hub.requests.count(("POST", "/api/v1/datasets/")) == 1
     assert client.get_job(job.job_id).get_status().success
 
@@ -535,7 +536,7 @@ def test_failing_jobs(hub, client, onnx_model, clips):
     assert "the device caught fire" in failure_of(jobs[1])
     assert jobs[1].download_output_data() is None
     assert [job.state for job in hub.jobs.values()] == ["done", "done", "failed", "done"]
-    assert "the device caught fire" in hub.jobs[jobs[1].job_id].failure
+    assert "the device caught fire" in hub.jobs[jobs[1].job_id].details.failure_reason
 
 
 @pytest.mark.parametrize("status", [0, 400])
@@ -574,18 +575,13 @@ def test_a_binary_runs_with_the_version_that_made_it(onnx_model, clips):
         inferred(client, dlc, clips)
 
 
-def test_limits_of_time_and_requests(onnx_model, clips):
-    with FaultyHub(max_job_seconds=-1) as hub:
-        job = client_of(hub).submit_compile_job(onnx_model, DEVICE, input_specs=SPECS, options=BINARY)
-        assert "the limit is -1" in failure_of(job)
+def test_more_requests_than_are_allowed():
     with FaultyHub(max_requests=3) as hub:
         status = [
             requests.get(f"{hub.url}/api/v1/devices/", headers={"Authorization": f"token {hub.token}"}).status_code
             for _ in range(4)
         ]
         assert status == [200, 200, 429, 429]
-    with FaultyHub(dataset_days=0) as hub:
-        assert client_of(hub).upload_dataset({"video": clips}).is_expired()
 
 
 def test_data_of_finished_jobs_is_deleted(onnx_model, clips):
@@ -705,7 +701,7 @@ def test_behind_a_proxy_without_the_module_resource_and_with_other_versions(run_
     (tmp_path / "script.py").write_text(PROFILE)
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['resource'] = None\n")
     dead = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
-    flags = ("--qairt-versions", "2.54 2.52", "--max-job-seconds=60")
+    flags = ("--qairt-versions", "2.54 2.52")
     result = run_script("tools/local_hub.py", *flags, "python", "script.py", PYTHONPATH=tmp_path, **dead, NO_PROXY="",
                         no_proxy="")  # fmt: skip
     assert "['2.54', '2.52']" in result.stdout

@@ -1,4 +1,4 @@
-"""Is it under 34 ms? Qualcomm's own compiler and emulator on this machine: no account, no device, half a minute.
+"""Is it under 34 ms? Qualcomm's own compiler and emulator on this machine: no account, no device, under a minute.
 
 Reads one of: what example_export.py made on the local hub, an ONNX file, a checkpoint of train.py, or nothing but a
 network's name (random weights: the latency does not depend on them). Writes, into `output_dir`:
@@ -17,7 +17,6 @@ $ python tools/compile_offline.py --compare r2plus1d_18 r3d_18 mc3_18
 
 import functools
 import hashlib
-import inspect
 import json
 import shutil
 import signal
@@ -26,10 +25,10 @@ import time
 from pathlib import Path
 
 import common
-from common import flags, machine
+from common import flags, json_lines, machine
 
 from aihub import logits_file, model_io, onnx_graphs
-from qualcomm import compiler, emulator, latency, sources
+from qualcomm import binary_runs, compiler, emulated_clips, latency, sources
 
 # ----------------------------------------------------------------------------------------------------------------------
 source = "./export_assets/resnet_2plus1d.bin"  # what example_export.py made on the local hub, or an .onnx file
@@ -45,13 +44,13 @@ output_dir = "./export_assets"        # where everything but the logits is saved
 qnn_dir = str(common.REPO / ".qnn")   # folder of Qualcomm's wheels, 287 MB, installed on first use
 num_processes = 0                     # compilers or emulators at a time; 0 = one a core
 # --- Emulator ---
-num_clips = 0                         # clips to run in it, as many of each class; some 30 s of a core each
+num_clips = 0                         # clips to run in it, as many of each class; 10 to 30 s of a core each
 data_dir = "./preprocessed_tensors"   # where they are: OUT_ROOT of preprocess_and_save.py
 OUTPUT_H5 = "dataset-export-htp.h5"   # their logits, for evaluate.py
 # --- Comparison ---
 compare = []                          # untrained networks to compare instead, in one table and one picture
 compare_frames = [8, 16, 32]          # frames a clip that each is compared with
-compare_precisions = ["float", "w8a8"]  # precisions that each is compared in
+compare_precisions = ["float", "w8a8"]  # float, w8a8, w8a16: precisions that each is compared in
 results = []                          # accuracies to show beside: r2plus1d_18/16/float=report/report.json, or =89.6
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -79,7 +78,7 @@ def check_constants():
 
 
 def find_source():
-    """The sources.Source that the constants name. Exits with code 2 and one sentence if it cannot be used."""
+    """The UncompiledNetwork that the constants name. Exits with code 2 and one sentence if it cannot be used."""
     if model:
         return sources.untrained(model, num_frames, num_classes, precision)
     if checkpoint:
@@ -93,112 +92,113 @@ def find_source():
     if path.suffix in (".pth", ".pt"):
         common.refuse(f"{path} looks like a checkpoint: name it with --checkpoint")
     is_onnx = path.suffix == ".onnx" and not onnx_graphs.read_hub_binary(path)
-    found = sources.from_onnx(path, num_frames, precision) if is_onnx else sources.from_local_hub(path)
-    if num_frames not in (0, found.frames):
-        common.refuse(f"num_frames is {num_frames}, but {path} takes {found.frames} frames a clip")
-    if precision not in ("", found.precision):
-        common.refuse(f"precision is {precision}, but {path} is {found.precision}; for the other, name a --checkpoint")
-    return found
+    uncompiled = sources.from_onnx(path, num_frames, precision) if is_onnx else sources.from_local_hub(path)
+    if num_frames not in (0, uncompiled.frames):
+        common.refuse(f"num_frames is {num_frames}, but {path} takes {uncompiled.frames} frames a clip")
+    if precision not in ("", uncompiled.precision):
+        own = uncompiled.precision
+        common.refuse(f"precision is {precision}, but {path} is {own}; for the other, name a --checkpoint")
+    return uncompiled
 
 
 # --- one network ------------------------------------------------------------------------------------------------------
 
 
-def calibration_rows(found):
-    """The manifest's rows that a Source is calibrated with: [] if there is nothing to calibrate or no weights to heed.
+def calibration_rows(uncompiled):
+    """The manifest's rows to calibrate with: [] if there is nothing to calibrate or no weights to heed.
 
     Exits with code 2 and one sentence if there are no clips, or clips of classes that it does not know.
     """
-    if found.precision == "float" or found.io or found.is_quantised or model:
+    if uncompiled.precision == "float" or uncompiled.io or uncompiled.is_quantised or model:
         return []
     if not Path(CALIBRATION_DIR, "manifest.jsonl").is_file():
-        clip_len = f" --clip-len {found.frames}" if found.frames != 16 else ""
+        clip_len = f" --clip-len {uncompiled.frames}" if uncompiled.frames != 16 else ""
         common.refuse(
-            f"{found.precision} is calibrated with clips of training videos, but there is no manifest.jsonl in "
+            f"{uncompiled.precision} is calibrated with clips of training videos, but there is no manifest.jsonl in "
             f"{CALIBRATION_DIR} (looked in {Path(CALIBRATION_DIR).absolute()}): make them with "
             f"tools/preprocess_and_save.py --data-root TRAIN_FOLDER --out-root {CALIBRATION_DIR} --max-per-class 2"
             f"{clip_len}, or name another folder with --calibration-dir"
         )
-    return choose_rows(found, CALIBRATION_DIR, num_calibration_samples)[0]
+    return choose_rows(uncompiled, CALIBRATION_DIR, num_calibration_samples)[0]
 
 
-def choose_rows(found, folder, number):
+def choose_rows(uncompiled, folder, number):
     """(`number` rows of a folder's manifest, as many of each class; how many it has).
 
-    Exits with code 2 and one sentence if it has clips of a class that the Source was not trained with.
+    Exits with code 2 and one sentence if it has clips of a class that the network was not trained with.
     """
     from qevd_r2plus1d.model import class_balanced
 
     rows = common.read_manifest(Path(folder, "manifest.jsonl"))
-    unknown = sorted({row["label"] for row in rows} - set(found.classes or [row["label"] for row in rows]))
+    unknown = sorted({row["label"] for row in rows} - set(uncompiled.classes or [row["label"] for row in rows]))
     if unknown:
-        common.refuse(f"{folder} holds clips of {unknown[0]!r}, which is no class of {found.made_from}")
+        common.refuse(f"{folder} holds clips of {unknown[0]!r}, which is no class of {uncompiled.made_from}")
     return class_balanced(rows, number), len(rows)
 
 
-def calibration_clips(found, rows):
+def calibration_clips(uncompiled, rows):
     """Yield float32 clips (1, 3, T, H, W) in [0, 1]: those of the rows or, for random weights, a random one."""
     import numpy as np
     from tqdm import tqdm
 
     if not rows:
-        yield np.random.default_rng(0).random(found.shape, dtype=np.float32)
+        yield np.random.default_rng(0).random(uncompiled.shape, dtype=np.float32)
         return
     print(f"calibrating with {len(rows)} clips of {len({row['label'] for row in rows})} classes")
-    yield from map(reader_of(found, CALIBRATION_DIR), tqdm(rows, desc="calibrating", unit="clip"))
+    yield from map(reader_of(uncompiled, CALIBRATION_DIR), tqdm(rows, desc="calibrating", unit="clip"))
 
 
-def reader_of(found, folder):
-    """A function from a manifest's row to its clip, which it checks against the Source's shape."""
+def reader_of(uncompiled, folder):
+    """A function from a manifest's row to its clip, which it checks against the shape that the network takes."""
     from qevd_r2plus1d.model import read_clip
 
-    return functools.partial(read_clip, folder, shape=found.shape)
+    return functools.partial(read_clip, folder, shape=uncompiled.shape)
 
 
-def key_of(found, rows):
+def key_of(uncompiled, rows):
     """A hash of all that decides a binary: what was made with another key is another binary."""
-    parts = [compiler.WHEELS, soc, found.sha256, found.network, found.shape, found.precision]
+    parts = [compiler.WHEELS, soc, uncompiled.sha256, uncompiled.network, uncompiled.shape, uncompiled.precision]
     if rows:
-        # what quantises differently makes another binary, so its very words count
-        parts += [inspect.getsource(onnx_graphs.quantize_onnx)]
-        parts += [[emulator.identity_of(CALIBRATION_DIR, row) for row in rows]]
+        parts += [onnx_graphs.QUANTIZATION_VERSION]
+        parts += [[emulated_clips.identity_of(CALIBRATION_DIR, row) for row in rows]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def stem_of(found):
-    return found.name + ("" if found.precision == "float" else f"-{found.precision}")
+def stem_of(uncompiled):
+    return uncompiled.name + ("" if uncompiled.precision == "float" else f"-{uncompiled.precision}")
 
 
-def compiled_before(found, key):
-    """(path, description) of the binary in output_dir that has this key, or None."""
-    for file in sorted(Path(output_dir).glob(f"{stem_of(found)}-v*.json")):
+def compiled_before(uncompiled, key):
+    """The CompiledBinary in output_dir that has this key, or None."""
+    for file in sorted(Path(output_dir).glob(f"{stem_of(uncompiled)}-v*.json")):
         path = file.with_suffix(".bin")
         description = sources.read_description(path)
         if description.get("key") == key:
             print(f"{path} is compiled already; delete it to compile it again")
-            return path, description
+            return binary_runs.CompiledBinary(path, description)
     return None
 
 
-def compile_and_save(found, key, graph, io):
-    """Compile for the chip and save the binary, then its description, in output_dir; returns (path, description)."""
-    print(f"compiling {found.made_from}, {found.precision}, for SoC {soc}; some 10 to 60 s …", flush=True)
+def compile_and_save(uncompiled, key, graph, io):
+    """Compile for the chip and save the binary, then its description, in output_dir; returns the CompiledBinary."""
+    print(f"compiling {uncompiled.made_from}, {uncompiled.precision}, for SoC {soc}; some 10 to 60 s …", flush=True)
     start = time.monotonic()
     with compiler.compiling(graph, soc, qnn_dir) as finish:
         binary, figures = finish()
         chip = figures["hexagon"] + ("" if soc == latency.DEVICE_SOC else f"-soc{soc}")
-        path = Path(output_dir, f"{stem_of(found)}-{chip}.bin")
+        path = Path(output_dir, f"{stem_of(uncompiled)}-{chip}.bin")
         path.parent.mkdir(parents=True, exist_ok=True)
         with common.written_then_renamed(path) as temporary:
             shutil.copyfile(binary, temporary)
     description = {"file": path.name, "sha256": common.sha256_of(path), "key": key, **io}
     description |= {"layout": model_io.layout_of(io["input"]["shape"]), "output_kind": "logits"}
-    description |= {"classes": found.classes}
-    description |= {"target_runtime": "qnn_context_binary", "precision": found.precision, "network": found.network}
-    description |= {"made_from": found.made_from, "made_from_sha256": found.sha256, "frames": found.frames, "soc": soc}
+    description |= {"classes": uncompiled.classes}
+    description |= {"target_runtime": "qnn_context_binary", "soc": soc, "frames": uncompiled.frames}
+    description |= {"precision": uncompiled.precision, "network": uncompiled.network}
+    description |= {"made_from": uncompiled.made_from, "made_from_sha256": uncompiled.sha256}
     description |= {**figures, "operations": len(graph.graph.node), "seconds": round(time.monotonic() - start, 1)}
     common.write_text(path.with_suffix(".json"), json.dumps(description, indent=2) + "\n")
-    return path, description
+    return binary_runs.CompiledBinary(path, description)
 
 
 def print_unsupported(error):
@@ -223,14 +223,14 @@ def layer_of(node):
     return ".".join(parts).removeprefix("model.") or node or "(no name)"
 
 
-def print_report(path, description):
+def print_report(binary):
     """The table: what was made, for which chip, and how fast it should be there."""
-    d = description
+    d = binary.description
     float_note = " (fp16 on the chip)" if d["precision"] == "float" else ""
     print(f"network   {d['made_from']}, {d['frames']} frames, {d['precision']}{float_note}")
     device = f", {latency.DEVICE}" if d["soc"] == latency.DEVICE_SOC else ""
     print(f"chip      {d['chip']} (SoC {d['soc']}{device}), Hexagon {d['hexagon']}")
-    print(f"binary    {path}, {d['bytes'] / 1e6:.1f} MB, QAIRT {d['qairt']}")
+    print(f"binary    {binary.path}, {d['bytes'] / 1e6:.1f} MB, QAIRT {d['qairt']}")
     print(f"input     {model_io.describe(d['input'])}")
     print(f"output    {model_io.describe(d['output'])}, {d['output_kind']}")
     print(f"runs on   the Hexagon processor alone: {d['operations']} operations, one graph, nothing on the CPU")
@@ -243,39 +243,32 @@ def print_report(path, description):
 
 def compile_one():
     """Compile what the constants name, run clips in the emulator if asked to; returns the figures for the last line."""
-    found = find_source()
-    rows = calibration_rows(found)
+    uncompiled = find_source()
+    rows = calibration_rows(uncompiled)
     compiler.install(qnn_dir)
-    key = key_of(found, rows)
-    deployed = functools.cache(lambda: sources.deployed_graph(found, calibration_clips(found, rows)))
-    done = compiled_before(found, key) or compile_and_save(found, key, *deployed())
-    print_report(*done)
-    path, description = done
+    key = key_of(uncompiled, rows)
+    deployed = functools.cache(lambda: sources.deployed_graph(uncompiled, calibration_clips(uncompiled, rows)))
+    binary = compiled_before(uncompiled, key) or compile_and_save(uncompiled, key, *deployed())
+    print_report(binary)
     kept = ("estimated_ms", "bytes", "ops_without_cost", "qairt", "precision", "network", "frames", "soc", "chip")
-    figures = {"binary": str(path)} | {name: description[name] for name in kept}
-    figures["gate"] = latency.verdict(description, found.precision)
-    return figures | (emulate(found, path, description, deployed) if num_clips else {})
+    figures = {"binary": str(binary.path)} | {name: binary.description[name] for name in kept}
+    figures["gate"] = latency.verdict(binary.description, uncompiled.precision)
+    return figures | (run_clips(uncompiled, binary, deployed) if num_clips else {})
 
 
-def emulate(found, path, description, deployed):
+def run_clips(uncompiled, binary, deployed):
     """Run num_clips of the manifest in the emulator, write OUTPUT_H5, compare; returns how the logits agree."""
-    import onnx
-
-
-    if found.frames == 0:
-        common.refuse(f"{found.made_from} takes {found.shape}, which is no RGB clip: there is nothing to emulate")
-    (rows, number), read = choose_rows(found, data_dir, num_clips), reader_of(found, data_dir)
-    journal = emulator.Journal(OUTPUT_H5, description["sha256"])
-    graph = onnx.load(journal.graph) if journal.graph.exists() else deployed()[0]
-    if not journal.graph.exists():
-        with common.written_then_renamed(journal.graph) as temporary:
-            onnx.save(graph, temporary)
-    outputs = emulator.emulate(path, description, rows, read, journal, data_dir, qnn_dir, num_processes)
-    figures = emulator.compare(found, graph, description, rows, read, outputs)
-    emulator.write_h5(OUTPUT_H5, rows, model_io.as_logits(outputs, description["output"]), description, path.name)
-    journal.graph.unlink()
+    if uncompiled.frames == 0:
+        common.refuse(
+            f"{uncompiled.made_from} takes {uncompiled.shape}, which is no RGB clip: there is nothing to emulate"
+        )
+    (rows, number), read = choose_rows(uncompiled, data_dir, num_clips), reader_of(uncompiled, data_dir)
+    clips = [(emulated_clips.identity_of(data_dir, row), functools.partial(read, row)) for row in rows]
+    outputs = emulated_clips.emulate(binary, clips, OUTPUT_H5, qnn_dir, num_processes)
+    figures = emulated_clips.compare(uncompiled, deployed()[0], binary, clips, outputs)
+    emulated_clips.write_h5(OUTPUT_H5, rows, model_io.as_logits(outputs, binary.description["output"]), binary)
     manifest, report_dir = Path(data_dir, "manifest.jsonl"), Path(OUTPUT_H5).with_name("report-htp")
-    command = logits_file.evaluate_command(OUTPUT_H5, manifest, found.classes, report_dir=report_dir)
+    command = logits_file.evaluate_command(OUTPUT_H5, manifest, uncompiled.classes, report_dir=report_dir)
     partial = " --allow-partial" if len(rows) < number else ""
     print(f"wrote {OUTPUT_H5}: {len(rows)} clips; next: {command}{partial}")
     return {"num_clips": len(rows), **figures}
@@ -294,24 +287,24 @@ def compare_networks():
 
     accuracies = latency.read_results(results)
     compiler.install(qnn_dir)
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
     file = Path(output_dir, "latency.jsonl")
     common_part = {"soc": soc, "num_classes": num_classes, "wheels": compiler.WHEELS}
     wanted = [{"network": name, "frames": frames, "precision": of, **common_part}
               for name in compare for frames in compare_frames for of in compare_precisions]  # fmt: skip
-    rows = [row for row in latency.read_rows(file) if {key: row[key] for key in wanted[0]} in wanted]
+    rows = [row for row in json_lines.read_rows(file) if {key: row.get(key) for key in wanted[0]} in wanted]
     missing = [row for row in wanted if not any(row.items() <= other.items() for other in rows)]
 
     def graphs():
         for row in missing:
-            found = sources.untrained(row["network"], row["frames"], num_classes, row["precision"])
-            yield row, sources.deployed_graph(found, calibration_clips(found, []))[0]
+            uncompiled = sources.untrained(row["network"], row["frames"], num_classes, row["precision"])
+            yield row, sources.deployed_graph(uncompiled, calibration_clips(uncompiled, []))[0]
 
     number = machine.num_workers(num_processes)
     with tqdm(total=len(wanted), initial=len(rows), unit="network", desc="comparing") as bar:
         for row, figures in compiler.compile_each(graphs(), soc, qnn_dir, number):
             rows.append(row | figures)
-            latency.add_row(file, rows[-1])
+            if "error" not in figures or figures["unsupported"]:  # for want of memory, say, it is tried again
+                json_lines.append_row(file, rows[-1])
             bar.update()
     return latency.summarise(rows, accuracies, Path(output_dir, "latency.png"))
 

@@ -24,11 +24,7 @@ import common
 from common import flags
 
 # ----------------------------------------------------------------------------------------------------------------------
-QAIRT_VERSIONS = "2.50 2.48"            # versions of QAIRT on offer; the first is the default and the latest
-MAX_DATASET_BYTES = 2 << 30             # bytes; a larger dataset is refused
-MAX_JOB_SECONDS = 4 * 3600              # s; a job that runs longer fails
-MAX_REQUESTS = 6000                     # requests a minute; more are asked to slow down
-DATASET_DAYS = 30                       # days until a dataset expires
+QAIRT_VERSIONS = "2.50 2.48"  # versions of QAIRT on offer; the first is the default and the latest
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -70,8 +66,7 @@ def main():
     from hub_server.records import EMULATED
 
     logging.disable(logging.WARNING)  # onnxruntime's quantizer warns on the root logger
-    limits = dict(max_dataset_bytes=MAX_DATASET_BYTES, max_job_seconds=MAX_JOB_SECONDS, max_requests=MAX_REQUESTS)
-    with LocalHub(QAIRT_VERSIONS.split(), dataset_days=DATASET_DAYS, **limits) as hub:
+    with LocalHub(QAIRT_VERSIONS.split()) as hub:
         client_ini = hub.write_client_ini(hub.folder / "client.ini")
         print(f"local hub at {hub.url}: jobs are {EMULATED}; figures are not a device's", file=sys.stderr)
         if command:

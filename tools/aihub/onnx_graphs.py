@@ -258,6 +258,9 @@ def check_hub_binary(path, device):
         )
 
 
+QUANTIZATION_VERSION = 1  # of what quantize_onnx does: to be raised when it gives other integers for the same samples
+
+
 def quantize_onnx(model, path, samples, weight_bits=8, activation_bits=8):
     """Quantise a float ONNX model (onnx.ModelProto) statically and write it to `path`, with QDQ nodes.
 

@@ -1,12 +1,12 @@
 """The local hub: a server on this machine that the real qai_hub client takes for Qualcomm AI Hub.
 
-records.py   what it remembers: models, datasets, jobs; tensors
-server.py    LocalHub: HTTP on 127.0.0.1, uploads and downloads
-routes.py    the calls of qai_hub's REST API, but for jobs: user, devices, models, datasets, sharing
-jobs.py      the life of a job: its options, submission, waiting, end
-runners.py   what each kind of job does: compile, quantize, link, inference, profile
-surgery.py   source models as ONNX, and their inputs and outputs changed as options ask
-sessions.py  compiled models: their files, and onnxruntime sessions that run them
+records.py          what it remembers: models, datasets, jobs; tensors
+server.py           LocalHub: HTTP on 127.0.0.1, uploads and downloads
+routes.py           the calls of qai_hub's REST API, but for jobs: user, devices, models, datasets, sharing
+jobs.py             the life of a job: its options, submission, waiting, end
+job_kinds.py        what each kind of job does: compile, quantize, link, inference, profile
+source_models.py    uploaded models as ONNX, and their inputs and outputs changed as options ask
+compiled_models.py  the files that jobs make of them, and onnxruntime sessions that run them
 """
 
 from .server import LocalHub

@@ -5,9 +5,9 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-from . import runners
-from .records import EMULATED, JobFailedError, JobRecord, ModelRecord, RefusedError, new_id, pb, timestamp
-from .sessions import RUNTIMES
+from . import job_kinds
+from .compiled_models import RUNTIMES
+from .records import EMULATED, EmulatedJobError, JobRecord, ModelRecord, RefusedError, new_id, pb, timestamp
 
 INLINE_SECONDS = 15  # s; a shorter job is done when its submission is answered (the client gives up after 28 s)
 # Jobs compute one at a time, all in one thread that lives as long as the process: torch.export.load keeps something of
@@ -15,11 +15,11 @@ INLINE_SECONDS = 15  # s; a shorter job is done when its submission is answered 
 COMPUTER = ThreadPoolExecutor(max_workers=1)
 
 RUNNERS = {
-    "compile": (runners.run_compile_job, pb.JOB_STATE_OPTIMIZING_MODEL),
-    "quantize": (runners.run_quantize_job, pb.JOB_STATE_QUANTIZING_MODEL),
-    "link": (runners.run_link_job, pb.JOB_STATE_LINKING_MODELS),
-    "inference": (runners.run_inference_job, pb.JOB_STATE_RUNNING_INFERENCE),
-    "profile": (runners.run_profile_job, pb.JOB_STATE_MEASURING_PERFORMANCE),
+    "compile": (job_kinds.run_compile_job, pb.JOB_STATE_OPTIMIZING_MODEL),
+    "quantize": (job_kinds.run_quantize_job, pb.JOB_STATE_QUANTIZING_MODEL),
+    "link": (job_kinds.run_link_job, pb.JOB_STATE_LINKING_MODELS),
+    "inference": (job_kinds.run_inference_job, pb.JOB_STATE_RUNNING_INFERENCE),
+    "profile": (job_kinds.run_profile_job, pb.JOB_STATE_MEASURING_PERFORMANCE),
 }
 
 # The options of each kind of job: a flag, one that takes any value, or the values that it takes. Options about how a
@@ -156,7 +156,7 @@ def run_to_end(hub, job):
         job.details.job_state = RUNNERS[job.kind][1]
         hub.run(job)
         state = pb.JOB_STATE_DONE
-    except JobFailedError as e:
+    except EmulatedJobError as e:
         job.details.failure_reason = f"{e} (local hub)"
     except Exception as e:
         job.details.failure_reason = f"the local hub cannot run this job: {type(e).__name__}: {e}"[:1000]
@@ -168,10 +168,10 @@ def run_to_end(hub, job):
 
 
 def compute(hub, job):
-    """Do what the job asks for, in the one thread that computes. Raises JobFailedError."""
+    """Do what the job asks for, in the one thread that computes. Raises EmulatedJobError."""
 
     def in_that_thread():
-        runners.check_limits(hub, job)
+        job_kinds.check_goes_on(hub)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             RUNNERS[job.kind][0](hub, job)
@@ -180,10 +180,10 @@ def compute(hub, job):
 
 
 def wait_for_models(hub, job):
-    """Block until the jobs that make this job's models are done. Raises JobFailedError if one failed."""
+    """Block until the jobs that make this job's models are done. Raises EmulatedJobError if one failed."""
     for model_id in job.model_ids:
         producer = hub.jobs.get(hub.models[model_id].message.producer_id)
         if producer:
             producer.finished.wait()
             if producer.state == "failed":
-                raise JobFailedError(f"{producer.kind} job {producer.id}, which makes model {model_id}, failed")
+                raise EmulatedJobError(f"{producer.kind} job {producer.id}, which makes model {model_id}, failed")

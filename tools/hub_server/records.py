@@ -33,13 +33,26 @@ class RefusedError(Exception):
         self.status = status
 
 
-class JobFailedError(Exception):
+class EmulatedJobError(Exception):
     """A job ends as failed with this sentence as its reason."""
 
 
 def full_qairt_version(version):
     """The version as metadata shows it; its flavour says that it is none of Qualcomm's."""
     return f"{version}.0.000000-emulated-on-the-cpu"
+
+
+def tool_versions(job, runtime):
+    """What a job's model was made or run with, as messages."""
+    import onnx
+    import onnxruntime
+
+    versions = {"ONNX": onnx.__version__, "ONNX Runtime": onnxruntime.__version__}
+    if "qnn" in runtime:
+        versions["QAIRT"] = full_qairt_version(job.parsed_options["qairt_version"])
+    if runtime == "tflite":
+        versions["TensorFlow Lite"] = "emulated"
+    return [pb.ToolVersion(name=name, version=version) for name, version in versions.items()]
 
 
 def timestamp(seconds_from_now=0):
@@ -111,10 +124,6 @@ class JobRecord:
         return getattr(self.details, name).dataset_id
 
     @property
-    def device(self):
-        return self.details.device.name if self.kind != "quantize" else ""
-
-    @property
     def profiling(self):
         return self.kind in ("inference", "profile") and self.details.is_profiling_on
 
@@ -122,10 +131,6 @@ class JobRecord:
     def state(self):
         """What it is doing, say "running_inference"; before that "created", in the end "done" or "failed"."""
         return pb.JobState.Name(self.details.job_state).removeprefix("JOB_STATE_").lower()
-
-    @property
-    def failure(self):
-        return self.details.failure_reason
 
 
 @dataclass

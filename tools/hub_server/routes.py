@@ -9,8 +9,8 @@ import shutil
 import h5py
 
 from . import jobs
+from .compiled_models import EXTENSIONS
 from .records import EMULATED, ModelRecord, RefusedError, full_qairt_version, new_id, pb, timestamp
-from .sessions import EXTENSIONS
 
 # --- catalogue: user, frameworks, devices -----------------------------------------------------------------------------
 

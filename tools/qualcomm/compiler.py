@@ -1,15 +1,16 @@
-"""Qualcomm's compiler and HTP emulator as this machine has them: their wheels in a folder of their own, their process.
+"""Qualcomm's compiler as this machine has it: its wheels in a folder of their own, its process.
 
 Definitions only, no constant that a user edits. The wheels cannot be imported beside the project's onnxruntime, so
-process.py works with them in a process of its own. Nothing of them is copied or committed: Qualcomm's licence
+provider.py works with them in a process of its own. Nothing of them is copied or committed: Qualcomm's licence
 lets everybody use them, and nobody pass them on.
 """
 
 import collections
 import contextlib
 import json
-import os
+import mmap
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,8 @@ SOCS = {
     120: "SC8340XP",
 }  # fmt: skip
 SOCS_WITH_ESTIMATE = (52, 62, 63, 72, 77, 114)  # of those, the chips for which the compiler has a model of time
-WATCHER, PROCESS = (str(Path(__file__).with_name(name)) for name in ("watcher.py", "process.py"))
+WATCHER, PROVIDER = (str(Path(__file__).with_name(name)) for name in ("watcher.py", "provider.py"))
+LIBRARIES = ("libonnxruntime_providers_qnn.so", "libQnnSystem.so", "libQnnHtp.so")  # what a compile loads
 HOW_ELSE = (
     "run it on Linux x86-64, say in the Docker image python:3.12-bookworm, or compile on AI Hub with "
     "tools/example_export.py"
@@ -74,15 +76,21 @@ def is_installed(folder):
 
 
 def install(folder):
-    """Install the pinned wheels into `folder` unless they are there, saying what, from whom and under which licence.
+    """Install the pinned wheels into `folder` unless they are there, and see that their libraries can be loaded.
 
-    Exits with code 2 and one sentence where there is no wheel or pip cannot get it. Of two at a time one wins.
+    Exits with code 2 and one sentence where there is no wheel, pip cannot get it, or the system lacks a library.
     """
     folder = Path(folder).absolute()
-    if is_installed(folder):
-        return
-    if reason := missing_wheel():
-        common.refuse(f"Qualcomm's compiler is not made for {reason}: {HOW_ELSE}")
+    if not is_installed(folder):
+        if reason := missing_wheel():
+            common.refuse(f"Qualcomm's compiler is not made for {reason}: {HOW_ELSE}")
+        fetch_wheels(folder)
+    if reason := why_not_loaded(folder):
+        common.refuse(reason)
+
+
+def fetch_wheels(folder):
+    """Let pip put the wheels into a folder that appears at once."""
     wheels = [f"{name}=={version}" for name, version in WHEELS.items()]
     print(
         f"installing {', '.join(wheels)} into {folder} (287 MB, once):\n"
@@ -94,6 +102,7 @@ def install(folder):
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+        fresh.chmod(0o755)  # mkdtemp's 0700 would shut out the other users of a project's folder
     except OSError as e:
         common.refuse(f"{folder.parent} cannot be written ({e.strerror}); name another folder with --qnn-dir")
     try:
@@ -110,22 +119,45 @@ def install(folder):
         common.refuse(f"{folder} cannot be replaced; delete it, or name another folder with --qnn-dir")
 
 
+def why_not_loaded(folder):
+    """A sentence that says why the provider's libraries in `folder` cannot be loaded here; "" where they can.
+
+    The system's loader is asked, in a process of its own. A missing library is named with its Debian package, whose
+    name follows from it by Debian's policy: libatomic.so.1 is in libatomic1, libgcc_s.so.1 in libgcc-s1.
+    """
+    files = [str(path) for name in LIBRARIES if (path := Path(folder, "onnxruntime_qnn", name)).exists()]
+    load = "import ctypes, sys\nfor path in sys.argv[1:]: ctypes.CDLL(path)"
+    process = subprocess.run([sys.executable, "-I", "-S", "-c", load, *files], capture_output=True, text=True)
+    if process.returncode == 0:
+        return ""
+    error = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1].removeprefix("OSError: ")
+    missing = re.match(r"(lib[\w+.-]+?)\.so\.([\d.]+): cannot open shared object file", error)
+    if missing:
+        name, version = missing[1].replace("_", "-"), missing[2]
+        package = f"{name}{'-' if name[-1].isdigit() else ''}{version}"
+        return (
+            f"Qualcomm's compiler needs {error.partition(':')[0]}, which this machine does not have; on Debian and "
+            f"Ubuntu: apt install {package}"
+        )
+    return f"the libraries of Qualcomm's compiler cannot be loaded ({error}); delete {folder} to install them anew"
+
+
 # --- its process ------------------------------------------------------------------------------------------------------
 
 
 class Process:
-    """process.py at work on a folder, as a context: `ask` sends it a line, `answer` waits for its next one.
+    """provider.py at work on a folder, as a context: `ask` sends it a line, `answer` waits for its next one.
 
     When the context ends, or this program is killed, the process ends and the folder goes.
     """
 
     def __init__(self, command, folder, soc, wheels):
-        path = os.pathsep.join(filter(None, [str(Path(wheels).absolute()), os.environ.get("PYTHONPATH")]))
-        work = [sys.executable, "-P", PROCESS, command, str(folder), str(soc)]
+        # not by PYTHONPATH, which cannot name a folder with a colon
+        work = [sys.executable, "-P", PROVIDER, str(Path(wheels).absolute()), command, str(folder), str(soc)]
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed in __exit__)
         self.process = subprocess.Popen(
             [sys.executable, "-P", WATCHER, str(folder), *work], text=True, encoding="utf-8", cwd=folder,
-            env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
         )  # fmt: skip
 
     def __enter__(self):
@@ -178,9 +210,17 @@ def compiling(graph, soc, wheels):
                     reason = f"it does not take {', '.join(names)}" if names else sentence_of(figures["error"])
                     raise CompilerError(reason, figures["unsupported"])
                 binary = Path(folder, "context.bin")
-                return binary, figures | {"bytes": binary.stat().st_size}
+                return binary, figures | chip_of(binary) | {"bytes": binary.stat().st_size}
 
             yield finish
+
+
+def chip_of(path):
+    """{"chip", "hexagon"} that a context binary was made for, as its own record of the compiler's options has it."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        options = re.search(rb"soc_type=(\w+);arch=(\d+)", content)
+        chip, arch = (part.decode() for part in options.groups()) if options else ("unknown", "unknown")
+    return {"chip": chip, "hexagon": f"v{arch}"}
 
 
 def compile_each(graphs, soc, wheels, num_processes):
@@ -212,60 +252,3 @@ def compile_each(graphs, soc, wheels, num_processes):
 def sentence_of(error):
     """The part of onnxruntime's message that says something, on one line."""
     return " ".join(error.rpartition(" : ")[2].split())[:300]
-
-
-# --- the emulator -----------------------------------------------------------------------------------------------------
-
-
-def write_context(binary, description, folder):
-    """Write FOLDER/context.onnx, by which onnxruntime's provider runs a context binary, and the binary beside it."""
-    import numpy as np
-    import onnx
-    from onnx import helper
-
-    tensors, graph_name = (description["input"], description["output"]), description["graph"]
-    elem_types = [helper.np_dtype_to_tensor_dtype(np.dtype(tensor["dtype"])) for tensor in tensors]
-    values = [helper.make_tensor_value_info(t["name"], kind, t["shape"]) for t, kind in zip(tensors, elem_types)]
-    node = helper.make_node(
-        "EPContext", [values[0].name], [values[1].name], domain="com.microsoft", name=graph_name, main_context=1,
-        embed_mode=0, ep_cache_context="context.bin", source="QNNExecutionProvider", partition_name=graph_name,
-    )  # fmt: skip
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    graph = helper.make_graph([node], graph_name, values[:1], values[1:])
-    onnx.save(helper.make_model(graph, opset_imports=opsets), f"{folder}/context.onnx")
-    shutil.copyfile(binary, f"{folder}/context.bin")
-
-
-def emulate(binary, description, wheels, numbers, load, num_processes=1):
-    """Run the inputs load(i), arrays as the binary takes them, in Qualcomm's HTP emulator; yields (i, output) each.
-
-    `description`: what stands beside the binary: its input and output as model_io.io_of has them, `graph`, `soc`.
-    Raises CompilerError.
-    """
-    import concurrent.futures
-    import queue
-
-    import numpy as np
-
-    idle = queue.SimpleQueue()
-
-    def run(i):
-        process = idle.get()
-        path = Path(folder, f"{i}.npy")
-        np.save(path, load(i))
-        process.ask(path)
-        output = process.answer()["output"]
-        path.unlink()
-        idle.put(process)
-        return i, np.array(output, dtype=description["output"]["dtype"])
-
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qnn-", ignore_cleanup_errors=True))
-        write_context(binary, description, folder)
-        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(num_processes))
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        for _ in range(num_processes):  # when this ends they are killed first, so no thread waits for them
-            idle.put(stack.enter_context(Process("run", folder, description["soc"], wheels)))
-        futures = [pool.submit(run, i) for i in numbers]
-        for future in concurrent.futures.as_completed(futures):
-            yield future.result()

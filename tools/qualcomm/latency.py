@@ -24,6 +24,7 @@ DEVICE_OVER_ESTIMATE = {"float": (0.94, 1.11), "w8a8": (0.80, 1.00), "w8a16": (0
 MANY_OPS_WITHOUT_COST = 5
 PUBLISHED_AS = {"r2plus1d_18": "resnet_2plus1d", "r3d_18": "resnet_3d", "mc3_18": "resnet_mixed"}
 PUBLISHED_FRAMES = 16
+COLOURS = {"float": "tab:blue", "w8a8": "tab:orange", "w8a16": "tab:green"}  # of each precision in the picture
 
 
 def published_latencies(network, precision, frames):
@@ -94,8 +95,10 @@ def print_latency(figures, network, precision, frames, soc):
         print(f"verdict   none: {figures['ops_without_cost']} operations have no known cost, the estimate is worthless")
         return
     words = {"meets": "meets the", "misses": "MISSES the", "too close to call": "too close to call: the"}[said]
-    range_ms = f"{low:.1f} to {high:.1f} ms, allowing for the errors of such estimates so far"
-    print(f"verdict   {words} {service.LATENCY_GATE_MS} ms gate: {range_ms}")
+    gate = f"{words} {service.LATENCY_GATE_MS} ms gate"
+    print(f"verdict   {gate}: {low:.1f} to {high:.1f} ms, by the compiler's own bounds")
+    smallest, largest = (100 * (ratio - 1) for ratio in DEVICE_OVER_ESTIMATE[precision])
+    print(f"          and the devices seen so far, {smallest:+.0f} to {largest:+.0f} % off their {precision} estimates")
 
 
 # --- many of them -----------------------------------------------------------------------------------------------------
@@ -117,25 +120,6 @@ def read_results(results):
         except (OSError, ValueError, KeyError, TypeError) as e:
             common.refuse(f"{result!r} in results is not as r2plus1d_18/16/float=report/report.json or …=89.6 ({e!r})")
     return accuracies
-
-
-def read_rows(file):
-    """The rows that `add_row` wrote; a line that a kill cut off is not one."""
-    rows = []
-    for line in file.read_bytes().splitlines() if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
-def add_row(file, row):
-    """Note a row, but not a failure that names no operation: that of a machine without memory, say, is tried again."""
-    if "error" in row and not row["unsupported"]:
-        return
-    with open(file, "a", encoding="utf-8") as lines:
-        lines.write("\n" + json.dumps(row) + "\n")
 
 
 def summarise(rows, accuracies, picture):
@@ -196,11 +180,10 @@ def draw_picture(rows, path):
     size = (11 if known else 7, 1.2 + 0.26 * len(rows))
     figure, all_axes = pyplot.subplots(1, 2 if known else 1, figsize=size, squeeze=False, layout="constrained")
     axes = all_axes[0, 0]
-    colours = {"float": "tab:blue", "w8a8": "tab:orange"}
     for place, row in enumerate(rows):
         low, estimate, high = row["estimated_ms"]
-        axes.plot([low, high], [place, place], color=colours[row["precision"]], linewidth=5, alpha=0.35)
-        axes.plot(estimate, place, "o", color=colours[row["precision"]], markersize=5)
+        axes.plot([low, high], [place, place], color=COLOURS[row["precision"]], linewidth=5, alpha=0.35)
+        axes.plot(estimate, place, "o", color=COLOURS[row["precision"]], markersize=5)
         axes.annotate(f"{estimate:.1f}", (high, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
         if row["published_ms"]:
             axes.plot(row["published_ms"], place, "x", color="black", markersize=6)
@@ -209,12 +192,12 @@ def draw_picture(rows, path):
     axes.invert_yaxis()
     set_latency_axis(axes, rows)
     for precision in sorted({row["precision"] for row in rows}):
-        axes.plot([], [], "o", color=colours[precision], label=f"estimate, {precision}")
+        axes.plot([], [], "o", color=COLOURS[precision], label=f"estimate, {precision}")
     if any(row["published_ms"] for row in rows):
         axes.plot([], [], "x", color="black", label="AI Hub's published figure")
     axes.legend(fontsize=8, loc="lower left")
     if known:
-        draw_accuracies(all_axes[0, 1], known, colours)
+        draw_accuracies(all_axes[0, 1], known)
     with common.written_then_renamed(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     pyplot.close(figure)
@@ -235,10 +218,10 @@ def set_latency_axis(axes, rows):
     axes.set_xlabel(f"estimated latency on {device}, ms (dashed: {service.LATENCY_GATE_MS} ms)", fontsize=8)
 
 
-def draw_accuracies(axes, rows, colours):
+def draw_accuracies(axes, rows):
     """Top-1 over latency of the rows whose result is known."""
     for row in rows:
-        axes.plot(row["estimated_ms"][1], row["top1"], "o", color=colours[row["precision"]])
+        axes.plot(row["estimated_ms"][1], row["top1"], "o", color=COLOURS[row["precision"]])
         axes.annotate(f"{row['network']}, {row['frames']} frames", (row["estimated_ms"][1], row["top1"]), (5, 4),
                       textcoords="offset points", fontsize=8)  # fmt: skip
     set_latency_axis(axes, rows)

@@ -20,7 +20,7 @@ NETWORKS = ("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "swin3d_t", "swin3d_s", "s
 
 
 @dataclass
-class Source:
+class UncompiledNetwork:
     """A network to compile. `torch_model` takes a float32 clip `shape` and gives logits; None where it is not known.
 
     `graph` is the ONNX model of a file, with `io`, as model_io.io_of has it, where it is as deployed already.
@@ -73,7 +73,7 @@ def untrained(name, frames, classes, precision):
     frames, weights = voter.description.clip_len, get_model_weights(name).DEFAULT
     if frames < (least := weights.meta.get("min_temporal_size") or 1):
         common.refuse(f"{name} takes {least} frames a clip or more, not {frames}")
-    return Source(
+    return UncompiledNetwork(
         name=f"{name}-untrained-{frames}-frames", made_from=f"{name} with random weights",
         sha256=f"{voter.num_classes} classes",
         precision=precision or "float", shape=(1, 3, frames, *voter.description.crop_size), network=name,
@@ -86,7 +86,7 @@ def trained(checkpoint, frames, classes, precision):
     from qevd_r2plus1d import Model
 
     deployed = Model.from_pretrained(checkpoint, num_classes=classes, num_frames=frames, data_dir="")
-    return Source(
+    return UncompiledNetwork(
         name="qevd_r2plus1d", made_from=checkpoint, sha256=common.sha256_of(checkpoint),
         precision=precision or "float", shape=deployed.get_input_spec()["video"].shape,
         network=deployed.description.model_name, classes=deployed.classes, torch_model=deployed,
@@ -100,17 +100,17 @@ def from_local_hub(path):
     """
     import onnx
 
-    found = onnx_graphs.read_hub_binary(path)
-    if found is None:
+    content = onnx_graphs.read_hub_binary(path)
+    if content is None:
         common.refuse(
             f"{path} was not made by the local hub, it is compiled for a device already: name what it was made of, by "
             f"--checkpoint or as an .onnx file"
         )
-    head, graph = found
+    head, graph = content
     io = {"input": head["inputs"][0], "output": head["outputs"][0]}
     description = read_description(path)
     network, torch_model = checkpoint_of(description, ncthw(io["input"]["shape"]))
-    return Source(
+    return UncompiledNetwork(
         name="qevd_r2plus1d", made_from=str(path), sha256=hashlib.sha256(graph).hexdigest(),
         precision=precision_of(io["input"]["dtype"]), shape=ncthw(io["input"]["shape"]), network=network,
         classes=description.get("classes"), torch_model=torch_model,
@@ -153,15 +153,15 @@ def from_onnx(path, frames, precision):
     except ValueError as e:
         common.refuse(f"{path}: {e}")
     (value,) = onnx_graphs.graph_inputs(proto.graph)
-    found = Source(
+    uncompiled = UncompiledNetwork(
         name=path.stem, made_from=str(path), sha256=common.sha256_of(path), precision=precision or "float",
         shape=ncthw(onnx_graphs.dims_of(value)), graph=proto,
     )  # fmt: skip
-    if found.is_quantised:
+    if uncompiled.is_quantised:
         types = {weight.name: onnx_graphs.dtype_name(weight.data_type) for weight in proto.graph.initializer}
         quantizer = next(node for node in proto.graph.node if node.op_type == "QuantizeLinear")
-        found.precision = precision_of(types.get(quantizer.input[-1], "uint8"))  # uint8 without a zero point
-    return found
+        uncompiled.precision = precision_of(types.get(quantizer.input[-1], "uint8"))  # uint8 without a zero point
+    return uncompiled
 
 
 def precision_of(dtype):
@@ -169,17 +169,19 @@ def precision_of(dtype):
     return {"uint8": "w8a8", "int8": "w8a8", "uint16": "w8a16", "int16": "w8a16"}.get(dtype, "float")
 
 
-def deployed_graph(found, samples=()):
-    """(ONNX model, {"input", "output"} as model_io.io_of has them) of a Source as a device takes it.
+def deployed_graph(uncompiled, samples=()):
+    """(ONNX model, {"input", "output"} as model_io.io_of has them) of an UncompiledNetwork as a device takes it.
 
     Channel last and, unless it is float, with integer ends; `samples`, NCTHW clips, calibrate what is float so far. The
-    graph of `found` is changed.
+    graph of `uncompiled` is changed.
     """
-    if found.io:
-        return found.graph, found.io
-    proto = found.graph if found.graph is not None else onnx_graphs.torch_to_onnx(found.torch_model, found.shape)
-    if found.precision != "float" and not found.is_quantised:
-        proto = quantised(proto, samples, *BITS[found.precision])
+    if uncompiled.io:
+        return uncompiled.graph, uncompiled.io
+    proto = uncompiled.graph
+    if proto is None:
+        proto = onnx_graphs.torch_to_onnx(uncompiled.torch_model, uncompiled.shape)
+    if uncompiled.precision != "float" and not uncompiled.is_quantised:
+        proto = quantised(proto, samples, *BITS[uncompiled.precision])
     quantizers = onnx_graphs.expose_quantized_io(proto.graph)
     (value,) = onnx_graphs.graph_inputs(proto.graph)
     if model_io.layout_of(onnx_graphs.dims_of(value)) == "NCTHW":
@@ -187,7 +189,7 @@ def deployed_graph(found, samples=()):
     try:
         return proto, onnx_graphs.io_of_graph(proto.graph, quantizers)
     except ValueError as e:
-        common.refuse(f"{found.made_from}: {e}")
+        common.refuse(f"{uncompiled.made_from}: {e}")
 
 
 def quantised(proto, samples, weight_bits, activation_bits):

@@ -10,28 +10,17 @@ import numpy as np
 
 from aihub import onnx_graphs
 
-from .records import EMULATED, JobFailedError, Tensor, full_qairt_version, pb, tensors_from_message, tensors_to_message
-from .sessions import binary_of, check_qairt_version, inputs_and_outputs, make_session, session_of, write_target
-from .surgery import (
-    dims_of,
-    expose_quantized_io,
-    fix_input_shapes,
-    load_as_onnx,
-    load_onnx,
-    move_channels_last,
-    rename_outputs,
-)
+from . import source_models
+from .compiled_models import binary_of, check_qairt_version, inputs_and_outputs, make_session, session_of, write_target
+from .records import EMULATED, EmulatedJobError, Tensor, pb, tensors_from_message, tensors_to_message, tool_versions
 
 PROFILE_RUNS = 5  # timed runs of a profile job, after one that is not timed
 
 
-def check_limits(hub, job):
-    """Raise JobFailedError if the hub stops, or the job runs longer than it may."""
+def check_goes_on(hub):
+    """Raise EmulatedJobError if the hub stops."""
     if hub.stopping:
-        raise JobFailedError("the local hub was stopped")
-    seconds = time.time() - job.details.creation_time.seconds
-    if seconds > hub.max_job_seconds:
-        raise JobFailedError(f"the job ran for {seconds:.0f} s, the limit is {hub.max_job_seconds:,}")
+        raise EmulatedJobError("the local hub was stopped")
 
 
 # --- compile, quantize and link jobs ----------------------------------------------------------------------------------
@@ -42,31 +31,19 @@ def run_compile_job(hub, job):
     options = job.parsed_options
     runtime = options.get("target_runtime", "tflite")
     specs = tensors_from_message(job.details.tensor_type_list)
-    proto = load_as_onnx(hub.models[job.model_id], specs)
-    if any(not dims_of(value) or None in dims_of(value) for value in proto.graph.output):
+    proto = source_models.load_as_onnx(hub.models[job.model_id], specs)
+    if any(not dims or None in dims for dims in map(onnx_graphs.dims_of, proto.graph.output)):
         import onnx
 
         proto = onnx.shape_inference.infer_shapes(proto)
-    rename_outputs(proto.graph, options.get("output_names"))
+    source_models.rename_outputs(proto.graph, options.get("output_names"))
     if "quantize_io" in options:
-        expose_quantized_io(proto)
-    move_channels_last(proto.graph, options.get("force_channel_last_input"))
+        source_models.expose_quantized_io(proto)
+    source_models.move_channels_last(proto.graph, options.get("force_channel_last_input"))
     write_target(hub, job, runtime, proto.SerializeToString())
     job.details.target_tensor_type_list.CopyFrom(hub.models[job.target_id].message.input_spec)
     job.result.compile_job_result.compile_job_id = job.id
     job.result.compile_job_result.compile_detail.tool_versions.extend(tool_versions(job, runtime))
-
-
-def tool_versions(job, runtime):
-    import onnx
-    import onnxruntime
-
-    versions = {"ONNX": onnx.__version__, "ONNX Runtime": onnxruntime.__version__}
-    if "qnn" in runtime:
-        versions["QAIRT"] = full_qairt_version(job.parsed_options["qairt_version"])
-    if runtime == "tflite":
-        versions["TensorFlow Lite"] = "emulated"
-    return [pb.ToolVersion(name=name, version=version) for name, version in versions.items()]
 
 
 def run_quantize_job(hub, job):
@@ -74,14 +51,14 @@ def run_quantize_job(hub, job):
     bits = {pb.QUANTIZE_DTYPE_INT8: 8, pb.QUANTIZE_DTYPE_INT16: 16}
     weights, activations = bits.get(job.details.weights_dtype), bits.get(job.details.activations_dtype)
     if not weights or not activations:
-        raise JobFailedError("the local hub quantizes weights and activations to int8 or int16")
-    proto = load_onnx(hub.models[job.model_id].path)
-    fix_input_shapes(proto, [])
+        raise EmulatedJobError("the local hub quantizes weights and activations to int8 or int16")
+    proto = source_models.load_onnx(hub.models[job.model_id].path)
+    source_models.fix_input_shapes(proto, [])
     inputs, _ = inputs_and_outputs(make_session(proto.SerializeToString()))
 
     def read_each(samples):
         for i in range(samples.num_samples):
-            check_limits(hub, job)
+            check_goes_on(hub)
             job.num_samples += 1
             yield samples.read(i)
 
@@ -96,10 +73,10 @@ def run_quantize_job(hub, job):
 def run_link_job(hub, job):
     """DLC -> context binary: the same content under another head."""
     if len(job.model_ids) > 1:
-        raise JobFailedError("the local hub links one model at a time")
+        raise EmulatedJobError("the local hub links one model at a time")
     source = hub.models[job.model_id]
     if source.message.model_type != pb.MODEL_TYPE_QNN_DLC:
-        raise JobFailedError("only a QNN DLC can be linked")
+        raise EmulatedJobError("only a QNN DLC can be linked")
     head, content = binary_of(source)
     check_qairt_version(head, job)
     write_target(hub, job, "qnn_context_binary", content)
@@ -110,13 +87,9 @@ def run_link_job(hub, job):
 
 
 class Samples:
-    """The samples of a dataset's HDF5 file, read one at a time: {input name: array}.
+    """The samples of a dataset's HDF5 file, read one at a time: {input name: array}."""
 
-    by_size: take samples of another shape and the right size for raw memory, as a device may.
-    """
-
-    def __init__(self, path, by_size=False):
-        self.by_size = by_size
+    def __init__(self, path):
         self.file = h5py.File(path, "r")
         groups = sorted(self.file["data"].values(), key=lambda group: group.attrs.get("order", 0))
         self.groups = {group.attrs["name"]: group for group in groups}
@@ -129,20 +102,19 @@ class Samples:
         self.file.close()
 
     def check(self, inputs):
-        """Raise JobFailedError unless every sample has exactly these inputs, in this order."""
+        """Raise EmulatedJobError unless every sample has exactly these inputs, in this order."""
         names = [t.name for t in inputs]
         if list(self.groups) != names:
-            raise JobFailedError(f"the dataset has the inputs {', '.join(self.groups)}, the model {', '.join(names)}")
+            raise EmulatedJobError(f"the dataset has the inputs {', '.join(self.groups)}, the model {', '.join(names)}")
         for tensor in inputs:
             group = self.groups[tensor.name]
             if group.attrs["batch_count"] != self.num_samples:
-                raise JobFailedError("the dataset has not the same number of samples for every input")
+                raise EmulatedJobError("the dataset has not the same number of samples for every input")
             for i in range(self.num_samples):
                 sample = group[f"batch_{i}"]
-                fits = sample.shape == tensor.shape or (self.by_size and sample.size == np.prod(tensor.shape))
-                if not fits or sample.dtype.name not in tensor.accepted_dtypes:
+                if sample.shape != tensor.shape or sample.dtype.name not in tensor.accepted_dtypes:
                     given = Tensor(tensor.name, sample.shape, sample.dtype.name)
-                    raise JobFailedError(f"sample {i} of the dataset is {given}, the model expects {tensor}")
+                    raise EmulatedJobError(f"sample {i} of the dataset is {given}, the model expects {tensor}")
 
     def read(self, i):
         return {name: group[f"batch_{i}"][()] for name, group in self.groups.items()}
@@ -150,9 +122,9 @@ class Samples:
 
 def open_dataset(hub, job):
     try:
-        return Samples(hub.datasets[job.dataset_id].path, hub.samples_by_size)
+        return Samples(hub.datasets[job.dataset_id].path)
     except (OSError, KeyError) as e:
-        raise JobFailedError(f"dataset {job.dataset_id} is not of AI Hub's layout: {e}") from e
+        raise EmulatedJobError(f"dataset {job.dataset_id} is not of AI Hub's layout: {e}") from e
 
 
 def run_inference_job(hub, job):
@@ -172,9 +144,9 @@ def run_inference_job(hub, job):
         samples.check(inputs)
         groups = output_groups(file, outputs, samples.num_samples)
         for i in range(samples.num_samples):
-            check_limits(hub, job)
+            check_goes_on(hub)
             sample = samples.read(i)
-            feeds = {t.name: t.quantize(sample[t.name].reshape(t.shape)) for t in inputs}
+            feeds = {t.name: t.quantize(sample[t.name]) for t in inputs}
             start = time.perf_counter()
             arrays = session.run(None, feeds)
             microseconds.append(round((time.perf_counter() - start) * 1e6))

@@ -1,20 +1,23 @@
 """What runs inside the compiler's own process: Qualcomm's provider for onnxruntime compiles a graph or runs a binary.
 
-compiler.py starts it with the folder of its wheels on PYTHONPATH (the project's onnxruntime is another one), and
-watcher.py ends it.
+compiler.py starts it with the folder of its wheels (the project's onnxruntime is another one), watcher.py ends it.
+It answers with lines of JSON.
 
-    process.py compile FOLDER SOC       FOLDER/graph.onnx -> FOLDER/context.bin; answers with one line of JSON
-    process.py run FOLDER SOC           FOLDER/context.onnx, which names its binary; for each line of stdin, an .npy
-                                        file with one input, it answers with one line of JSON
+    provider.py WHEELS compile FOLDER SOC    FOLDER/graph.onnx -> FOLDER/context.bin; one answer
+    provider.py WHEELS run FOLDER SOC        loads FOLDER/context.onnx, which names its binary: one answer; then one for
+                                             each line of stdin, an .npy file with one input
+
+SOC is Qualcomm's number of the chip that a binary was made for, or "native" for the chip of this machine.
 """
 
 import csv
 import json
-import mmap
 import os
-import re
 import sys
+import time
 from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
 
 import numpy as np
 import onnx
@@ -35,7 +38,8 @@ def make_session(path, soc, entries=(), options=()):
     for key, value in {"session.disable_cpu_ep_fallback": "1", **dict(entries)}.items():
         session_options.add_session_config_entry(key, value)
     device = next(d for d in onnxruntime.get_ep_devices() if d.ep_name == onnxruntime_qnn.EP_NAME)
-    target = {"backend_path": onnxruntime_qnn.get_qnn_htp_path(), "soc_model": soc, "enable_htp_fp16_precision": "1"}
+    target = {"backend_path": onnxruntime_qnn.get_qnn_htp_path(), "enable_htp_fp16_precision": "1"}
+    target |= {"htp_performance_mode": "burst"} if soc == "native" else {"soc_model": soc}
     session_options.add_provider_for_devices([device], target | dict(options))
     return onnxruntime.InferenceSession(str(path), session_options, enable_fallback=0)
 
@@ -59,8 +63,8 @@ def compile_graph(folder, soc):
         return {"error": error or f"the graph was cut into {len(nodes)} parts", "unsupported": left}
     os.replace(folder / "made_qnn.bin", folder / "context.bin")
     attributes = {attribute.name: attribute.s.decode() for attribute in nodes[0].attribute}
-    target = chip_of(folder / "context.bin") | {"qairt": attributes["ep_sdk_version"].removeprefix("v")}
-    return figures_of(profile) | target | {"graph": attributes["partition_name"]}
+    made_by = {"qairt": attributes["ep_sdk_version"].removeprefix("v"), "graph": attributes["partition_name"]}
+    return figures_of(profile) | made_by
 
 
 def figures_of(profile):
@@ -77,27 +81,32 @@ def figures_of(profile):
     }
 
 
-def chip_of(binary):
-    """The chip that a context binary was made for, as its own record of the compiler's options has it."""
-    with open(binary, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = re.search(rb"soc_type=(\w+);arch=(\d+)", content)
-        chip, arch = (part.decode() for part in found.groups()) if found else ("unknown", "unknown")
-    return {"chip": chip, "hexagon": f"v{arch}"}
-
-
 def answer(message):
     print(json.dumps(message), flush=True)
 
 
-def main():
-    command, folder, soc = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    if command == "compile":
-        answer(compile_graph(folder, soc))
+def run_inputs(folder, soc):
+    """Load FOLDER/context.onnx and answer {"output", "seconds"} for each input that stdin names."""
+    try:
+        session = make_session(folder / "context.onnx", soc)
+    except Exception as e:  # onnxruntime has a class of its own for every status
+        answer({"error": str(e)})
         return
-    session = make_session(folder / "context.onnx", soc)
+    answer({})
     (name,) = (tensor.name for tensor in session.get_inputs())
     for line in sys.stdin:
-        answer({"output": session.run(None, {name: np.load(line.rstrip("\n"))})[0].tolist()})
+        values = np.load(line.rstrip("\n"))
+        start = time.perf_counter()
+        (output,) = session.run(None, {name: values})
+        answer({"output": output.tolist(), "seconds": time.perf_counter() - start})
+
+
+def main():
+    command, folder, soc = sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+    if command == "compile":
+        answer(compile_graph(folder, soc))
+    else:
+        run_inputs(folder, soc)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ import io
 import json
 import os
 import tempfile
-import unittest.mock
 import zipfile
 from pathlib import Path
 
 from aihub import onnx_graphs
 from aihub.onnx_graphs import channel_last_input, dims_of, dtype_of, graph_inputs, rename_tensor
 
-from .records import JobFailedError, Tensor, listed, pb
+from .records import EmulatedJobError, Tensor, listed, pb
 
 # --- source models as ONNX --------------------------------------------------------------------------------------------
 
@@ -20,7 +19,7 @@ from .records import JobFailedError, Tensor, listed, pb
 def load_as_onnx(model, specs):
     """Any source model as one onnx.ModelProto with its weights inside and the inputs of `specs` (list of Tensor).
 
-    Without specs its own inputs count. Raises JobFailedError if model and specs contradict each other.
+    Without specs its own inputs count. Raises EmulatedJobError if model and specs contradict each other.
     """
     model_type = model.message.model_type
     if model_type == pb.MODEL_TYPE_ONNX:
@@ -28,7 +27,7 @@ def load_as_onnx(model, specs):
     elif model_type == pb.MODEL_TYPE_TORCH_EXPORTED_PROGRAM:
         proto = exported_program_to_onnx(model.path, specs)
     else:
-        raise JobFailedError(f"a {pb.ModelType.Name(model_type)} is no source model")
+        raise EmulatedJobError(f"a {pb.ModelType.Name(model_type)} is no source model")
     fix_input_shapes(proto, specs)
     return proto
 
@@ -41,19 +40,17 @@ def unzipped(path):
         return
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         zipfile.ZipFile(path).extractall(folder)
-        (onnx_path,) = (found for found in Path(folder).rglob("*.onnx") if found.is_file())
+        (onnx_path,) = (path for path in Path(folder).rglob("*.onnx") if path.is_file())
         yield onnx_path.parent
 
 
 def load_onnx(path):
     """The onnx.ModelProto of an .onnx file, or of a zipped folder with one .onnx file and its external weights."""
-    import onnx
-
     try:
-        with unzipped(path) as found:
-            return onnx.load(next(found.glob("*.onnx")) if found.is_dir() else found)
-    except Exception as e:
-        raise JobFailedError(f"the model is no readable ONNX model: {e}") from e
+        with unzipped(path) as file_or_folder:
+            return onnx_graphs.load_with_weights(file_or_folder)
+    except (ValueError, OSError) as e:
+        raise EmulatedJobError(f"the model is no readable ONNX model: {e}") from e
 
 
 def load_exported_program(path):
@@ -65,23 +62,26 @@ def load_exported_program(path):
             # a pickled object, and an expression that sympy would evaluate
             if "custom_obj" in name or (name.endswith(".json") and b'"expr_str"' in archive.read(name)):
                 raise ValueError("only programs of plain tensors with fixed shapes are loaded")
-    # torch.export.load passes weights_only=False; this variable overrules it
-    with unittest.mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+    # torch.export.load passes weights_only=False, which this variable overrules; only the thread that computes is here
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
         return torch.export.load(path)
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
 
 
 def exported_program_to_onnx(path, specs):
     try:
         program = load_exported_program(path)
     except Exception as e:
-        raise JobFailedError(f"the model is no readable torch.export program: {e}") from e
+        raise EmulatedJobError(f"the model is no readable torch.export program: {e}") from e
     own = [
         Tensor(node.name, tuple(node.meta["val"].shape), str(node.meta["val"].dtype).removeprefix("torch."))
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]
     if specs and [(t.shape, t.dtype) for t in specs] != [(t.shape, t.dtype) for t in own]:
-        raise JobFailedError(f"input_specs {listed(specs)} contradict the exported program's {listed(own)}")
+        raise EmulatedJobError(f"input_specs {listed(specs)} contradict the exported program's {listed(own)}")
     return torch_to_onnx(program.module(), specs or own)
 
 
@@ -98,26 +98,26 @@ def torch_to_onnx(module, specs):
             names = [t.name for t in specs]
             torch.onnx.export(traced, inputs, buffer, input_names=names, opset_version=17, dynamo=False)
     except Exception as e:
-        raise JobFailedError(f"the model does not run on inputs {listed(specs)}: {e}") from e
+        raise EmulatedJobError(f"the model does not run on inputs {listed(specs)}: {e}") from e
     return onnx.load_from_string(buffer.getvalue())
 
 
 def fix_input_shapes(proto, specs):
-    """Write the shapes of `specs` into open dimensions of the model. Raises JobFailedError if they do not fit."""
+    """Write the shapes of `specs` into open dimensions of the model. Raises EmulatedJobError if they do not fit."""
     from onnx import helper
 
     values = graph_inputs(proto.graph)
     own = [Tensor(v.name, dims_of(v), dtype_of(v)) for v in values]
     if not specs and any(None in t.shape for t in own):
-        raise JobFailedError(f"the model's inputs have open dimensions ({listed(own)}): input_specs must fix them")
+        raise EmulatedJobError(f"the model's inputs have open dimensions ({listed(own)}): input_specs must fix them")
     by_name = {t.name: t for t in specs or own}
     if set(by_name) != {t.name for t in own}:
-        raise JobFailedError(f"input_specs {listed(specs)} name other inputs than the model's: {listed(own)}")
+        raise EmulatedJobError(f"input_specs {listed(specs)} name other inputs than the model's: {listed(own)}")
     for value, tensor in zip(values, own):
         wanted = by_name[tensor.name]
         fits = len(wanted.shape) == len(tensor.shape) and wanted.dtype == tensor.dtype
         if not fits or any(a not in (None, b) for a, b in zip(tensor.shape, wanted.shape)):
-            raise JobFailedError(f"input_specs {wanted} contradict the model's input {tensor}")
+            raise EmulatedJobError(f"input_specs {wanted} contradict the model's input {tensor}")
         elem_type = value.type.tensor_type.elem_type
         value.CopyFrom(helper.make_tensor_value_info(value.name, elem_type, wanted.shape))
 
@@ -129,7 +129,7 @@ def rename_outputs(graph, names):
     """Honour --output_names."""
     new_names = names.split(",") if names else [value.name for value in graph.output]
     if len(new_names) != len(graph.output):
-        raise JobFailedError(f"--output_names has {len(new_names)} names, the model has {len(graph.output)} outputs")
+        raise EmulatedJobError(f"--output_names has {len(new_names)} names, the model has {len(graph.output)} outputs")
     for value, name in zip(graph.output, new_names):
         rename_tensor(graph, value.name, name)
         value.name = name
@@ -140,7 +140,7 @@ def move_channels_last(graph, names):
     by_name = {value.name: value for value in graph_inputs(graph)}
     for name in names.split(",") if names else []:
         if name not in by_name:
-            raise JobFailedError(f"--force_channel_last_input names {name}, the model has {', '.join(by_name)}")
+            raise EmulatedJobError(f"--force_channel_last_input names {name}, the model has {', '.join(by_name)}")
         channel_last_input(graph, by_name[name])
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from aihub import onnx_graphs
 
-from .records import EMULATED, JobFailedError, Tensor, full_qairt_version, pb, tensors_to_message
-from .surgery import load_onnx, unzipped
+from .records import EMULATED, EmulatedJobError, Tensor, full_qairt_version, pb, tensors_to_message
+from .source_models import load_onnx, unzipped
 
 NUM_THREADS = min(4, os.cpu_count())  # CPU threads of onnxruntime
 CACHED_SESSIONS = 2  # models kept loaded between inference jobs
@@ -78,40 +78,39 @@ def onnx_around_binary(inputs, outputs, binary_name):
 
 
 def binary_of(model):
-    """(what its first lines say, its ONNX bytes) of a compiled model. Raises JobFailedError if it was not made here."""
+    """(what its first lines say, its ONNX bytes) of a compiled model. Raises EmulatedJobError for one not made here."""
     with unzipped(model.path) as path:
-        found = onnx_graphs.read_hub_binary(path)
-    if found is None and model.message.model_type == pb.MODEL_TYPE_ONNX:
-        found = {"runtime": "onnx"}, load_onnx(model.path).SerializeToString()
-    if found is None:
-        kind = pb.ModelType.Name(model.message.model_type).removeprefix("MODEL_TYPE_")
-        raise JobFailedError(
-            f"this {kind} was not made by the local hub: it runs on a Qualcomm device, or in Qualcomm's emulator "
-            f"(tools/compile_offline.py --num-clips)"
-        )
-    return found
+        if head_and_graph := onnx_graphs.read_hub_binary(path):
+            return head_and_graph
+    if model.message.model_type == pb.MODEL_TYPE_ONNX:
+        return {"runtime": "onnx"}, load_onnx(model.path).SerializeToString()
+    kind = pb.ModelType.Name(model.message.model_type).removeprefix("MODEL_TYPE_")
+    raise EmulatedJobError(
+        f"this {kind} was not made by the local hub: it runs on a Qualcomm device, or in Qualcomm's emulator "
+        f"(tools/predict.py --checkpoint, tools/compile_offline.py --num-clips)"
+    )
 
 
 def check_qairt_version(head, job):
-    """Raise JobFailedError if a job runs another version of QAIRT than the one that made a binary."""
+    """Raise EmulatedJobError if a job runs another version of QAIRT than the one that made a binary."""
     made_with, runs = head.get("qairt_version"), job.parsed_options["qairt_version"]
     if made_with and made_with != runs:
-        raise JobFailedError(
+        raise EmulatedJobError(
             f"QNN_VERSION_MISMATCH: the binary was made with QAIRT {made_with}, the job runs {runs}; --qairt_version "
             f"{made_with} names it"
         )
 
 
 def make_session(content):
-    """An onnxruntime session on the CPU. Raises JobFailedError if the bytes are no model that it can run."""
+    """An onnxruntime session on the CPU. Raises EmulatedJobError if the bytes are no model that it can run."""
     try:
         return onnx_graphs.cpu_session(content, NUM_THREADS)
     except Exception as e:
-        raise JobFailedError(f"onnxruntime cannot run the model: {e}") from e
+        raise EmulatedJobError(f"onnxruntime cannot run the model: {e}") from e
 
 
 def session_of(hub, job):
-    """The session of a job's model, kept for the next job on it. Raises JobFailedError."""
+    """The session of a job's model, kept for the next job on it. Raises EmulatedJobError."""
     head, session = hub.sessions.pop(job.model_id, None) or (None, None)
     if session is None:
         head, content = binary_of(hub.models[job.model_id])
