@@ -228,19 +228,6 @@ def test_what_is_peculiar_about_healthy_videos_is_counted(zoo, run_script, tmp_p
     assert "a pipe" in rows["pipe.mp4"]["detail"]
 
 
-def test_a_report_of_the_version_before_is_read_but_judged_anew(sources, run_script, tmp_path, monkeypatch):
-    """It knew where originals went, and it called healthy what no later step took."""
-    monkeypatch.chdir(tmp_path)
-    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_empty=1, num_healthy=2)
-    run_script(SCRIPT, *SEED, code=1)
-    lines = list(csv.reader(Path("bad_videos.csv").read_text().splitlines()))
-    with open("bad_videos.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(line[: lines[0].index("decodes")] for line in lines)
-    result = run_script(SCRIPT, *SEED)
-    assert "0 unchanged" in result.stdout and "1 were quarantined in earlier runs" in result.stdout, result.stdout
-    assert {row["action"] for row in report().values()} == {"quarantined earlier", "kept"}
-
-
 # --- nothing is lost -------------------------------------------------------------------------------------------------
 
 
@@ -669,14 +656,32 @@ def test_a_second_merge_at_the_same_moment_changes_nothing(sources, run_script, 
     assert len(seen) == 2 and sorted(actions) == ["kept"] * 2 + ["quarantined"] * 3, actions
 
 
-def test_shares_that_the_version_before_left_are_read(sources, run_script, tmp_path, monkeypatch):
+def test_a_name_that_is_no_text_is_shown_escaped_and_written_exactly(sources, run_script, tmp_path, monkeypatch):
+    """Bytes that are not UTF-8, a line break, a sign that turns the direction of writing; on any terminal."""
     monkeypatch.chdir(tmp_path)
-    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_empty=1, num_healthy=1)
-    run_script(SCRIPT, *SEED, code=1)
-    Path("bad_videos.csv").rename("bad_videos.0of2.7.done.csv")
-    result = run_script(SCRIPT, *SEED)
-    assert "1 unchanged" in result.stdout and "1 were quarantined in earlier runs" in result.stdout, result.stdout
-    assert [path.name for path in Path().glob("*.csv")] == ["bad_videos.csv"]
+    folder = Path("full_dataset/train/a")
+    names = [os.fsdecode(b"caf\xe9.mp4"), "new\nline.mp4", "\u202ename.mp4", "\u6df1\u8e72" * 30 + ".mp4"]
+    cut_videos(sources, folder, num_cut=0, num_healthy=1)
+    for name in names:
+        (folder / name).write_bytes(b"no video")
+    result = run_script(SCRIPT, *SEED, code=1, LC_ALL="C", PYTHONIOENCODING="ascii")
+    for shown in "caf\\xe9.mp4", "new\\nline.mp4", "\\u202ename.mp4":
+        assert f"not_a_video: full_dataset/train/a/{shown}" in result.stderr + result.stdout, result.stderr
+    rows = report()
+    for name in names:
+        assert rows[name]["action"] == "quarantined" and Path("bad_videos/train/a", name).read_bytes() == b"no video"
+    assert "5 were quarantined" not in run_script(SCRIPT, *SEED).stdout
+
+
+def test_the_next_command_is_that_of_the_readme(monkeypatch):
+    readme = (REPO / "README.md").read_text()
+    monkeypatch.setattr(check_videos, "ROOT", "my_dataset")
+    monkeypatch.setattr(check_videos.common, "class_map_with", lambda labels: Path("my_class_map.json"))
+    for gpu in True, False:
+        monkeypatch.setattr(shutil, "which", lambda name, gpu=gpu: gpu)
+        assert f"\n{check_videos.next_training()}\n" in readme, check_videos.next_training()
+    monkeypatch.setattr(check_videos, "ROOT", "my data")
+    assert "--data-path 'my data' " in check_videos.next_training()
 
 
 def test_wrong_usage_is_told_in_one_sentence(sources, run_script, tmp_path, monkeypatch):
@@ -690,7 +695,7 @@ def test_wrong_usage_is_told_in_one_sentence(sources, run_script, tmp_path, monk
         (["--replace"], "give --remux"),
         (["--quarantine", "full_dataset/train/bad"], "lies in the dataset"),
         (["--quarantine", "full_dataset"], "lies in the dataset"),
-        (["--report", "notes.csv"], "no report of check_videos.py"),
+        (["--report", "notes.csv"], "no report of this check_videos.py"),
         (["--jobs", "-1"], "--jobs must be at least 0"),
     ):
         result = run_script(SCRIPT, *SEED, *flags, code=2)

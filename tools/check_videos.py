@@ -28,12 +28,12 @@ Exit codes: 0 all healthy, 1 faults found (listed), 2 wrong usage or a broken pa
 """
 
 import contextlib
-import glob
 import importlib
 import itertools
 import os
 import re
 import shlex
+import shutil
 import signal
 import tempfile
 import zlib
@@ -44,10 +44,11 @@ from typing import NamedTuple
 
 import common
 from common import finding, flags, machine
+from common.names import printable
 
 from videos.check_report import COLUMNS, print_summary, read_rows, write_rows
 from videos.journal import Journal
-from videos.judging import examine, verdict
+from videos.judging import examine, report_row
 from videos.repairs import REPAIRABLE, preserve, repair
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def examined_and_repaired(videos, num_workers, temporary_of):
         if failure and not again:
             jobs.appendleft(job._replace(again=True))
         elif row is None:
-            result = verdict(*failure) if failure else result
+            result = report_row(*failure) if failure else result
             if is_worth_repairing(result):
                 jobs.appendleft(Job(video, result, temporary_of(video)))
             else:
@@ -210,13 +211,6 @@ def change_dataset(video, row, temporary):
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
-def shares_of_the_version_before():
-    """What killed runs of the version before left beside REPORT: <report>.<rank>of<n>[.<id>].part.csv and .done.csv."""
-    report = Path(REPORT)
-    pattern = f"{glob.escape(report.stem)}.[0-9]*of[0-9]*.[pd][ao][rn][te]{glob.escape(report.suffix)}"
-    return sorted(report.parent.glob(pattern))
-
-
 def mtime_of(path):
     """mtime of a file in ns, None without one."""
     return os.stat(path).st_mtime_ns if os.path.exists(path) else None
@@ -237,11 +231,10 @@ def known_rows(journal, report_before):
 
     for row, current, mtime in journal.rows():  # first: who merges replaces REPORT before it clears the journal
         take(row, current, mtime)
-    for path in Path(REPORT), *shares_of_the_version_before():
-        with contextlib.suppress(FileNotFoundError):
-            mtime = path.stat().st_mtime_ns
-            for row in read_rows(path).values():
-                take(row, path == Path(REPORT) and mtime != report_before, mtime)
+    with contextlib.suppress(FileNotFoundError):
+        mtime = os.stat(REPORT).st_mtime_ns
+        for row in read_rows(Path(REPORT)).values():
+            take(row, mtime != report_before, mtime)
     return {video: (row, current) for video, (row, current, _) in newest.items()}
 
 
@@ -310,11 +303,14 @@ def check_usage():
 
 
 def check_and_record(videos, unreadable, journal, scratch):
-    """Check, repair and move the videos, writing each row between the copy to quarantine and the change of the dataset:
-    a row whose change a kill prevented is seen as out of date by the next run, and a change can never lack its row."""
+    """Check, repair and move the videos, and write a row of each to the journal.
+
+    A row is written between the copy to quarantine and the change of the dataset. So a change never lacks its row; a
+    row whose change a kill prevented is out of date, which the next run sees.
+    """
     from tqdm import tqdm
 
-    results = ((video, verdict("unreadable", why), None) for video, why in unreadable.items())
+    results = ((video, report_row("unreadable", why), None) for video, why in unreadable.items())
     if videos:
         jobs = machine.num_workers(JOBS)
         of_children = examined_and_repaired(videos, jobs, lambda video: temporary_path(video, scratch))
@@ -331,11 +327,11 @@ def check_and_record(videos, unreadable, journal, scratch):
         if temporary:
             temporary.unlink(missing_ok=True)
         if row["reason"] != "healthy":
-            tqdm.write(f"{row['reason']}: {video}: {row['detail']} -> {row['action']}")
+            tqdm.write(printable(f"{row['reason']}: {video}: {row['detail']} -> {row['action']}"))
 
 
 def check_share(videos, unreadable, journal):
-    """Check what is this process's and not known to be healthy; returns the rows of the rest of its share, by video."""
+    """Check those videos of this process's share that need it. Returns {video: row} of the others, healthy before."""
     known = known_rows(journal, mtime_of(REPORT))
     mine = [video for video in videos if journal.is_mine(name_of(video))]
     kept = {str(video): row_to_keep(known[str(video)][0]) for video in mine if str(video) in known}
@@ -350,6 +346,22 @@ def check_share(videos, unreadable, journal):
         of_mine = {path: why for path, why in unreadable.items() if journal.is_mine(name_of(path))}
         check_and_record(todo, of_mine, journal, scratch)
     return kept
+
+
+def next_training():
+    """The command that trains on ROOT as the README has it: with QEVD's classes, with others, without a GPU."""
+    folders = [folder for folder in (Path(ROOT, "train"), Path(ROOT, "val")) if folder.is_dir()]
+    own = common.class_map_with(label for folder in folders for label in finding.class_folders(folder))
+    with_map = f" --class-map {shlex.quote(str(own))}" if own and own.parent != common.REPO else ""
+    train = f"python references/video_classification/train.py --data-path {shlex.quote(ROOT)}{with_map}"
+    if not shutil.which("nvidia-smi"):  # few videos, as one has them without a GPU
+        return (
+            f"{train} --overwrite --clip-len 8 --trainable-layers layer3 layer4 fc --epochs 15 --batch-size 4 "
+            "--opt adamw --lr 0.0005 --lr-head 0.005 --lr-scheduler onecycle --eval-every 5 --save-every 0"
+        )
+    if own and own.parent == common.REPO:
+        return f"{train} --weights KINETICS400_V1 --cache-dataset --epochs 15 --batch-size 24 --lr 0.01"
+    return f"{train} --weights KINETICS400_V1 --amp --overwrite"
 
 
 def main():
@@ -369,17 +381,12 @@ def main():
             return
         write_rows(Path(REPORT), rows)
         journal.clear()
-        for path in shares_of_the_version_before():
-            path.unlink(missing_ok=True)
     except OSError as e:
         common.refuse(f"a file cannot be read or written ({e}); what is finished is kept: mend this and start again")
     rows = [row for video, row in rows.items() if spelled_from_root(video)]
     print_summary(rows)
     print(f"report: {REPORT}; quarantine: {QUARANTINE}")
-    folders = [folder for folder in (Path(ROOT, "train"), Path(ROOT, "val")) if folder.is_dir()]
-    own = common.class_map_with(label for folder in folders for label in finding.class_folders(folder))
-    own = f" --class-map {own}" if own and own.parent != common.REPO else ""
-    print(f"next: python references/video_classification/train.py --data-path {shlex.quote(ROOT)}{own}")
+    print(f"next: {next_training()}")
     if any(row["reason"] != "healthy" and row["action"] != "quarantined earlier" for row in rows):
         raise SystemExit(1)
 

@@ -23,7 +23,6 @@ Exit code 1: videos are missing or records were refused; all of them stand in mi
 
 import csv
 import os
-import sys
 import time
 from collections import Counter
 from pathlib import Path, PureWindowsPath
@@ -303,8 +302,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+    main()

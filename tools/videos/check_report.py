@@ -9,24 +9,22 @@ from videos.judging import REASONS
 
 COLUMNS = ["video", "reason", "action", "detail", "quarantined_to", "repaired_by", "frames", "corrupt_frames"]
 COLUMNS += ["fps", "variable_frame_rate", "duration_s", "shorter_than_4_s", "width", "height", "codec", "rotation"]
-COLUMNS += ["size_bytes", "mtime_ns"]  # of the version before, up to here
-COLUMNS += ["decodes", "header_fps", "longest_gap_s", "video_streams"]
+COLUMNS += ["size_bytes", "mtime_ns", "decodes", "header_fps", "longest_gap_s", "video_streams"]
 
 
 def read_rows(path):
     """Rows of a report by video; the last row of a video counts. Leaves out a row that a kill cut off.
 
-    A report of the version before has fewer columns; it judged by another rule, so that only what has moved to
-    quarantine need not be looked at again. Raises FileNotFoundError. Exits with code 2 if the file is no report of this
-    script, so that nothing else is overwritten.
+    Raises FileNotFoundError. Exits with code 2 if the file is no report of this script, so that nothing else is
+    overwritten.
     """
     text = path.read_bytes().decode("utf-8", errors="surrogateescape").replace("\0", "")
     lines = csv.reader(io.StringIO(text, newline=""))
     columns = next(lines, None) if text else COLUMNS
-    if columns not in (COLUMNS, COLUMNS[: COLUMNS.index("decodes")]):
-        common.refuse(f"{path} is no report of check_videos.py; move it away or name another file with --report")
+    if columns != COLUMNS:
+        common.refuse(f"{path} is no report of this check_videos.py; move it away or name another file with --report")
     lines = list(lines)[: None if text.endswith("\n") else -1]
-    rows = [dict(zip(columns, line)) for line in lines if len(line) == len(columns)]
+    rows = [dict(zip(COLUMNS, line)) for line in lines if len(line) == len(COLUMNS)]
     return {row["video"]: row for row in rows}
 
 

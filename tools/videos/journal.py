@@ -45,13 +45,11 @@ class Journal:
             file.write(json.dumps(row) + "\n")
 
     def rows(self):
-        """Yield (row, whether it is of this launch, mtime of its file in ns), and remember what was read for `clear`.
-
-        Files of the version before, which gave its processes no launch, are read as those of an earlier launch.
-        """
+        """Yield (row, whether it is of this launch, mtime of its file in ns); remember for `clear` what was read."""
         self.merged = {}
         for file in sorted(self.folder.glob("*.jsonl")):
-            # without a launcher's id, what an earlier launch left is taken for this one's, but never in its own share
+            # Launches without an id cannot be told apart: files of other shares count as this launch's. This process's
+            # share has one file of this launch, its own; others of the same share are of earlier launches.
             current = file == self.file or file.name.startswith(self.launch) and not file.name.startswith(self.me)
             with contextlib.suppress(FileNotFoundError), open(file, "rb") as lines:  # another process has merged it
                 mtime = os.fstat(lines.fileno()).st_mtime_ns

@@ -228,7 +228,7 @@ def fault_of(path, boxes, stream, seen):
     return reason, figures, facts, decodes
 
 
-def verdict(reason, figures="", **columns):
+def report_row(reason, figures="", **columns):
     """A row of the report so far: the reason, its sentence with figures, and columns such as frames and codec."""
     return columns | {"reason": reason, "detail": REASONS[reason] + f" ({figures})" * bool(figures)}
 
@@ -250,11 +250,11 @@ def examine(path):
         except av.error.FFmpegError as e:
             read_through(path)
             reason = why_not_openable(path, boxes) if os.path.getsize(path) else "empty"
-            return verdict(reason, e.strerror if boxes else "")
+            return report_row(reason, e.strerror if boxes else "")
         with container:
             return examine_container(path, boxes, container)
     except OSError as e:
-        return verdict("unreadable", e.strerror or str(e))
+        return report_row("unreadable", e.strerror or str(e))
 
 
 def examine_container(path, boxes, container):
@@ -263,18 +263,18 @@ def examine_container(path, boxes, container):
 
     kind, moving = container.format.name, moving_pictures(container)
     if kind.endswith("_pipe") or kind in NOT_VIDEOS:
-        return verdict("not_a_video", f"it is read as {kind}")
+        return report_row("not_a_video", f"it is read as {kind}")
     index_cut = why_not_openable(path, boxes) == "no_moov"
     if not moving:
         if container.streams.video:
-            return verdict("cover_picture_only")
-        return verdict("no_moov" if index_cut else "no_video_stream" if container.streams else "bad_header")
+            return report_row("cover_picture_only")
+        return report_row("no_moov" if index_cut else "no_video_stream" if container.streams else "bad_header")
     if moving[0].codec_context is None or not has_decoder(moving[0]):
-        return verdict("no_moov" if index_cut else "no_decoder")
+        return report_row("no_moov" if index_cut else "no_decoder")
     seen = decode(container, moving[0])
     reason, figures, facts, decodes = fault_of(path, boxes, moving[0], seen)
     columns = properties(moving[0], seen, facts)
-    return verdict(reason, figures, decodes="yes" if decodes else "no", **columns)
+    return report_row(reason, figures, decodes="yes" if decodes else "no", **columns)
 
 
 def has_decoder(stream):
