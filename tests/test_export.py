@@ -23,10 +23,11 @@ from torchvision.models import get_model
 
 import example_export
 from aihub import model_io, service
+from aihub.tensors import class_balanced
 from conftest import REPO
 from faulty_hub import Fault, FaultyHub
 from qevd_r2plus1d import Model
-from qevd_r2plus1d.model import class_balanced, read_trained
+from qevd_r2plus1d.model import read_trained
 from small_models import DEVICE, SmallNetwork, client_of, compile_binary, hasty_client, read_h5, small_onnx, write_clips
 from torchvision_patches import clip as clip_description
 
@@ -293,7 +294,7 @@ def test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow(tmp_path, r
             labels = collections.Counter(by_content[clip[()].tobytes()] for clip in file["data/0"].values())
         assert labels == dict.fromkeys(CLASSES, 2), f"calibration is not class-balanced: {labels}"
         assert "calibrating with 10 clips of 5 classes from ./calibration_tensors\n" in result.stdout
-        (bundle,) = (tmp_path / "export_assets").glob("qevd_r2plus1d-*")
+        (bundle,) = (tmp_path / "export_assets").glob("qevd_mc3_18-*")
         assert bundle.suffix == ".zip" and zipfile.is_zipfile(bundle)
 
         (command,) = (line for line in result.stdout.splitlines() if line.startswith("next: "))
@@ -352,7 +353,7 @@ def test_an_earlier_bundle_of_the_name_is_replaced(tmp_path, monkeypatch):
         made = tmp_path / ".export-x/qevd"
         made.mkdir(parents=True)
         (made / f"model-{zipped}").write_text("new")
-        bundle = example_export.save_bundle(made)
+        bundle = example_export.save_bundle(made, "qevd")
         if zipped:
             bundle = example_export.zip_bundle(bundle)
         shutil.rmtree(tmp_path / ".export-x")
@@ -444,8 +445,8 @@ def test_a_failed_job_ends_the_export(hub):
     """Message and URL, no job after it; the pipeline alone would go on with the failed job's handle."""
     hub.faults.append(Fault("compile", fail=True, message="op Foo is unknown"))
     client = client_of(hub)
-    example_export.wait_for_each_job(client)
-    with pytest.raises(service.JobFailedError, match="op Foo is unknown.* see http"):
+    failing = pytest.raises(service.JobFailedError, match="op Foo is unknown.* see http")
+    with failing, example_export.each_job_waited_for(client):
         client.submit_compile_job(small_onnx(), qai_hub.Device(DEVICE), options="--target_runtime qnn_dlc")
 
 

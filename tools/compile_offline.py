@@ -127,7 +127,7 @@ def choose_rows(uncompiled, folder, number):
 
     Exits with code 2 and one sentence if it has clips of a class that the network was not trained with.
     """
-    from qevd_r2plus1d.model import class_balanced
+    from aihub.tensors import class_balanced
 
     rows = common.read_manifest(Path(folder, "manifest.jsonl"))
     unknown = sorted({row["label"] for row in rows} - set(uncompiled.classes or [row["label"] for row in rows]))

@@ -3,17 +3,21 @@
 Reads a checkpoint of train.py and clips of preprocess_and_save.py: some that are scored, to check the model with, and
 some of training videos, to calibrate a quantised one with. Goes through the export pipeline of qai_hub_models with the
 recipe tools/qevd_r2plus1d. Writes, into `output_dir`:
-  qevd_r2plus1d-<runtime>-<precision>-<chipset>/   the package's bundle: model, metadata.json, labels.txt
-  resnet_2plus1d.bin                               the model again (.tflite, .dlc, .onnx for other runtimes)
+  qevd_r2plus1d-<runtime>-<precision>-<chipset>/   the package's bundle: model, metadata.json, labels.txt, clip.json;
+                                                   qevd_<network>-… for others, qevd_<networks>_of_<n>-… for several
+  resnet_2plus1d.bin                               the model again, whatever network (.tflite, .dlc, .onnx: runtimes)
   resnet_2plus1d.json                              what run_inference.py needs to know of it: input, output, jobs,
-                                                   QAIRT version, torch's logits of one clip
+                                                   QAIRT version, torch's logits of one clip, how its clips are made
 
 $ python tools/example_export.py
+$ python tools/example_export.py --checkpoint seed1.pth seed2.pth seed3.pth
 $ python tools/example_export.py --precision w8a8 --skip-profiling false --skip-inferencing false
 $ python tools/local_hub.py python tools/example_export.py      # without an account, emulated on this CPU
 """
 
+import contextlib
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,10 +25,12 @@ from pathlib import Path
 import common
 from common import flags
 
-from aihub import logits_file, model_io, service
+from aihub import logits_file, model_io, service, tensors
 
 # ----------------------------------------------------------------------------------------------------------------------
-checkpoint = "./checkpoint.pth"         # weights to export, as train.py wrote them; without it, ./model.pth
+checkpoint = ["./checkpoint.pth"]       # weights to export, as train.py wrote them; several vote, in one model
+checkpoint_weights = []                 # how much each checkpoint's vote counts, say 2 1 1; [] = all alike
+mirror = False                          # True = the mirror image of a clip votes, too; twice the time
 num_classes = 0                         # 0 = as the checkpoint says; any other number must agree with it
 num_frames = 0                          # frames a clip; 0 = as the checkpoint says
 data_dir = "./preprocessed_tensors"     # clips of preprocess_and_save.py to check with; "" = one random clip
@@ -53,17 +59,18 @@ RUNTIMES = ("qnn_context_binary", "qnn_dlc", "tflite", "onnx", "precompiled_qnn_
 PRECISIONS = ("float", "w8a8", "w8a16")
 
 
-def check_constants():
-    """Refuse what could only fail later."""
+def check_constants(paths):
+    """Refuse what could only fail later. paths: of the checkpoints."""
     if target_runtime not in RUNTIMES:
         common.refuse(f"target_runtime is {target_runtime!r}, possible are {', '.join(RUNTIMES)}")
     if precision not in PRECISIONS:
         common.refuse(f"precision is {precision!r}, possible are {', '.join(PRECISIONS)}")
-    if not random_weights and not Path(checkpoint).is_file():
-        common.refuse(
-            f"there is no checkpoint {checkpoint} (looked in {Path(checkpoint).absolute()}); train.py writes one, "
-            f"--checkpoint names another, say model.pth, and --random-weights exports an untrained network on purpose"
-        )
+    for path in [] if random_weights else paths or [""]:
+        if not Path(path).is_file():
+            common.refuse(
+                f"there is no checkpoint {path} (looked in {Path(path).absolute()}); train.py writes one, --checkpoint "
+                f"names another, say model.pth, and --random-weights exports an untrained network on purpose"
+            )
     if data_dir and not Path(data_dir, "manifest.jsonl").is_file():
         common.refuse(
             f"there is no manifest.jsonl in {data_dir} (looked in {Path(data_dir).absolute()}); run "
@@ -81,11 +88,12 @@ def check_constants():
         )
 
 
-def use_model_pth():
-    """Take the manual's other name for the checkpoint, where only that is there."""
-    if checkpoint == "./checkpoint.pth" and not Path(checkpoint).exists() and Path("model.pth").is_file():
-        globals()["checkpoint"] = "./model.pth"
+def checkpoint_paths():
+    """The checkpoints' paths; the manual's other name where only that is there."""
+    if checkpoint == ["./checkpoint.pth"] and not Path(checkpoint[0]).exists() and Path("model.pth").is_file():
         print("there is no ./checkpoint.pth: exporting ./model.pth")
+        return ["./model.pth"]
+    return checkpoint
 
 
 def check_qairt_version(hub):
@@ -107,7 +115,8 @@ def check_qairt_version(hub):
         )
 
 
-def wait_for_each_job(hub):
+@contextlib.contextmanager
+def each_job_waited_for(hub):
     """Let every submission wait for its job and stop if it failed: the pipeline goes on with a failed job's handle."""
 
     def waiting(submit):
@@ -118,23 +127,36 @@ def wait_for_each_job(hub):
 
         return submit_and_wait
 
-    for name in ("submit_compile_job", "submit_quantize_job", "submit_link_job"):
-        setattr(hub, name, waiting(getattr(hub, name)))
+    names = "submit_compile_job", "submit_quantize_job", "submit_link_job"
+    with contextlib.ExitStack() as patches:
+        for name in names:
+            patches.callback(setattr, hub, name, getattr(hub, name))
+            setattr(hub, name, waiting(getattr(hub, name)))
+        yield
 
 
-def model_arguments():
-    """The arguments of the recipe's from_pretrained."""
-    return {
-        "checkpoint": checkpoint,
-        "num_classes": num_classes,
-        "num_frames": num_frames,
-        "data_dir": data_dir,
-        "calibration": (CALIBRATION_DIR, num_calibration_samples),
-        "random_weights": random_weights,
-    }
+def build_model(paths):
+    """The deployed network of the checkpoints, by the recipe."""
+    from qevd_r2plus1d import Model
+
+    model = Model.from_pretrained(
+        checkpoint=paths,
+        num_classes=num_classes,
+        num_frames=num_frames,
+        weights=checkpoint_weights,
+        mirrored=mirror,
+        data_dir=data_dir,
+        calibration=(CALIBRATION_DIR, num_calibration_samples),
+        random_weights=random_weights,
+    )
+    for folder in {data_dir, CALIBRATION_DIR if precision != "float" else ""} - {""}:
+        tensors.check_tensors(folder, ", ".join(paths), model.description)
+    if len(model.voters) > 1:
+        print(f"{len(model.voters)} networks vote: {', '.join(paths)}")
+    return model
 
 
-def run_pipeline(hub_device, folder):
+def run_pipeline(hub, hub_device, model, folder):
     """The package's own export into a folder, without its checks on the device: they come when the model is saved.
 
     Returns its ExportResult.
@@ -142,22 +164,23 @@ def run_pipeline(hub_device, folder):
     from qai_hub_models import Precision, TargetRuntime
     from qai_hub_models.utils.export.pipeline import export_model
 
-    return export_model(
-        RECIPE,
-        hub_device,
-        precision=Precision.parse(precision),
-        target_runtime=TargetRuntime(target_runtime),
-        skip_profiling=True,
-        skip_inferencing=True,  # it would also send float clips to a quantised model
-        skip_downloading=skip_downloading,
-        skip_summary=True,
-        output_dir=folder,
-        compile_options=compile_options,
-        quantize_options=quantize_options,
-        link_options=link_options,
-        inference_options=inference_options,
-        **model_arguments(),
-    )
+    with each_job_waited_for(hub):
+        return export_model(
+            RECIPE,
+            hub_device,
+            precision=Precision.parse(precision),
+            target_runtime=TargetRuntime(target_runtime),
+            skip_profiling=True,
+            skip_inferencing=True,  # it would also send float clips to a quantised model
+            skip_downloading=skip_downloading,
+            skip_summary=True,
+            output_dir=folder,
+            compile_options=compile_options,
+            quantize_options=quantize_options,
+            link_options=link_options,
+            inference_options=inference_options,
+            built=model,
+        )
 
 
 def find_io(target_model, result):
@@ -175,14 +198,23 @@ def model_in_bundle(bundle):
     return name
 
 
-def save_bundle(made):
-    """Move a finished bundle into output_dir in place of an earlier one of its name; returns its path."""
-    bundle = Path(output_dir, made.name)
+def save_bundle(made, name):
+    """Move a finished bundle into output_dir, under a name, in place of an earlier one of it; returns its path."""
+    bundle = Path(output_dir, name)
+    for folder in (made, *(path for path in made.rglob("*") if path.is_dir())):
+        folder.chmod(0o777 & ~umask())  # the package makes it in a temporary folder, which nobody else may read
     for earlier in (bundle, bundle.with_name(f"{bundle.name}.zip")):
         if earlier.exists():
             earlier.rename(made.parent / f"earlier-{earlier.name}")  # deleted with the temporary folder
     made.rename(bundle)
     return bundle
+
+
+def umask():
+    """The permissions that new files of this process do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def zip_bundle(bundle):
@@ -291,20 +323,18 @@ def share_jobs(jobs, emulated):
         print("NOT AN ENTRY: these jobs are of a local hub, nobody else sees them; export with an AI Hub account")
 
 
-def export(hub, hub_device):
-    """Compile and save the model. Returns (network, hub's compiled model, what it takes and gives or None, version of
-    QAIRT, compile and link job)."""
-    from qevd_r2plus1d import Model
-
+def export(hub, hub_device, model):
+    """Compile and save the model. Returns (hub's compiled model, what it takes and gives or None, version of QAIRT,
+    compile and link job)."""
     for left_by_a_kill in Path(output_dir).glob(".export-*"):
         shutil.rmtree(left_by_a_kill)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output_dir) as folder:
-        result = run_pipeline(hub_device, folder)
+        result = run_pipeline(hub, hub_device, model, folder)
         target_model = (result.link_job or result.compile_job).get_target_model()
         io = find_io(target_model, result)
         if io:
             model_io.check_scale(io["output"])
-        model, qairt_version = Model.from_pretrained(**model_arguments()), service.qairt_version_of(target_model)
+        qairt_version = service.qairt_version_of(target_model)
         jobs = [job for job in (result.compile_job, result.link_job) if job]
         description = (io or {}) | {
             "output_kind": "logits",
@@ -319,26 +349,27 @@ def export(hub, hub_device):
         }
         path = bundle = None
         if not skip_downloading:
-            bundle = save_bundle(Path(result.download_path))
+            made = Path(result.download_path)
+            bundle = save_bundle(made, made.name.replace(RECIPE.name, model.bundle_id, 1))
             path = save_beside(bundle, description)
             bundle = zip_bundle(bundle) if zip_assets else bundle
     print_result(result, path, bundle, io)
     if path:
         print_next(path, service.is_emulated(hub_device))
-    return model, target_model, io, qairt_version, jobs
+    return target_model, io, qairt_version, jobs
 
 
 def main():
     flags.set_constants_from_flags(globals())
-    use_model_pth()
-    check_constants()
+    paths = checkpoint_paths()
+    check_constants(paths)
     hub = service.connect_to_hub()
     with service.hub_errors_in_one_sentence():
         hub_device = service.find_device(hub, device, chipset)
         check_qairt_version(hub)
-        wait_for_each_job(hub)
+        model = build_model(paths)
         with common.only_writer(Path(output_dir, "resnet_2plus1d"), "--output-dir"):
-            model, target_model, io, qairt_version, jobs = export(hub, hub_device)
+            target_model, io, qairt_version, jobs = export(hub, hub_device, model)
         if share:
             share_jobs(jobs, service.is_emulated(hub_device))
         options = options_of_jobs(model, qairt_version)

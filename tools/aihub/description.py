@@ -70,27 +70,3 @@ def clip_of(described, path, shape):
     assumed = (f"{field} {clip.in_words(getattr(taken, field))}" for field in ("frame_rate", "resize_size", "rotate"))
     print(f"nothing beside {path} says how its clips are made; assumed: {', '.join(assumed)}")
     return taken
-
-
-def check_tensors(folder, model, description):
-    """Exit with code 2 and one sentence if a folder's tensors were made otherwise than the clips that a model takes.
-
-    Compares settings.json in `folder`; a folder without one is taken as it is. model: its name, for the sentence.
-    description: its ClipDescription.
-    """
-    from torchvision_patches import clip
-
-    path = Path(folder, "settings.json")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        told = {key: settings[key] for key in clip.OF_PIXELS if key in settings}
-        tensors, _ = clip.described(description.as_dict() | told)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, TypeError, AttributeError) as e:
-        common.refuse(f"{path} cannot be read ({e}); run tools/preprocess_and_save.py again, into an empty folder")
-    if differences := description.differences(tensors):
-        common.refuse(
-            f"{model} takes clips of {', '.join(differences)} as the tensors in {folder} are; make them with "
-            f"tools/preprocess_and_save.py for this model, into a folder of their own (--out-root)"
-        )

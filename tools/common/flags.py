@@ -103,6 +103,11 @@ def in_run(folder, value):
     return str(Path(folder, value)) if of_a_run else value
 
 
+def as_paths(value):
+    """A constant's value with each text of a list as a path, so that ./a and a are the same."""
+    return [Path(part) for part in value] if isinstance(value, list) else value
+
+
 LOCAL_HUB = "python tools/local_hub.py "  # before a command that needs AI Hub
 
 
@@ -116,12 +121,15 @@ def next_command(script, written, **constants):
     folder, run = (Path(*parts[:2]), ["--run", parts[1]]) if in_one else (Path(), [])
     words = ["python", f"tools/{script}", *run]
     nodes = ast.parse((REPO / "tools" / script).read_text(encoding="utf-8")).body
-    nodes = [node for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
-    defaults = {getattr(node.targets[0], "id", ""): node.value.value for node in nodes}
+    nodes = [n for n in nodes if isinstance(n, ast.Assign) and isinstance(n.value, (ast.Constant, ast.List))]
+    values = {getattr(node.targets[0], "id", ""): node.value for node in nodes}
     for name, value in constants.items():
-        default = in_run(folder, defaults.get(name, ""))
-        if (Path(value) != Path(default)) if isinstance(default, str) else (value != default):
-            words += ["--" + name.lower().replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)]
+        default = in_run(folder, ast.literal_eval(values[name]) if name in values else "")
+        given = [value] if isinstance(default, list) and not isinstance(value, list) else value
+        if (Path(given) != Path(default)) if isinstance(default, str) else as_paths(given) != as_paths(default):
+            parts = value if isinstance(value, list) else [value]
+            words += ["--" + name.lower().replace("_", "-")]
+            words += [f"{part:g}" if isinstance(part, float) else str(part) for part in parts]
     account = Path(os.environ.get("QAIHUB_CLIENT_INI", "~/.qai_hub/client.ini")).expanduser().exists()
     hub = "" if account or script not in ("example_export.py", "run_inference.py") else LOCAL_HUB
     return hub + shlex.join(words)

@@ -8,19 +8,18 @@ $ python tools/example_export.py --checkpoint checkpoint.pth --data-dir preproce
 """
 
 import json
-import random
 from pathlib import Path
 from typing import NamedTuple
 
 import common
 from common import checkpoints
 
-import numpy as np
 import torch
 from qai_hub_models.utils.base_model import BaseModel
 from qai_hub_models.utils.input_spec import ColorFormat, ImageMetadata, IoType, TensorSpec
 from torchvision.models import get_model
 
+from aihub import tensors
 from torchvision_patches import clip, mirror
 
 MODEL_ID = "qevd_r2plus1d"
@@ -160,39 +159,6 @@ def shares_of(weights, voters):
     return [weight / sum(weights) for weight in weights]
 
 
-def class_balanced(rows, number):
-    """`number` of the manifest rows (all, if there are fewer), as equally many of each label as can be had.
-
-    The same rows for the same manifest, in any order of its lines.
-    """
-    by_label = {}
-    for row in sorted(rows, key=lambda row: row["tensor_path"]):
-        by_label.setdefault(row["label"], []).append(row)
-    for rows_of_label in by_label.values():
-        random.Random(0).shuffle(rows_of_label)
-    rounds = range(max(map(len, by_label.values()), default=0))
-    labels = sorted(by_label)
-    return [by_label[label][i] for i in rounds for label in labels if i < len(by_label[label])][:number]
-
-
-def read_clip(data_dir, row, shape):
-    """The clip of a manifest row as float32 `shape` = (1, 3, T, H, W), RGB in [0, 1].
-
-    Exits with code 2 and one sentence if the file is missing or has another shape.
-    """
-    path = Path(data_dir, row["tensor_path"])
-    try:
-        clip = np.load(path)
-    except (OSError, ValueError) as e:
-        common.refuse(f"the clip {path} cannot be read ({e}); run tools/preprocess_and_save.py again")
-    if clip.shape != tuple(shape):
-        common.refuse(
-            f"the clip {path} has shape {clip.shape}, the network takes {tuple(shape)}; preprocess with --clip-len "
-            f"{shape[2]}, into a folder of its own (--out-root)"
-        )
-    return clip.astype(np.float32)
-
-
 class MeanOverTimeAndSpace(torch.nn.Module):
     """(B, C, T, H, W) -> (B, C). The same mean as torchvision's average pool, in an op that NPUs run faster."""
 
@@ -259,15 +225,18 @@ class QevdR2Plus1D(BaseModel):
         data_dir: str = "./preprocessed_tensors",
         calibration: tuple = ("./calibration_tensors", 100),
         random_weights: bool = False,
+        built: BaseModel | None = None,
     ):
         """Build the model from checkpoint files, or untrained with `random_weights`.
 
         `checkpoint`: a path, or several of networks that vote, with `weights` of their votes ([]: all alike).
         `num_classes` and `num_frames` 0 mean: what the checkpoint says. `data_dir` holds the manifest of the clips that
         serve as sample inputs, "" means one random clip; `calibration`: the folder with those of training videos, and
-        how many of them are used. Exits with code 2 and one sentence if a checkpoint cannot be used, or contradicts an
-        argument, another one or the clips.
+        how many of them are used. `built`: a model that there is already, for the pipeline. Exits with code 2 and one
+        sentence if a checkpoint cannot be used, or contradicts an argument or another one.
         """
+        if built:
+            return built
         if random_weights:
             voters = [untrained(clip.DEFAULT_MODEL, num_frames, num_classes)]
         else:
@@ -348,38 +317,29 @@ class QevdR2Plus1D(BaseModel):
         shape = self.get_input_spec()["video"].shape
         if not self.data_dir:
             return {"video": [torch.rand(shape, generator=torch.Generator().manual_seed(0)).numpy()]}
-        rows = class_balanced(common.read_manifest(Path(self.data_dir, "manifest.jsonl")), 8)
-        return {"video": [read_clip(self.data_dir, row, shape) for row in rows]}
+        rows = tensors.class_balanced(common.read_manifest(Path(self.data_dir, "manifest.jsonl")), 8)
+        return {"video": [tensors.read_clip(self.data_dir, row, shape) for row in rows]}
 
     def get_calibration_dataset_cls(self):
         """A dataset class of this model's own clips; the pipeline instantiates it without arguments of ours."""
-        folder, number, shape = self.calibration_dir, self.num_calibration_clips, self.get_input_spec()["video"].shape
-        rows = common.read_manifest(Path(folder, "manifest.jsonl"))
-        unknown = {row["label"] for row in rows} - set(self.classes or [row["label"] for row in rows])
-        if unknown:
-            common.refuse(
-                f"the clips in {folder} are of other classes than the model's {len(self.classes)}, say "
-                f"{min(unknown)!r}: calibrate with clips of the videos that it was trained on"
-            )
+        folder, shape = self.calibration_dir, self.get_input_spec()["video"].shape
+        rows = tensors.calibration_rows(folder, self.num_calibration_clips, self.classes, self.description)
 
         class CalibrationClips(torch.utils.data.Dataset):
-            """Exactly `number` clips: the pipeline would draw at random from more and lose the balance."""
+            """Exactly these clips: the pipeline would draw at random from more and lose the balance."""
 
             def __init__(self, split):
-                self.rows = class_balanced(rows, number)
-                labels = {row["label"] for row in self.rows}
-                fewer = f"; {number} were asked for, there are no more" if len(self.rows) < number else ""
-                print(f"calibrating with {len(self.rows)} clips of {len(labels)} classes from {folder}{fewer}")
+                pass
 
             def __len__(self):
-                return len(self.rows)
+                return len(rows)
 
             def __getitem__(self, i):
-                return read_clip(folder, self.rows[i], shape)[0], self.rows[i]["label"]
+                return tensors.read_clip(folder, rows[i], shape)[0], rows[i]["label"]
 
             @staticmethod
             def default_num_calibration_samples():
-                return number
+                return len(rows)
 
         return CalibrationClips
 

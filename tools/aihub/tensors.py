@@ -1,0 +1,91 @@
+"""Tensors of preprocess_and_save.py that check and calibrate a model: chosen by class, read, of the right kind.
+
+numpy is imported inside the functions that need it, so that `--help` stays fast.
+"""
+
+import json
+import random
+from pathlib import Path
+
+import common
+
+
+def class_balanced(rows, number):
+    """`number` of the manifest rows (all, if there are fewer), as equally many of each label as can be had.
+
+    The same rows for the same manifest, in any order of its lines.
+    """
+    by_label = {}
+    for row in sorted(rows, key=lambda row: row["tensor_path"]):
+        by_label.setdefault(row["label"], []).append(row)
+    for rows_of_label in by_label.values():
+        random.Random(0).shuffle(rows_of_label)
+    rounds = range(max(map(len, by_label.values()), default=0))
+    labels = sorted(by_label)
+    return [by_label[label][i] for i in rounds for label in labels if i < len(by_label[label])][:number]
+
+
+def read_clip(data_dir, row, shape):
+    """The clip of a manifest row as float32 `shape` = (1, 3, T, H, W), RGB in [0, 1].
+
+    Exits with code 2 and one sentence if the file is missing or has another shape.
+    """
+    import numpy as np
+
+    path = Path(data_dir, row["tensor_path"])
+    try:
+        clip = np.load(path)
+    except (OSError, ValueError) as e:
+        common.refuse(f"the clip {path} cannot be read ({e}); run tools/preprocess_and_save.py again")
+    if clip.shape != tuple(shape):
+        common.refuse(
+            f"the clip {path} has shape {clip.shape}, the network takes {tuple(shape)}; preprocess with --clip-len "
+            f"{shape[2]}, into a folder of its own (--out-root)"
+        )
+    return clip.astype(np.float32)
+
+
+def calibration_rows(folder, number, classes=None, description=None):
+    """`number` rows of the manifest in a folder, as many of each label, to calibrate with; says how many there are.
+
+    classes: names of the model's classes, description: its ClipDescription, where they are known. Exits with code 2 and
+    one sentence if the clips are of other classes, or were made otherwise.
+    """
+    rows = common.read_manifest(Path(folder, "manifest.jsonl"))
+    unknown = {row["label"] for row in rows} - set(classes or [row["label"] for row in rows])
+    if unknown:
+        common.refuse(
+            f"the clips in {folder} are of other classes than the model's {len(classes)}, say {min(unknown)!r}: "
+            f"calibrate with clips of the videos that it was trained on"
+        )
+    if description:
+        check_tensors(folder, "the model", description)
+    rows = class_balanced(rows, number)
+    labels = {row["label"] for row in rows}
+    fewer = f"; {number} were asked for, there are no more" if len(rows) < number else ""
+    print(f"calibrating with {len(rows)} clips of {len(labels)} classes from {folder}{fewer}")
+    return rows
+
+
+def check_tensors(folder, model, description):
+    """Exit with code 2 and one sentence if a folder's tensors were made otherwise than the clips that a model takes.
+
+    Compares settings.json in `folder`; a folder without one is taken as it is. model: its name, for the sentence.
+    description: its ClipDescription.
+    """
+    from torchvision_patches import clip
+
+    path = Path(folder, "settings.json")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        told = {key: settings[key] for key in clip.OF_PIXELS if key in settings}
+        tensors, _ = clip.described(description.as_dict() | told)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        common.refuse(f"{path} cannot be read ({e}); run tools/preprocess_and_save.py again, into an empty folder")
+    if differences := description.differences(tensors):
+        common.refuse(
+            f"{model} takes clips of {', '.join(differences)} as the tensors in {folder} are; make them with "
+            f"tools/preprocess_and_save.py for this model, into a folder of their own (--out-root)"
+        )
