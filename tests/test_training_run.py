@@ -624,6 +624,6 @@ def test_sizes_that_a_network_does_not_take_are_refused(videos, tmp_path):
     _, err = train(*flags, "--model", "mvit_v2_s", "--cache-frames", tmp_path / "cache", code=2)
     assert "resizes the shorter side to 256" in err
     _, err = train(*flags, "--model", "resnet18", code=2)
-    assert "torchvision has no video model resnet18; it has" in err and "s3d" in err
+    assert "there is no video model resnet18; there are" in err and "s3d" in err
     _, err = train(*flags, "--trainable-layers", "layer5", code=2)
     assert "r2plus1d_18 has no layer layer5" in err

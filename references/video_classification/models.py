@@ -6,11 +6,10 @@ import functools
 import math
 import os
 import re
-import socket
 import warnings
-from pathlib import Path
 
 import common
+from common.checkpoints import HEADS
 
 import torch
 import torchvision
@@ -20,16 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import video
 
 import utils
+import weights
+from torchvision_patches import networks
 
 FEW_STEPS = 50  # of an epoch, below which BatchNorm's statistics are recomputed after it
-HEADS = ("fc", "head", "classifier")  # what networks call their last layer; any of the names stands for it
 
 
 def refuse_unless_video_model(name):
-    """Exit with code 2, and the names that there are, for a network that is not one of torchvision's video networks."""
-    known = torchvision.models.list_models(torchvision.models.video)
+    """Exit with code 2, and the names that there are, for a network that is no video network of the registry."""
+    known = networks.video_networks()
     if name not in known:
-        common.refuse(f"torchvision has no video model {name}; it has {', '.join(known)}")
+        common.refuse(f"there is no video model {name}; there are {', '.join(known)}")
 
 
 def settle_layers(args):
@@ -54,14 +54,13 @@ def settle_layers(args):
 def make_model(args, checkpoint):
     """The network with `--num-classes` of the class map, frozen but for --trainable-layers, on the device."""
     model = torchvision.models.get_model(args.model, num_classes=args.num_classes)
-    if checkpoint:
-        load_weights(model, checkpoint["raw_model" if "raw_model" in checkpoint else "model"], args.resume)
+    if checkpoint and weights.continues(args):
+        weights.load_all(model, checkpoint["raw_model" if "raw_model" in checkpoint else "model"], args.resume)
+    elif checkpoint:
+        weights.start_from(model, checkpoint["model"], args.resume or args.weights)
     elif args.weights:
-        state = utils.from_main_process(lambda: pretrained_weights(args.model, args.weights))
-        own = model.state_dict()
-        # all but the head, whose shape depends on the number of classes
-        missing = model.load_state_dict({k: v for k, v in state.items() if v.shape == own[k].shape}, strict=False)
-        utils.log(f"{args.weights} loaded; from scratch: {', '.join(missing.missing_keys) or 'nothing'}")
+        state = utils.from_main_process(lambda: weights.of_torchvision(args.model, args.weights))
+        weights.start_from(model, state, args.weights)
     freeze(model, args)
     if not (checkpoint or args.weights or args.trainable_layers == ["all"]):
         utils.log(f"training from scratch: all layers but {' '.join(args.trainable_layers)} are random and stay so")
@@ -69,38 +68,10 @@ def make_model(args, checkpoint):
         if "cpu" in args.device:
             common.refuse("--sync-bn needs GPUs: torch has no synchronised BatchNorm for the CPU")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(args.device, memory_format=torch.channels_last_3d)
+    model = networks.channels_last(model.to(args.device))
     if args.fold_frozen and not args.test_only:
         fold_frozen(model, args)
     return model
-
-
-def load_weights(model, state, path):
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as e:
-        common.refuse(f"the weights of {path} do not fit --model and the class map: {str(e)[:400]}")
-
-
-def pretrained_weights(model_name, weights_name):
-    """torchvision's weights of that name, from torch hub's cache or the network; exits with code 2 without either."""
-    known = torchvision.models.get_model_weights(model_name)
-    name = weights_name.rpartition(".")[2]
-    if name not in known.__members__:
-        common.refuse(f"{model_name} has no weights {weights_name}; there are {', '.join(known.__members__)}")
-    weights = known[name]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-    socket.setdefaulttimeout(20)
-    try:
-        return weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as e:
-        common.refuse(
-            f"{weights_name} could not be had from {weights.url} ({e}); download it where there is a network and put "
-            f"it at {cached}, or train from scratch: leave --weights away and give --trainable-layers all, or, in half "
-            f"the time, layer3 layer4 fc"
-        )
-    finally:
-        socket.setdefaulttimeout(None)
 
 
 def learns(name, args):

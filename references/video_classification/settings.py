@@ -35,7 +35,7 @@ def settle(args, checkpoint, classes):
     if args.device.startswith("cuda") and not (args.amp or args.test_only):
         utils.log("--amp is left out: with it, a step on a GPU with bfloat16 takes 2/3 of the time and half the memory")
     args.warmup_epochs = min(args.lr_warmup_epochs, args.epochs // 2)
-    if checkpoint and not args.resume_weights_only:  # a run that is continued may have been given more epochs
+    if args.resume and not args.resume_weights_only:  # a run that is continued may have been given more epochs
         args.warmup_epochs = checkpoint["args"].get("warmup_epochs", args.lr_warmup_epochs)
     elif args.lr_scheduler != "onecycle" and args.warmup_epochs < args.lr_warmup_epochs and not args.test_only:
         utils.log(f"a warm-up of {args.lr_warmup_epochs} of {args.epochs} epochs is shortened to {args.warmup_epochs}")
@@ -63,8 +63,8 @@ def settled_clip(args, checkpoint):
     try:
         about, unsaid = clip.described(saved, {"model": args.model} | saved["args"])
     except ValueError as e:
-        common.refuse(f"{args.resume}: {e}")
-    if checkpoint and not args.resume_weights_only:
+        common.refuse(f"{args.resume or args.weights}: {e}")
+    if args.resume and not args.resume_weights_only:
         for field in given:
             before = getattr(about, field)
             if given[field] != before and field not in unsaid:
@@ -77,7 +77,7 @@ def settled_clip(args, checkpoint):
             )
     assumed = [f"{field} {clip.in_words(getattr(about, field))}" for field in unsaid if field not in given]
     if checkpoint and assumed:
-        utils.log(f"{args.resume} does not say its {', '.join(assumed)}: these are assumed")
+        utils.log(f"{args.resume or args.weights} does not say its {', '.join(assumed)}: these are assumed")
     return about._replace(**given, rule_version=RULE_VERSION)
 
 

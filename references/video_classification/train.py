@@ -23,7 +23,7 @@ from pathlib import Path
 # tools/ can shadow a package or a file here. `import common` then does the same for torchvision_patches.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import common
-from common import checkpoints, flags
+from common import flags
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ import settings
 import teachers
 import transforms
 import utils
+import weights
 
 
 def train_one_epoch(
@@ -197,15 +198,12 @@ def main(args):
             common.refuse("--resume auto continues a run exactly: leave --resume-weights-only away, or name a file")
         last = Path(args.output_dir, "checkpoint.pth")
         args.resume = utils.from_main_process(lambda: str(last) if last.exists() else "")
-    checkpoint = checkpoints.load_checkpoint(args.resume, say=utils.log) if args.resume else None
+    checkpoint = weights.starting_point(args)
     class_map = common.load_class_map(args.class_map)
     classes = sorted(class_map, key=class_map.get)
     settings.settle(args, checkpoint, classes)
-    if checkpoint and checkpoint.get("classes", classes) != classes:
-        common.refuse(
-            f"{args.resume} was trained with other classes, or another order, than {args.class_map} has; --class-map "
-            f"names the map that it was trained with"
-        )
+    if checkpoint:
+        checkpoint = weights.without_other_head(checkpoint, classes, args)
     utils.log(f"{args.model} on {args.world_size} x {args.device}, {args.workers} decoding processes each")
     utils.refuse_small_shared_memory(args)
     if args.cache_frames and (args.extra_data or args.train_splits != ["train"]):
@@ -251,7 +249,7 @@ def recompute_statistics(model, checkpoint, class_map, classes, bad_videos, args
 
 def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
     """Train from --start-epoch, or after the checkpoint's epoch, to --epochs; validate, log and save on the way."""
-    exact = checkpoint is not None and not args.resume_weights_only
+    exact = weights.continues(args)
     defaults = vars(get_args_parser().parse_args(["--data-path", ""]))
     if exact:
         settings.refuse_other_recipe(args, checkpoint, defaults)
@@ -283,7 +281,7 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
         if scaler.is_enabled():
             scaler.load_state_dict(checkpoint["scaler"])
         if ema:
-            models.load_weights(ema.module, checkpoint["model"], args.resume)
+            weights.load_all(ema.module, checkpoint["model"], args.resume)
             ema.n_averaged.fill_(checkpoint["ema_steps"])
         start_epoch, best = checkpoint["epoch"] + 1, checkpoint["best_acc1"]
         utils.log(f"{args.resume} has {start_epoch} epochs behind it; {max(0, args.epochs - start_epoch)} to go")
@@ -392,7 +390,7 @@ def get_args_parser(add_help=True):
     add, out = group.add_argument, group.add_mutually_exclusive_group().add_argument
     add("--data-path", required=True, help="folder that holds train/<class>/<video> and val/<class>/<video>")
     add("--class-map", default=str(DEFAULT_MAP), help="JSON object {class folder name: index}")
-    add("--weights", help="pre-trained weights of torchvision to start from, say KINETICS400_V1")
+    add("--weights", help="start from torchvision's (say KINETICS400_V1), a file or a name on Hugging Face's Hub")
     add("--trainable-layers", nargs="+", help="modules that learn, or: all; None: layer4 and the head")
     add("--epochs", default=15, type=positive, help="passes over the training videos")
     add("-b", "--batch-size", default=24, type=positive, help="clips a step, in each process")

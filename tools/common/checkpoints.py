@@ -33,14 +33,15 @@ def load_checkpoint(path, where_else="name one that train.py wrote", say=print):
     if any(value.is_floating_point() and value.dtype.itemsize < 4 for value in weights.values()):
         changes.append("half precision as float32")
     weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    weights, names_network = in_our_form(weights, changes)
+    args = content.get("args") if place else None
+    args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
     if place not in ((), ("model",)):
         changes.insert(0, f"the weights are those under {' in '.join(reversed(place))}")
     if changes:
         say(f"{path}: {'; '.join(changes)}")
-    args = content.get("args") if place else None
-    args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
     others = {key: value for key, value in content.items() if key != place[0]} if place else {}
-    return others | {"model": weights, "args": args}
+    return others | names_network | {"model": weights, "args": args}
 
 
 def read(path, where_else):
@@ -119,9 +120,29 @@ def with_plain_names(weights):
         kept = {name: value for name, value in others.items() if name.split(".")[0] in HEADS} | kept
         changes.append(f'"{prefix}" before each name is taken off')
         if left_out := [name for name in others if name not in kept]:
-            changes.append(f"{', '.join(left_out[:3])}{', …' if len(left_out) > 3 else ''} left out")
+            changes.append(f"{listed(left_out)} left out")
         weights = kept
     return weights, changes
+
+
+def in_our_form(weights, changes):
+    """Weights of a form that torchvision_patches knows in its own, and {"model_name": network} where that tells it.
+
+    changes: gets what was done, as a text.
+    """
+    from torchvision_patches import videomae
+
+    if not videomae.is_hugging_face(weights):
+        return weights, {}
+    weights, unused = videomae.from_hugging_face(weights)
+    changes.append("a VideoMAE of Hugging Face's form" + (f", {listed(unused)} not used" if unused else ""))
+    name = videomae.network_of(weights)
+    return weights, {"model_name": name} if name else {}
+
+
+def listed(names, most=3):
+    """The first few of some names, and how many there are more."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def num_outputs(weights):

@@ -50,11 +50,12 @@ def load_torch(paths, weights, mirrored):
     import torch
 
     from qevd_r2plus1d import Model
+    from torchvision_patches import networks
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.allow_tf32 = False  # logits would differ from the CPU's by a thousandth
     model = Model.from_pretrained(paths, weights=weights, mirrored=mirrored, data_dir="").eval()
-    model.to(device, memory_format=torch.channels_last_3d)
+    networks.channels_last(model.to(device))
 
     @torch.inference_mode()
     def logits(clips):
