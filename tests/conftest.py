@@ -20,13 +20,28 @@ import warm_python  # noqa: E402
 from odd_videos import sources, zoo  # noqa: E402, F401  (fixtures of several rooms)
 
 os.environ["QAIHUB_CLIENT_INI"] = "no.ini"  # no test may reach the account of whoever runs them
-# the longest first, so that no process is left alone with one at the end; others in the order of their names
-LONGEST = ["test_training_run.py", "test_train.py", "test_run_inference.py", "test_export.py", "test_quickstart.py",
-           "test_live.py", "test_readme.py", "test_runs.py", "test_compile_offline.py"]  # fmt: skip
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "quick: the main path of a part, for `tests/run.py --quick`")
+    config.addinivalue_line("markers", "slow: a file of a minute and more")
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    # slow files first, so that no process is left alone with one at the end
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter):
+    """End with what was skipped, why, and the command that would run it: a reason ends in its cure after a colon."""
+    skipped = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        skipped.setdefault(report.longrepr[2].removeprefix("Skipped: "), []).append(report.nodeid.split("::")[0])
+    for reason, files in skipped.items():
+        number = f"{len(files)} test{'s' * (len(files) > 1)}"
+        again = " ".join(sorted(set(files)))
+        terminalreporter.write_line(f"skipped, {number}: {reason}; then: python3 tests/run.py {again}")
 
 
 @pytest.fixture

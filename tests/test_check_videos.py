@@ -105,6 +105,7 @@ MODES = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("mode", MODES)
 def test_every_fault_is_found_and_no_healthy_file_flagged(zoo, mode, run_script, tmp_path, monkeypatch):
     root, damaged, odd = zoo

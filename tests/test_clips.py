@@ -27,6 +27,8 @@ from torchvision_patches import decoding, video_index, video_utils
 from torchvision_patches.spatial import PRESET, resize_and_crop
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, frame_times, index_videos, read_frames
 
+pytestmark = pytest.mark.quick
+
 # --- which frames ---------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from aihub import logits_file
 
+pytestmark = pytest.mark.quick
+
 SCRIPT = '''"""Show what the flags made of the constants.
 
 More text.

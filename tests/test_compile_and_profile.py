@@ -13,6 +13,8 @@ from aihub import service
 from faulty_hub import Fault, FaultyHub
 from small_models import DEVICE, client_of, hasty_client, small_onnx
 
+pytestmark = pytest.mark.quick
+
 SCRIPT = "tools/compile_and_profile.py"
 SHAPE = ("--t", 8, "--h", 16, "--w", 16)
 

@@ -23,6 +23,8 @@ from faulty_hub import FaultyHub
 from qualcomm import compiler, latency
 from small_models import client_of, compile_binary, expected_logits, read_h5, small_onnx, write_clips
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "tools/compile_offline.py"
 
 

@@ -95,6 +95,7 @@ def read_report(folder):
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_main_figures_by_hand(run_script, folder):
     result = run_script("tools/evaluate.py", *INPUTS, "--verbose", cwd=folder)
     last = json.loads(result.stdout.splitlines()[-1])
@@ -178,6 +179,7 @@ def test_same_digits_as_training_prints():
 # --- three kinds of file ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_joins_by_path_not_by_order(run, folder):
     order = [3, 0, 5, 1, 4, 2]
     write_h5(folder / "dataset-export.h5", [CASE[i][1] for i in order], [TENSORS[i] for i in order])

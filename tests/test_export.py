@@ -31,6 +31,8 @@ from qevd_r2plus1d.model import read_trained
 from small_models import DEVICE, SmallNetwork, client_of, compile_binary, hasty_client, read_h5, small_onnx, write_clips
 from torchvision_patches import clip as clip_description
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "tools/example_export.py"
 CLASSES = ["jab", "squats", "lunges", "cross_+_hook_right", "cross-legged_hamstring_stretch"]
 
@@ -67,6 +69,7 @@ def test_frames_classes_and_names_come_from_the_checkpoint(checkpoint):
     assert not model.get_output_spec()["class_probs"].softmax_applied
 
 
+@pytest.mark.quick
 def test_the_network_normalises_and_gives_logits(checkpoint):
     """The same as torchvision's network on a clip normalised with the published numbers, without softmax."""
     weights = torch.load(checkpoint, weights_only=True)["model"]

@@ -80,6 +80,7 @@ def clips_of(frame_cache, paths, root, cache, resize_size=(128, 171)):
     return clips, VideoClips(metadata["video_paths"], 16, 1, 4, metadata)
 
 
+@pytest.mark.quick
 def test_values_are_those_of_decoding_within_half_a_grey_level(frame_cache, tmp_path):
     """Every clip of short, long, odd and AVI videos; from the file alone the second time."""
     paths = [

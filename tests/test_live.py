@@ -25,6 +25,8 @@ from drawn.scene import frames_of
 from drawn_exercises import CLASSES, draw, write_exercises, write_onnx
 from see import classifier
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = REPO / "tools/live.py"
 SAMPLE = ["jumping_jacks", "squats", "toe_touch", "standing_kicks", "pushups", "leg_lifts"]
 CHECKPOINT = Path(os.environ.get("SAMPLE_CHECKPOINT", REPO / "sample/training/checkpoint.pth"))

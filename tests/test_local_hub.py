@@ -143,6 +143,7 @@ def failure_of(job):
 # --- compile and infer ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("runtime", ["onnx", "precompiled_qnn_onnx", "qnn_dlc", "qnn_context_binary", "tflite"])
 def test_onnx_runs_on_every_runtime_in_both_layouts(client, onnx_model, clips, logits, runtime):
     options = f"--target_runtime {runtime} --output_names class_probs"

@@ -120,6 +120,7 @@ def reference(videos, tmp_path_factory):
     return out, result.stdout
 
 
+@pytest.mark.quick
 def test_values_manifest_and_counts(videos, reference):
     out, printed = reference
     rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]

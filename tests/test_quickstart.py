@@ -14,6 +14,8 @@ import quickstart
 from conftest import REPO
 from test_compile_offline import install_wheels
 
+pytestmark = pytest.mark.slow
+
 # Found by every Python that starts with it on PYTHONPATH: writes down each address that a socket connects or sends to,
 # and each host name that is looked up.
 WATCHER = """
@@ -34,6 +36,15 @@ sys.addaudithook(watch)
 LOCAL = ("AF_UNIX ", "AF_INET ('127.0.0.1', ", "name '127.0.0.1'", "name 'localhost'", "name b'127.0.0.1'", "name None")
 
 
+def project_files():
+    """{path: time of the last change} of the project's files; hidden folders and __pycache__ are left out."""
+    files = {}
+    for folder, folders, names in os.walk(REPO):
+        folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
+        files |= {path: path.stat().st_mtime_ns for path in (Path(folder, name) for name in names)}
+    return files
+
+
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     """Where a small run goes, its arguments and its environment."""
@@ -49,7 +60,7 @@ def small_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(small_run):
     _, arguments, environment = small_run
-    before = subprocess.check_output(["git", "status", "--porcelain"], cwd=REPO)
+    before = project_files()
     completed = subprocess.run(
         [sys.executable, REPO / "tools/quickstart.py", *map(str, arguments)],
         env=os.environ | {key: str(value) for key, value in environment.items()},
@@ -57,7 +68,7 @@ def result(small_run):
         text=True,
     )
     assert completed.returncode == 0, completed.stdout[-5000:] + completed.stderr[-5000:]
-    assert subprocess.check_output(["git", "status", "--porcelain"], cwd=REPO) == before, "files outside FOLDER changed"
+    assert project_files() == before, "files outside FOLDER changed"
     return completed.stdout
 
 
@@ -103,6 +114,7 @@ def test_another_number_of_videos_is_not_mixed_in(small_run, result, run_script)
     assert "holds another number of videos" in more.stderr and "\n$ " not in more.stdout
 
 
+@pytest.mark.quick
 def test_the_readme_teaches_the_commands_that_quickstart_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # with pre-trained weights there, one command would name them
     readme = (REPO / "README.md").read_text() + (REPO / "tools/README.md").read_text()

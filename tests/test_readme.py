@@ -24,6 +24,8 @@ from conftest import REPO
 from make_videos import write_video
 from torchvision_patches.video_utils import VideoClips
 
+pytestmark = pytest.mark.slow
+
 PAGES = {page: (REPO / page).read_text(encoding="utf-8")
          for page in ("README.md", "tools/README.md", "tests/benchmarks/README.md")}  # fmt: skip
 README = PAGES["README.md"]
@@ -119,6 +121,7 @@ ELSEWHERE = {
 RUN_HERE = [*commands(section("Use your own videos")), commands(section("On a cluster"))[2]]
 
 
+@pytest.mark.quick
 def test_every_command_is_run_somewhere():
     run = {command for _, command in [*quickstart.steps(), quickstart.offline_step()]}
     missing = set(commands(ALL)) - run - set(RUN_HERE) - set(ELSEWHERE)
@@ -128,6 +131,7 @@ def test_every_command_is_run_somewhere():
         assert f"def {name}(" in (REPO / "tests" / file).read_text(), f"there is no {name} in {file}"
 
 
+@pytest.mark.quick
 def test_what_it_refers_to_exists():
     evidence = re.findall(r"`(test_\w+\.py)(?: -k (\w+))?`(?:, `-k (\w+)`)?", ALL)
     assert len(evidence) > 10

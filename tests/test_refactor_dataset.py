@@ -17,6 +17,8 @@ import pytest
 
 import refactor_dataset
 
+pytestmark = pytest.mark.quick
+
 SCRIPT = "tools/refactor_dataset.py"
 OTHER_FILE_SYSTEM = Path("/dev/shm")
 

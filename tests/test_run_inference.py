@@ -31,6 +31,8 @@ from small_models import (
     write_clips,
 )
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "tools/run_inference.py"
 
 
@@ -94,6 +96,7 @@ class Place:
 # --- right numbers ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_chunks_order_and_form_of_the_output(place, run_script):
     """5 + 5 + 2 clips, not profiled, in the manifest's order; the file can be read by the client's own reader."""
     result = run_script(SCRIPT, *place.flags("--max-chunk", 5), **place.environment)
@@ -680,6 +683,7 @@ def start_and_kill(place, flags, arrived):
     return state_of(place)
 
 
+@pytest.mark.quick
 def test_killed_and_started_again(place, run_script):
     """Running jobs are taken up again; expired datasets and unknown jobs are replaced; nothing else is sent twice."""
     flags = place.flags("--max-chunk", 2, "--chunks-in-flight", 2)

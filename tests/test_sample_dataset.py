@@ -39,6 +39,7 @@ def content_of(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.quick
 def test_layout_is_that_of_a_qevd_download(dataset):
     out, last_line = dataset
     labels = json.loads((out / "fine_grained_labels_release.json").read_text())

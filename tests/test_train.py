@@ -26,6 +26,8 @@ import warm_python
 from conftest import REPO
 from make_videos import write_video
 
+pytestmark = pytest.mark.slow
+
 TRAIN = "references/video_classification/train.py"
 CLASSES = ["hook_left", "jumping_jacks", "squats"]
 # frames of 28 x 28 pixels
@@ -111,6 +113,7 @@ def trained(videos, tmp_path_factory):
     return output_dir, out, err
 
 
+@pytest.mark.quick
 def test_a_run_writes_what_later_steps_read(trained):
     output_dir, out, err = trained
     assert "Warning" not in err, err
@@ -134,6 +137,7 @@ def test_a_run_writes_what_later_steps_read(trained):
     assert metrics_of(output_dir)[-1]["num_videos"] == 13
 
 
+@pytest.mark.quick
 def test_only_trainable_layers_move(trained):
     first, last = (load(trained[0] / name) for name in ("model_1.pth", "checkpoint.pth"))
     for key in ("model", "raw_model"):

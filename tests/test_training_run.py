@@ -28,6 +28,8 @@ from test_train import CLASSES, FAST, TRAIN, before, command, environment, load,
 from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import VideoClips
 
+pytestmark = pytest.mark.slow
+
 FLAGS = [*FAST, "--batch-size", 2, "--epochs", 1, "--save-every", 0]
 
 

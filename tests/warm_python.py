@@ -11,52 +11,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-SERVER = """
-import atexit, gc, json, os, runpy, signal, sys, threading
-import av, h5py, matplotlib.pyplot, numpy, onnx, qai_hub, scipy.signal, torch, torchvision, tqdm
-import torch.distributed, torch.utils.flop_counter
-
-def run(script, arguments, environment, cwd, output, first):
-    for number, name in (1, "stdout"), (2, "stderr"):
-        os.dup2(os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv, sys.path[0] = [script, *arguments], os.path.dirname(script)
-    exec(first, {})
-    runpy.run_path(script, run_name="__main__")
-
-def exit_code_of(request):
-    try:
-        run(**request)
-    except SystemExit as e:
-        if isinstance(e.code, (int, type(None))):
-            return e.code or 0
-        print(e.code, file=sys.stderr)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    else:
-        return 0
-    return 1
-
-gc.freeze()
-for line in sys.stdin:
-    children = []
-    for request in json.loads(line):
-        children.append(os.fork())
-        if not children[-1]:
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            signal.alarm(600)
-            code = exit_code_of(request)
-            # what Python does at its end, but for taking apart all modules, which takes a second
-            threading._shutdown()
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    print(json.dumps(codes), flush=True)
-"""
 server = None
 
 
@@ -65,7 +19,8 @@ def start(environment):
     global server
     if server is None:
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        server = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes)
+        program = Path(__file__).with_name("warm_server.py")
+        server = subprocess.Popen([sys.executable, program], env=environment, **pipes)
         atexit.register(server.stdin.close)
     return server
 

@@ -15,7 +15,6 @@ something out; 2: the files do not fit together, or a wrong flag; 130: Ctrl-C.
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 
 import common
@@ -127,8 +126,4 @@ def write_report(report, matrix, ours, other, rows):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command again", file=sys.stderr)
-        raise SystemExit(130) from None
+    main()
