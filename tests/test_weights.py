@@ -8,6 +8,8 @@ import json
 import sys
 import threading
 
+from common.weights import start_from
+
 import pytest
 import torch
 import torchvision
@@ -20,8 +22,8 @@ from torchvision_patches import videomae
 
 
 @pytest.fixture(scope="module")
-def weights(reference):  # noqa: F811
-    return sys.modules["weights"]
+def starting(reference):  # noqa: F811
+    return sys.modules["starting"]
 
 
 def mc3_18(classes):
@@ -54,17 +56,17 @@ def test_all_but_a_head_of_other_classes_is_taken(videos, tmp_path):  # noqa: F8
     assert "name one of them" in err
 
 
-def test_a_head_of_another_size_is_refused_or_replaced(reference, weights, tmp_path, capsys):  # noqa: F811
+def test_a_head_of_another_size_is_refused_or_replaced(reference, starting, tmp_path, capsys):  # noqa: F811
     args = small_args(reference)
     save_file(mc3_18(400), tmp_path / "bare.safetensors")
     args.weights = str(tmp_path / "bare.safetensors")
-    model = reference.models.make_model(args, weights.starting_point(args))
+    model = reference.models.make_model(args, starting.starting_point(args))
     assert torch.equal(model.stem[0].weight, mc3_18(400)["stem.0.weight"])
     text = "bare.safetensors loaded; from scratch: fc.weight, fc.bias (its head has 400 classes, the class map 5)"
     assert text in capsys.readouterr().out
     args.resume, args.test_only = args.weights, True
     with pytest.raises(SystemExit):
-        reference.models.make_model(args, weights.starting_point(args))
+        reference.models.make_model(args, starting.starting_point(args))
     assert "bare.safetensors has 400 classes, the class map 5" in capsys.readouterr().err
     # a detector's trunk, and another network
     r3d = torchvision.models.get_model("r3d_18", num_classes=5).state_dict()
@@ -73,7 +75,7 @@ def test_a_head_of_another_size_is_refused_or_replaced(reference, weights, tmp_p
         ({"a.b": torch.ones(1)}, "only 0 of the"),
     ):
         with pytest.raises(SystemExit):
-            weights.start_from(model, state, "x.pth")
+            start_from(model, state, "x.pth")
         assert f"x.pth has the weights of another network ({said}" in capsys.readouterr().err
 
 
@@ -134,19 +136,19 @@ def hub(tmp_path, monkeypatch):
         server.shutdown()
 
 
-def test_a_name_on_the_hub_is_fetched_once(reference, weights, hub, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_a_name_on_the_hub_is_fetched_once(reference, starting, hub, tmp_path, capsys, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     args = small_args(reference)
     args.weights = "someone/some-videomae"
-    checkpoint = weights.starting_point(args)
+    checkpoint = starting.starting_point(args)
     assert "a VideoMAE of Hugging Face's form" in capsys.readouterr().out
     ours = videomae.from_hugging_face(test_videomae.hugging_face_state())[0]
     assert checkpoint["model"].keys() == ours.keys()
     OneFile.content = b""
-    assert weights.starting_point(args)["model"].keys() == ours.keys(), "it is not taken from the cache"
+    assert starting.starting_point(args)["model"].keys() == ours.keys(), "it is not taken from the cache"
     args.weights = "someone/other-videomae"
     with pytest.raises(SystemExit):
-        weights.starting_point(args)
+        starting.starting_point(args)
     error = capsys.readouterr().err
     assert f"someone/other-videomae is no file here and could not be had from {hub}" in error
     assert "put it at someone/other-videomae/model.safetensors" in error and len(error.splitlines()) == 1
@@ -154,8 +156,8 @@ def test_a_name_on_the_hub_is_fetched_once(reference, weights, hub, tmp_path, ca
     folder = tmp_path / args.weights
     folder.mkdir(parents=True)
     with pytest.raises(SystemExit):
-        weights.starting_point(args)
+        starting.starting_point(args)
     assert "holds no model.safetensors or pytorch_model.bin" in capsys.readouterr().err
     torch.save(test_videomae.hugging_face_state(pretraining=True), folder / "pytorch_model.bin")
-    assert "head.weight" not in weights.starting_point(args)["model"]
+    assert "head.weight" not in starting.starting_point(args)["model"]
     assert "videomae.layernorm.weight, mask_token, decoder.head.bias not used" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import warnings
 
 import common
 from common.checkpoints import HEADS
+from common.weights import of_registry, start_from
 
 import torch
 import torchvision
@@ -18,8 +19,8 @@ from torch.optim import lr_scheduler, swa_utils
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import video
 
+import starting
 import utils
-import weights
 from torchvision_patches import networks
 
 FEW_STEPS = 50  # of an epoch, below which BatchNorm's statistics are recomputed after it
@@ -54,13 +55,13 @@ def settle_layers(args):
 def make_model(args, checkpoint):
     """The network with `--num-classes` of the class map, frozen but for --trainable-layers, on the device."""
     model = torchvision.models.get_model(args.model, num_classes=args.num_classes)
-    if checkpoint and weights.continues(args):
-        weights.load_all(model, checkpoint["raw_model" if "raw_model" in checkpoint else "model"], args.resume)
+    if checkpoint and starting.continues(args):
+        starting.load_all(model, checkpoint["raw_model" if "raw_model" in checkpoint else "model"], args.resume)
     elif checkpoint:
-        weights.start_from(model, checkpoint["model"], args.resume or args.weights)
+        start_from(model, checkpoint["model"], args.resume or args.weights, utils.log)
     elif args.weights:
-        state = utils.from_main_process(lambda: weights.of_torchvision(args.model, args.weights))
-        weights.start_from(model, state, args.weights)
+        state = utils.from_main_process(lambda: of_registry(args.model, args.weights, utils.log))
+        start_from(model, state, args.weights, utils.log)
     freeze(model, args)
     if not (checkpoint or args.weights or args.trainable_layers == ["all"]):
         utils.log(f"training from scratch: all layers but {' '.join(args.trainable_layers)} are random and stay so")

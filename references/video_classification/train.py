@@ -33,10 +33,10 @@ import datasets
 import models
 import presets
 import settings
+import starting
 import teachers
 import transforms
 import utils
-import weights
 
 
 def train_one_epoch(
@@ -198,12 +198,12 @@ def main(args):
             common.refuse("--resume auto continues a run exactly: leave --resume-weights-only away, or name a file")
         last = Path(args.output_dir, "checkpoint.pth")
         args.resume = utils.from_main_process(lambda: str(last) if last.exists() else "")
-    checkpoint = weights.starting_point(args)
+    checkpoint = starting.starting_point(args)
     class_map = common.load_class_map(args.class_map)
     classes = sorted(class_map, key=class_map.get)
     settings.settle(args, checkpoint, classes)
     if checkpoint:
-        checkpoint = weights.without_other_head(checkpoint, classes, args)
+        checkpoint = starting.without_other_head(checkpoint, classes, args)
     utils.log(f"{args.model} on {args.world_size} x {args.device}, {args.workers} decoding processes each")
     utils.refuse_small_shared_memory(args)
     if args.cache_frames and (args.extra_data or args.train_splits != ["train"]):
@@ -249,7 +249,7 @@ def recompute_statistics(model, checkpoint, class_map, classes, bad_videos, args
 
 def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
     """Train from --start-epoch, or after the checkpoint's epoch, to --epochs; validate, log and save on the way."""
-    exact = weights.continues(args)
+    exact = starting.continues(args)
     defaults = vars(get_args_parser().parse_args(["--data-path", ""]))
     if exact:
         settings.refuse_other_recipe(args, checkpoint, defaults)
@@ -281,7 +281,7 @@ def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
         if scaler.is_enabled():
             scaler.load_state_dict(checkpoint["scaler"])
         if ema:
-            weights.load_all(ema.module, checkpoint["model"], args.resume)
+            starting.load_all(ema.module, checkpoint["model"], args.resume)
             ema.n_averaged.fill_(checkpoint["ema_steps"])
         start_epoch, best = checkpoint["epoch"] + 1, checkpoint["best_acc1"]
         utils.log(f"{args.resume} has {start_epoch} epochs behind it; {max(0, args.epochs - start_epoch)} to go")
