@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from onnx import TensorProto, helper
 import compile_offline
 from aihub import logits_file, onnx_graphs
 from faulty_hub import FaultyHub
-from qualcomm import compiler, latency
+from qualcomm import binary_runs, compiler, latency
+from see import classifier
 from small_models import client_of, compile_binary, expected_logits, read_h5, small_onnx, write_clips
 
 pytestmark = pytest.mark.slow
@@ -134,6 +136,51 @@ def test_the_emulators_float_logits_are_torchs(wheels, own_folder, tmp_path, run
     flags = ("--h5", "dataset-export-htp.h5", "--manifest", own_folder / "clips/manifest.jsonl", "--allow-partial")
     report = last_line(run_script("tools/evaluate.py", *flags, "--class_map", "class_map.json", code=1))
     assert (report["n"], report["num_videos"]) == (4, 12)
+
+
+def test_a_binary_runs_here_by_every_tool(wheels, own_folder, tmp_path, run_here, run_script):
+    """run_inference.py --local and predict.py's classifier give the logits of compile_offline.py's own emulator run."""
+    shutil.copytree(own_folder / "clips", tmp_path / "clips")
+    rows = (tmp_path / "clips/manifest.jsonl").read_text().splitlines(keepends=True)[:3]
+    (tmp_path / "clips/manifest.jsonl").write_text("".join(rows))
+    flags = ("--source", own_folder / "small.onnx", "--data-dir", "clips", "--num-clips", 3)
+    binary = tmp_path / last_line(run_here(*flags))["binary"]
+    expected = dict(zip(*reversed(read_h5(tmp_path / "dataset-export-htp.h5"))))
+    result = run_script("tools/run_inference.py", "--local", "--dlc-path", binary, "--data-path", "clips")
+    assert "Qualcomm's HTP emulator for QCS9100" in result.stdout and "s a clip in the emulator" in result.stdout
+    assert "the compiler's estimate is" in result.stdout and "next: python tools/evaluate.py" in result.stdout
+    logits, paths = read_h5(tmp_path / "dataset-export.h5")
+    assert set(paths) == set(expected) and all((row == expected[path]).all() for row, path in zip(logits, paths))
+
+    # the form in which AI Hub hands out a binary with its graph's name: an ONNX file of one node, the binary beside it
+    context = tmp_path / "context.onnx"
+    context.mkdir()
+    compiled = binary_runs.CompiledBinary(binary, json.loads(binary.with_suffix(".json").read_text()))
+    binary_runs.write_context(compiled, context)
+    for path in (binary, context):
+        loaded = classifier.load(path)
+        assert "HTP emulator for QCS9100" in loaded.about and loaded.latency() == ""
+        logits = loaded.logits(np.load(tmp_path / "clips" / paths[0]))
+        assert (logits[0] == expected[paths[0]]).all() and "says nothing about the chip's" in loaded.latency()
+
+
+def test_what_cannot_run_on_a_chip_is_refused(wheels, own_folder, tmp_path, run_script):
+    """No other file, and no binary of which nobody knows the graph, falls back to the CPU."""
+    (tmp_path / "foreign.bin").write_bytes(b"a binary" * 100)
+    (tmp_path / "v.mp4").write_bytes(b"")
+    result = run_script("tools/predict.py", "v.mp4", "--checkpoint", "foreign.bin", code=2)
+    assert "nothing beside foreign.bin says what its graph is called" in result.stderr
+    flags = ("--local", "--data-path", own_folder / "clips", "--dlc-path", own_folder / "small.onnx")
+    assert "is not made for a Qualcomm chip" in run_script("tools/run_inference.py", *flags, code=2).stderr
+
+
+def test_latency_of_a_chip_is_set_beside_gate_and_estimate():
+    described = {"estimated_ms": [4.0, 4.49, 5.0]}
+    said = latency.measured([0.004] * 95 + [0.02] * 5, described, is_native=True)
+    assert "4.00 ms, the median of 100 clips" in said and "meets the 34 ms gate" in said and "4.49 ms (4.00" in said
+    assert "MISSES" in latency.measured([0.05], {}, is_native=True)
+    assert "too close to call" in latency.measured([0.03] * 9 + [0.04] * 9 + [0.03], {}, is_native=True)
+    assert latency.measured([], described, is_native=True) == ""
 
 
 def test_w8a8_in_the_emulator_is_within_one_step_of_onnxruntime(wheels, own_folder, tmp_path, run_here):

@@ -11,6 +11,7 @@ of output is one JSON object.
 
 $ python tools/compile_offline.py
 $ python tools/compile_offline.py --checkpoint checkpoint.pth --precision w8a8 --num-clips 4
+$ python tools/compile_offline.py --checkpoint a.pth b.pth c.pth --precision w8a8
 $ python tools/compile_offline.py --model r3d_18 --num-frames 32 --precision w8a8 --num-classes 92
 $ python tools/compile_offline.py --compare r2plus1d_18 r3d_18 mc3_18
 """
@@ -28,12 +29,14 @@ import common
 from common import flags, json_lines, machine
 
 from aihub import logits_file, model_io, onnx_graphs
-from qualcomm import binary_runs, compiler, emulated_clips, latency, sources
+from qualcomm import binary_runs, clip_runs, compiler, latency, sources
 
 # ----------------------------------------------------------------------------------------------------------------------
 source = "./export_assets/resnet_2plus1d.bin"  # what example_export.py made on the local hub, or an .onnx file
-checkpoint = ""                       # instead: weights as train.py wrote them
-model = ""                            # instead: an untrained network: r2plus1d_18, r3d_18, mc3_18, s3d, swin3d_t
+checkpoint = []                       # instead: weights as train.py wrote them; several vote, in one model
+checkpoint_weights = []               # how much each checkpoint's vote counts, say 2 1 1; [] = all alike
+mirror = False                        # True = the mirror image of a clip votes, too; twice the time
+model = []                            # instead: an untrained network, any of torchvision's; several vote, in one model
 num_frames = 0                        # frames a clip; 0 = as the source says, 16 for an untrained network
 num_classes = 0                       # 0 = as the source says, as many as class_map.json for an untrained network
 precision = ""                        # float, w8a8 or w8a16; "" = as the source is, float for one without bits
@@ -67,10 +70,12 @@ def check_constants():
         common.refuse(f"soc is {soc}, which this compiler has no chip for; it has {known}")
     if sum(map(bool, (checkpoint, model, compare))) > 1:
         common.refuse("checkpoint, model and compare exclude one another: set one of them")
-    for name in [model] * bool(model) + compare:
+    for name in dict.fromkeys(model + compare):
         sources.check_network(name)
     if min(num_frames, num_classes, num_clips, *compare_frames, 0) < 0 or num_calibration_samples < 1:
         common.refuse("frames, classes and clips cannot be negative, and num_calibration_samples must be 1 or more")
+    if (checkpoint_weights or mirror) and not checkpoint:
+        common.refuse("checkpoint_weights and mirror are about the votes of checkpoints: name them with --checkpoint")
     if compare and num_clips:
         common.refuse("the networks of --compare are untrained: the emulator would run them for nothing")
     if num_clips and not Path(data_dir, "manifest.jsonl").is_file():
@@ -82,7 +87,8 @@ def find_source():
     if model:
         return sources.untrained(model, num_frames, num_classes, precision)
     if checkpoint:
-        return sources.trained(checkpoint, num_frames, num_classes, precision)
+        vote = {"weights": checkpoint_weights, "mirrored": mirror}
+        return sources.trained(checkpoint, num_frames, num_classes, precision, **vote)
     path = Path(source)
     if not path.exists():
         common.refuse(
@@ -160,7 +166,7 @@ def key_of(uncompiled, rows):
     parts = [compiler.WHEELS, soc, uncompiled.sha256, uncompiled.network, uncompiled.shape, uncompiled.precision]
     if rows:
         parts += [onnx_graphs.QUANTIZATION_VERSION]
-        parts += [[emulated_clips.identity_of(CALIBRATION_DIR, row) for row in rows]]
+        parts += [[clip_runs.identity_of(CALIBRATION_DIR, row) for row in rows]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -192,7 +198,7 @@ def compile_and_save(uncompiled, key, graph, io):
             shutil.copyfile(binary, temporary)
     description = {"file": path.name, "sha256": common.sha256_of(path), "key": key, **io}
     description |= {"layout": model_io.layout_of(io["input"]["shape"]), "output_kind": "logits"}
-    description |= {"classes": uncompiled.classes}
+    description |= {"classes": uncompiled.classes, **uncompiled.about}
     description |= {"target_runtime": "qnn_context_binary", "soc": soc, "frames": uncompiled.frames}
     description |= {"precision": uncompiled.precision, "network": uncompiled.network}
     description |= {"made_from": uncompiled.made_from, "made_from_sha256": uncompiled.sha256}
@@ -263,10 +269,11 @@ def run_clips(uncompiled, binary, deployed):
             f"{uncompiled.made_from} takes {uncompiled.shape}, which is no RGB clip: there is nothing to emulate"
         )
     (rows, number), read = choose_rows(uncompiled, data_dir, num_clips), reader_of(uncompiled, data_dir)
-    clips = [(emulated_clips.identity_of(data_dir, row), functools.partial(read, row)) for row in rows]
-    outputs = emulated_clips.emulate(binary, clips, OUTPUT_H5, qnn_dir, num_processes)
-    figures = emulated_clips.compare(uncompiled, deployed()[0], binary, clips, outputs)
-    emulated_clips.write_h5(OUTPUT_H5, rows, model_io.as_logits(outputs, binary.description["output"]), binary)
+    clips = [(clip_runs.identity_of(data_dir, row), functools.partial(read, row)) for row in rows]
+    outputs = clip_runs.outputs_of(binary, clips, OUTPUT_H5, qnn_dir, num_processes)
+    figures = clip_runs.compare(uncompiled, deployed()[0], binary, clips, outputs)
+    paths = [row["tensor_path"] for row in rows]
+    clip_runs.write_h5(OUTPUT_H5, paths, model_io.as_logits(outputs, binary.description["output"]), binary)
     manifest, report_dir = Path(data_dir, "manifest.jsonl"), Path(OUTPUT_H5).with_name("report-htp")
     command = logits_file.evaluate_command(OUTPUT_H5, manifest, uncompiled.classes, report_dir=report_dir)
     partial = " --allow-partial" if len(rows) < number else ""
@@ -296,7 +303,7 @@ def compare_networks():
 
     def graphs():
         for row in missing:
-            uncompiled = sources.untrained(row["network"], row["frames"], num_classes, row["precision"])
+            uncompiled = sources.untrained([row["network"]], row["frames"], num_classes, row["precision"])
             yield row, sources.deployed_graph(uncompiled, calibration_clips(uncompiled, []))[0]
 
     number = machine.num_workers(num_processes)

@@ -329,6 +329,8 @@ def main():
         asyncio.run(serve(classifier))
     except KeyboardInterrupt:
         print("\nended")
+    if classifier.latency:
+        print(classifier.latency())
 
 
 if __name__ == "__main__":

@@ -278,6 +278,8 @@ def main():
             predict_all(videos, failed, names, classifier)
     except OSError as e:
         common.refuse(f"{e.filename or OUT} cannot be written ({e.strerror}); mend this and start again")
+    if classifier.latency:
+        print(classifier.latency())
     report(videos, failed)
     raise SystemExit(1 if failed else 0)
 

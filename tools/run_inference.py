@@ -15,6 +15,7 @@ $ python tools/local_hub.py python tools/run_inference.py       # without an acc
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 from multiprocessing.pool import ThreadPool
@@ -33,6 +34,7 @@ from aihub.state import Chunk, State, keep_aside, key_of, logits_of_row, read_re
 DLC_PATH = "./export_assets/resnet_2plus1d.bin"  # A (recommended): compiled model of any runtime; "" for B
 ONNX_DIR = ""                           # B: folder of an ONNX file that is compiled first; "" for A
 VIDEO_ONNX_NAME = "model.onnx"          # its name in ONNX_DIR
+LOCAL = False                           # True = run A on this machine's Qualcomm NPU or, without one, in its emulator
 DEVICE_NAME = "Dragonwing IQ-9075 EVK"  # name of a device of AI Hub (qai-hub list-devices)
 # --- Data ---
 data_path = "./preprocessed_tensors"    # OUT_ROOT of preprocess_and_save.py
@@ -109,6 +111,44 @@ def only_run():
         if isinstance(e, PermissionError):
             common.refuse(f"cannot write {Path(OUTPUT_H5).absolute()}: {e.strerror}")
         raise
+
+
+# --- without AI Hub ---------------------------------------------------------------------------------------------------
+
+
+def run_here(path, clips):
+    """Run a binary that is made for a Qualcomm chip on this machine: never on its CPU. Exit code 1 if clips fail."""
+    from qualcomm import binary_runs, clip_runs, compiler
+
+    if (binary := binary_runs.binary_at(path)) is None:
+        common.refuse(
+            f"{path} is not made for a Qualcomm chip: --local runs a binary of tools/compile_offline.py, or an ONNX "
+            f"file that names one; for others: python tools/local_hub.py python tools/run_inference.py"
+        )
+    compiler.install(common.REPO / ".qnn")
+    good, bad = examine(clips, {}, State(OUTPUT_H5))
+    check_fit(good, binary.description["input"])
+    loads = [(clip_runs.identity_of(data_path, {"tensor_path": clip}), functools.partial(load_clip, clip))
+             for clip in good]  # fmt: skip
+    try:
+        outputs = clip_runs.outputs_of(binary, loads, OUTPUT_H5, common.REPO / ".qnn", num_processes=0)
+    except compiler.CompilerError as e:
+        common.refuse(f"{path} cannot be run here: {e}")
+    clip_runs.write_h5(OUTPUT_H5, list(good), model_io.as_logits(outputs, binary.description["output"]), binary)
+    for clip, reason in bad.items():
+        print(f"left out {clip}: {reason}")
+    print(f"wrote {OUTPUT_H5}: {len(good):,} clips" + (f"; {len(bad):,} clips left out" if bad else ""))
+    classes = binary.description.get("classes") or []
+    print(f"next: {logits_file.evaluate_command(OUTPUT_H5, Path(data_path, 'manifest.jsonl'), classes)}")
+    if bad:
+        raise SystemExit(1)
+
+
+def load_clip(clip):
+    """A clip as float32 (1, 3, T, H, W)."""
+    import numpy as np
+
+    return np.load(Path(data_path, clip)).astype(np.float32)
 
 
 # --- what the model takes ---------------------------------------------------------------------------------------------
@@ -314,6 +354,10 @@ def main():
     if LAYOUT not in ("", "NCTHW", "NTHWC"):
         common.refuse(f"LAYOUT is {LAYOUT!r}, possible are NCTHW, NTHWC and, for what the model says, nothing")
     path, clips = model_file(), find_clips()
+    if LOCAL:
+        with only_run():
+            run_here(path, clips)
+        return
     with only_run(), service.hub_errors_in_one_sentence():
         run(read_model(path), clips)
 

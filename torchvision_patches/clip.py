@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torchvision.models import get_model_weights
 
 from torchvision_patches import networks  # noqa: F401  (the registry with the networks that torchvision lacks)
-from torchvision_patches.video_utils import RULE_VERSION
+from torchvision_patches.frame_rule import RULE_VERSION
 
 DEFAULT_MODEL = "r2plus1d_18"  # the contest's
 OFFICIAL_CLIP_LEN, OFFICIAL_FRAME_RATE = 16, 4.0  # frames; fps: LPCVC 2026 Track 2, what the organisers feed

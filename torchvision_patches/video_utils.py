@@ -16,7 +16,6 @@ What is overridden, and why; all else is torchvision 0.26's:
 
 import difflib
 import inspect
-import math
 import sys
 from pathlib import Path
 
@@ -26,14 +25,12 @@ import torchvision
 from torchvision.datasets import video_utils as upstream
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # run as a script, only this folder is on the path
+from torchvision_patches import frame_rule
 from torchvision_patches.decoding import UnreadableVideo, frame_times, read_frames
 from torchvision_patches.video_index import index_videos, stamp
 
 __all__ = ["UnreadableVideo", "VideoClips", "frame_times", "index_videos", "read_frames", "stamp"]
 
-# of the rule in `compute_clips_for_video`; one more whenever its frames change. Tensors, frame caches and teachers'
-# logits made by another version are refused, not mixed.
-RULE_VERSION = 1
 WRITTEN_FOR = "0.26.0"
 if torchvision.__version__.split("+")[0] != WRITTEN_FOR:
     raise ImportError(
@@ -93,23 +90,14 @@ class VideoClips(upstream.VideoClips):
     def compute_clips_for_video(video_pts, num_frames, step, fps, frame_rate=None):
         """All clips of one video by the official rule: `num_frames` frames at `frame_rate`, `step` apart.
 
-        A video that is too short for one clip is sampled faster: at the least whole rate that gives `num_frames`
-        frames. A video without frames has no clip.
-
-        150 frames at 30 fps, 16 at 4 fps wanted: there are 150 * 4 / 30 = 20 frames, 30 / 4 = 7.5 apart: 0, 7, 15, 22,
-        …, 142; five windows of 16. 75 frames at 30 fps would give 10: the rate becomes ceil(16 / 2.5 s) = 7, frames
-        30 / 7 apart: 0, 4, 8, 12, …, 64; one window.
+        The frames are those of `frame_rule.sampled_frames`. A video without frames has no clip.
 
         Returns (pts, frame indices), both int64 (num_clips, num_frames).
         """
         n = len(video_pts)
         if n == 0:
             return torch.empty(0, num_frames, dtype=torch.int64), torch.empty(0, num_frames, dtype=torch.int64)
-        frame_rate = frame_rate or fps
-        total = n * frame_rate / fps
-        if total < num_frames:
-            frame_rate, total = math.ceil(num_frames / (n / fps)), num_frames
-        sampled = torch.arange(n)[upstream.VideoClips._resample_video_idx(math.floor(total), fps, frame_rate)]
+        sampled = torch.from_numpy(frame_rule.sampled_frames(n, num_frames, fps, frame_rate or fps).copy())
         return upstream.unfold(video_pts[sampled], num_frames, step), upstream.unfold(sampled, num_frames, step)
 
     def get_clip(self, idx):

@@ -71,11 +71,11 @@ def read_trained(path, num_classes=0, num_frames=0):
                    description)  # fmt: skip
 
 
-def untrained(name, num_frames=0, num_classes=0):
-    """The Trained of a network of the registry with random weights, the same each time; 0 means: as officially."""
+def untrained(name, num_frames=0, num_classes=0, seed=0):
+    """The Trained of a network of the registry with random weights, the same for a seed; 0 means: as officially."""
     description = clip.of_network(name, num_frames or clip.OFFICIAL_CLIP_LEN)
     number = num_classes or len(common.load_class_map(common.REPO / "class_map.json"))
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = for_devices(get_model(name, weights=None, num_classes=number).eval())
     return Trained("", "", network, number, official(number), description)
 

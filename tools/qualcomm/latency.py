@@ -101,6 +101,29 @@ def print_latency(figures, network, precision, frames, soc):
     print(f"          and the devices seen so far, {smallest:+.0f} to {largest:+.0f} % off their {precision} estimates")
 
 
+def measured(seconds, description, is_native):
+    """What runs of a binary took, in words, beside the gate and the compiler's estimate; "" without runs.
+
+    seconds: of each run. description: as compile_offline.py writes it. is_native: on a chip, not in the emulator.
+    """
+    import numpy as np
+
+    if not seconds:
+        return ""
+    median, high = (1000 * float(value) for value in np.percentile(seconds, (50, 95)))
+    estimate = description.get("estimated_ms")
+    low, middle, most = estimate or (0, 0, 0)
+    said = f"; the compiler's estimate is {middle:.2f} ms ({low:.2f} to {most:.2f})" if estimate else ""
+    if not is_native:
+        return f"latency   {median / 1000:.1f} s a clip in the emulator, which says nothing about the chip's{said}"
+    gate = service.LATENCY_GATE_MS
+    words = "meets" if high < gate else "MISSES" if median > gate else "too close to call:"
+    return (
+        f"latency   {median:.2f} ms, the median of {len(seconds):,} clips, {high:.2f} ms the 95th percentile, after "
+        f"warm-up: {words} the {gate} ms gate{said}"
+    )
+
+
 # --- many of them -----------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""What can be compiled: a network by its name, a checkpoint, an ONNX file, a binary of the local hub; as an ONNX graph.
+"""What can be compiled: networks by name, checkpoints, an ONNX file, a binary of the local hub; as an ONNX graph.
 
 Definitions only, no constant that a user edits. Each source knows the hash of what it was made of, so that what is
 compiled already is not compiled again.
@@ -7,16 +7,17 @@ compiled already is not compiled again.
 import hashlib
 import json
 import logging
+import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import common
 
-from aihub import model_io, onnx_graphs
+from aihub import description, model_io, onnx_graphs
 
 BITS = {"w8a8": (8, 8), "w8a16": (8, 16)}  # of weights and activations
-NETWORKS = ("r2plus1d_18", "r3d_18", "mc3_18", "s3d", "swin3d_t", "swin3d_s", "swin3d_b")  # of torchvision
+MVIT_BYTES = 24 << 30  # of memory that torch's export of an mvit takes; 16 GiB were too few
 
 
 @dataclass
@@ -32,10 +33,14 @@ class UncompiledNetwork:
     precision: str  # "float" or one of BITS
     shape: tuple  # of the input, a clip as NCTHW
     network: str = ""  # torchvision's name, "" unknown
-    classes: list | None = None
+    about: dict = field(default_factory=dict)  # "clip", "classes", "checkpoint" … as example_export.py writes them
     torch_model: object = None
     graph: object = None
     io: dict | None = None
+
+    @property
+    def classes(self):
+        return self.about.get("classes")
 
     @property
     def frames(self):
@@ -47,21 +52,25 @@ class UncompiledNetwork:
         return self.graph is not None and any(node.op_type == "QuantizeLinear" for node in self.graph.graph.node)
 
 
-def ncthw(shape):
-    """The shape of a clip with its channels first; other shapes as they are."""
-    shape = tuple(shape)
-    return (shape[0], shape[4], *shape[1:4]) if model_io.layout_of(shape) == "NTHWC" else shape
-
-
 def check_network(name):
-    """Exit with code 2 and one sentence unless it is a network that can be compiled by its name."""
-    if name not in NETWORKS:
-        hint = "; the export of mvit needs more than 16 GB of memory" if name.startswith("mvit") else ""
-        common.refuse(f"there is no network {name!r} to compile; there are {', '.join(NETWORKS)}{hint}")
+    """Exit with code 2 and one sentence unless it is a video network of torchvision's registry that can be exported."""
+    from torchvision.models import get_model_builder, list_models
+
+    # torchvision's own, and those that a file of torchvision_patches has registered
+    names = [known for known in list_models() if "video" in get_model_builder(known).__module__]
+    if name not in names:
+        common.refuse(f"there is no network {name!r} to compile; there are {', '.join(names)}")
+    if name.startswith("mvit") and hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if memory < MVIT_BYTES:
+            common.refuse(
+                f"torch's export of {name} needs {MVIT_BYTES >> 30} GiB of memory, this machine has {memory >> 30}: "
+                f"export it on another one, or compile it on AI Hub with tools/example_export.py"
+            )
 
 
-def untrained(name, frames, classes, precision):
-    """A torchvision video network with random weights, at the frame size that torchvision gives it.
+def untrained(names, frames, classes, precision):
+    """A video network of the registry with random weights, or several that vote, at the frame size that is theirs.
 
     `frames` and `classes` 0 mean 16 and as many as class_map.json has.
     """
@@ -69,28 +78,44 @@ def untrained(name, frames, classes, precision):
 
     from qevd_r2plus1d import model as recipe
 
-    voter = recipe.untrained(name, frames, classes)
-    frames, weights = voter.description.clip_len, get_model_weights(name).DEFAULT
-    if frames < (least := weights.meta.get("min_temporal_size") or 1):
-        common.refuse(f"{name} takes {least} frames a clip or more, not {frames}")
+    voters = [recipe.untrained(name, frames, classes, seed) for seed, name in enumerate(names)]
+    clips = voters[0].description
+    for name, voter in zip(names, voters):
+        least = get_model_weights(name).DEFAULT.meta.get("min_temporal_size") or 1
+        if clips.clip_len < least:
+            common.refuse(f"{name} takes {least} frames a clip or more, not {clips.clip_len}")
+        if differences := clips.differences(voter.description, recipe.WHAT_VOTERS_SHARE):
+            common.refuse(f"{names[0]} and {name} take different clips, so they cannot vote: {', '.join(differences)}")
+    name = names[0] if len(names) == 1 else f"{'_'.join(dict.fromkeys(names))}-{len(names)}-networks"
     return UncompiledNetwork(
-        name=f"{name}-untrained-{frames}-frames", made_from=f"{name} with random weights",
-        sha256=f"{voter.num_classes} classes",
-        precision=precision or "float", shape=(1, 3, frames, *voter.description.crop_size), network=name,
-        torch_model=recipe.QevdR2Plus1D([voter]),
+        name=f"{name}-untrained-{clips.clip_len}-frames", made_from=f"{' + '.join(names)} with random weights",
+        sha256=f"{voters[0].num_classes} classes", precision=precision or "float",
+        shape=(1, 3, clips.clip_len, *clips.crop_size), network=" + ".join(names), about={"clip": clips.as_dict()},
+        torch_model=recipe.QevdR2Plus1D(voters, recipe.shares_of([], voters)),
     )  # fmt: skip
 
 
-def trained(checkpoint, frames, classes, precision):
-    """The deployed network of a checkpoint, by the recipe that example_export.py exports."""
+def trained(checkpoints, frames, classes, precision, **vote):
+    """The deployed network of checkpoints, by the recipe that example_export.py exports.
+
+    vote: `weights` and `mirrored`, as the recipe has them.
+    """
     from qevd_r2plus1d import Model
 
-    deployed = Model.from_pretrained(checkpoint, num_classes=classes, num_frames=frames, data_dir="")
+    deployed = Model.from_pretrained(checkpoints, num_classes=classes, num_frames=frames, data_dir="", **vote)
+    about = deployed.about()
+    made_of = [about["checkpoint_sha256"], about["weights"], about["vote_with"], about["mirrored"]]
     return UncompiledNetwork(
-        name="qevd_r2plus1d", made_from=checkpoint, sha256=common.sha256_of(checkpoint),
-        precision=precision or "float", shape=deployed.get_input_spec()["video"].shape,
-        network=deployed.description.model_name, classes=deployed.classes, torch_model=deployed,
+        name=deployed.bundle_id, made_from=" + ".join(map(str, checkpoints)),
+        sha256=hashlib.sha256(json.dumps(made_of).encode()).hexdigest(), precision=precision or "float",
+        shape=deployed.get_input_spec()["video"].shape, network=network_in_words(deployed), about=about,
+        torch_model=deployed,
     )  # fmt: skip
+
+
+def network_in_words(deployed):
+    """torchvision's name of a deployed network; several joined by " + "."""
+    return " + ".join(voter.description.model_name for voter in deployed.voters)
 
 
 def from_local_hub(path):
@@ -108,38 +133,40 @@ def from_local_hub(path):
         )
     head, graph = content
     io = {"input": head["inputs"][0], "output": head["outputs"][0]}
-    description = read_description(path)
-    network, torch_model = checkpoint_of(description, ncthw(io["input"]["shape"]))
+    about, shape = description.read_description(path), model_io.ncthw(io["input"]["shape"])
+    deployed = deployed_of(about, shape)
     return UncompiledNetwork(
-        name="qevd_r2plus1d", made_from=str(path), sha256=hashlib.sha256(graph).hexdigest(),
-        precision=precision_of(io["input"]["dtype"]), shape=ncthw(io["input"]["shape"]), network=network,
-        classes=description.get("classes"), torch_model=torch_model,
+        name=deployed.bundle_id if deployed else "qevd_r2plus1d", made_from=str(path),
+        sha256=hashlib.sha256(graph).hexdigest(), precision=precision_of(io["input"]["dtype"]), shape=shape,
+        network=network_in_words(deployed) if deployed else "", about=about_of(about), torch_model=deployed,
         graph=onnx.load_from_string(graph), io=io,
     )  # fmt: skip
 
 
-def read_description(path):
-    """What stands beside a compiled model, <name>.json; {} without one or if it describes another file."""
-    try:
-        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return description if description["sha256"] == common.sha256_of(path) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def about_of(described):
+    """What a description beside a model says of its clips and what it was made of, without its tensors and jobs."""
+    kept = ("clip", "classes", "checkpoint", "checkpoint_sha256", "weights", "vote_with", "mirrored")
+    return {key: described[key] for key in kept if key in described}
 
 
-def checkpoint_of(description, shape):
-    """(network's name, deployed torch model) of the checkpoint that an export was made of; ("", None) if it is gone."""
+def deployed_of(about, shape):
+    """The deployed torch model of the checkpoints that an export was made of; None if one is gone or another now."""
     from qevd_r2plus1d import Model
 
-    path = description.get("checkpoint") or ""
-    if not Path(path).is_file():
-        return "", None
-    deployed = Model.from_pretrained(path, num_frames=shape[2], data_dir="")
-    return deployed.description.model_name, deployed
+    paths, hashes = ([value] if isinstance(value, str) else value or [] for value in
+                     (about.get("checkpoint"), about.get("checkpoint_sha256")))  # fmt: skip
+    for path, sha256 in zip(paths, hashes):
+        if not Path(path).is_file() or common.sha256_of(path) != sha256:
+            print(f"{path} is gone or newer than what was made of it: logits are not compared with torch's")
+            return None
+    vote = {"weights": about.get("weights") or [], "mirrored": about.get("mirrored", False)}
+    return Model.from_pretrained(paths, num_frames=shape[2], data_dir="", **vote) if paths and hashes else None
 
 
 def from_onnx(path, frames, precision):
     """An ONNX file, or a folder with one, float or QDQ; open dimensions of its input become those of a clip."""
+    from torchvision_patches import clip
+
     try:
         proto = onnx_graphs.load_with_weights(path)
     except ValueError as e:
@@ -148,14 +175,17 @@ def from_onnx(path, frames, precision):
     if len(inputs) != 1 or len(proto.graph.output) != 1:
         names = ", ".join(value.name for value in (*inputs, *proto.graph.output))
         common.refuse(f"{path} has the inputs and outputs {names}; one clip in and one tensor out is needed")
+    about = about_of(description.read_description(path))
     try:
-        proto = onnx_graphs.fix_open_dimensions(proto, (1, 3, frames or 16, 112, 112))
+        clips, _ = clip.described(about.get("clip") or {})
+        proto = onnx_graphs.fix_open_dimensions(proto, (1, 3, frames or clips.clip_len, *clips.crop_size))
     except ValueError as e:
         common.refuse(f"{path}: {e}")
     (value,) = onnx_graphs.graph_inputs(proto.graph)
     uncompiled = UncompiledNetwork(
         name=path.stem, made_from=str(path), sha256=common.sha256_of(path), precision=precision or "float",
-        shape=ncthw(onnx_graphs.dims_of(value)), graph=proto,
+        shape=model_io.ncthw(onnx_graphs.dims_of(value)),
+        about=about, graph=proto,
     )  # fmt: skip
     if uncompiled.is_quantised:
         types = {weight.name: onnx_graphs.dtype_name(weight.data_type) for weight in proto.graph.initializer}

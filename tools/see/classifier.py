@@ -1,7 +1,8 @@
 """A trained network that runs on this machine, whatever file it comes as: clips in, logits and class names out.
 
 `load` reads a checkpoint of train.py, or several (torch, on the GPU if there is one), an ONNX file or folder, or a
-binary of the local hub (onnxruntime, on the CPU). Definitions only, no constant that a user edits.
+binary of the local hub (onnxruntime, on the CPU), or one made for Qualcomm's chips (on the NPU of this machine, or in
+Qualcomm's emulator). Definitions only, no constant that a user edits.
 """
 
 from pathlib import Path
@@ -13,6 +14,7 @@ from common import machine
 import numpy as np
 
 from aihub import description, model_io, onnx_graphs
+from qualcomm import binary_runs
 
 
 class Classifier(NamedTuple):
@@ -23,6 +25,7 @@ class Classifier(NamedTuple):
     description: object  # a clip.ClipDescription: how the clip is made that the network takes
     batch_size: int  # clips that one call of `logits` takes best
     logits: object  # function: float32 (B, 3, T, H, W), RGB in [0, 1] -> float32 (B, num_classes)
+    latency: object = None  # function: what clips took on a chip or in its emulator, in words; None elsewhere
 
 
 def load(path, weights=(), mirrored=False):
@@ -42,6 +45,8 @@ def load(path, weights=(), mirrored=False):
         return load_torch(paths, weights, mirrored)
     if len(paths) > 1 or mirrored:
         common.refuse(f"{paths[0]}: only checkpoints vote or are mirrored here; a compiled model is what it is")
+    if binary := binary_runs.binary_at(paths[0]):
+        return load_for_chip(binary)
     return load_onnx(paths[0])
 
 
@@ -97,6 +102,15 @@ def load_onnx(path):
     return Classifier(f"{path} on the CPU, in onnxruntime", classes, clips, 1, logits)
 
 
+def load_for_chip(binary):
+    """A CompiledBinary, as a session that stays open."""
+    session = binary_runs.BinarySession(binary, common.REPO / ".qnn")
+    num_classes = int(np.prod(binary.description["output"]["shape"]))
+    classes = binary.description.get("classes") or numbered(binary.path, num_classes)
+    clips = description.clip_of(binary.description, binary.path, session.clip_shape)
+    return Classifier(session.about, classes, clips, 1, session.logits, session.latency)
+
+
 def read_model(path):
     """What onnxruntime loads, the path of an ONNX file or its bytes, and what is known of it.
 
@@ -106,8 +120,8 @@ def read_model(path):
     onnx = [str(file) for file in (sorted(path.glob("*.onnx")) if path.is_dir() else [path]) if file.suffix == ".onnx"]
     if not binary and not onnx:
         common.refuse(
-            f"{path} is no checkpoint (.pth), ONNX model or binary of the local hub; a binary of Qualcomm's runs on its"
-            f" device only: name the checkpoint, or export with --target-runtime onnx"
+            f"{path} is no checkpoint (.pth), ONNX model or binary of the local hub or of compile_offline.py: name the "
+            f"checkpoint, or export with --target-runtime onnx"
         )
     if not binary:
         return onnx[0], description.read_description(path)
