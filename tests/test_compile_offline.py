@@ -417,7 +417,9 @@ def test_wrong_usage(tmp_path, own_folder, run_here):
 
     assert "example_export.py" in refused()
     assert "'int4' is no precision" in refused("--model", "r3d_18", "--precision", "int4")
-    assert "r2plus1d_18, r3d_18, mc3_18" in refused("--model", "x3d_m")
+    assert "mvit_v2_s, r2plus1d_18, r3d_18" in refused("--model", "x3d_m")
+    assert "different clips" in refused("--model", "mc3_18", "s3d", "--num-frames", 16)
+    assert "name them with --checkpoint" in refused("--model", "mc3_18", "--mirror")
     assert "69 (SM8750)" in refused("--model", "r3d_18", "--soc", 1)
     assert "exclude one another" in refused("--model", "r3d_18", "--checkpoint", "checkpoint.pth")
     assert "s3d takes 14 frames a clip or more" in refused("--model", "s3d", "--num-frames", 8)

@@ -156,7 +156,7 @@ def calibration_clips(uncompiled, rows):
 
 def reader_of(uncompiled, folder):
     """A function from a manifest's row to its clip, which it checks against the shape that the network takes."""
-    from qevd_r2plus1d.model import read_clip
+    from aihub.tensors import read_clip
 
     return functools.partial(read_clip, folder, shape=uncompiled.shape)
 

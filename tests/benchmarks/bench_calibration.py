@@ -23,7 +23,7 @@ import onnxruntime.quantization
 from onnxruntime.quantization import CalibrationMethod
 
 from aihub import logits_file, model_io, onnx_graphs
-from qevd_r2plus1d.model import class_balanced, read_clip
+from aihub.tensors import class_balanced, read_clip
 from qualcomm import sources
 
 # by its name: the package has a function of the same one
@@ -77,7 +77,7 @@ def logits_of(graph, io, clips):
 def main():
     checkpoint, calibration, held_out = sys.argv[1:4]
     number = int(sys.argv[4]) if len(sys.argv) > 4 else 48
-    network = sources.trained(checkpoint, 0, 0, "w8a8")
+    network = sources.trained([checkpoint], 0, 0, "w8a8")
     rows = class_balanced(common.read_manifest(Path(calibration, "manifest.jsonl")), number)
     test_rows = common.read_manifest(Path(held_out, "manifest.jsonl"))
     clips = [read_clip(calibration, row, network.shape) for row in rows]

@@ -54,12 +54,11 @@ class UncompiledNetwork:
 
 def check_network(name):
     """Exit with code 2 and one sentence unless it is a video network of torchvision's registry that can be exported."""
-    from torchvision.models import get_model_builder, list_models
+    from torchvision_patches import networks
 
-    # torchvision's own, and those that a file of torchvision_patches has registered
-    names = [known for known in list_models() if "video" in get_model_builder(known).__module__]
-    if name not in names:
-        common.refuse(f"there is no network {name!r} to compile; there are {', '.join(names)}")
+    if name not in networks.video_networks():
+        known = ", ".join(networks.video_networks())
+        common.refuse(f"there is no network {name!r} to compile; there are {known}")
     if name.startswith("mvit") and hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if memory < MVIT_BYTES:
