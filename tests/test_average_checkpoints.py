@@ -50,7 +50,7 @@ def test_a_greedy_soup_is_never_below_the_best(trained, run_script, tmp_path):
     out = run_script(SCRIPT, *flags, "--greedy", "--class-map", REPO / "class_map.json").stdout
     single = [float(line.rpartition(" ")[2]) for line in out.splitlines()[: len(paths)]]
     result = json.loads(out.splitlines()[-1])
-    assert result["video_acc1"] >= max(single) - 1e-3
+    assert result["video_acc1"] >= max(single) - 1, "6 videos are printed without decimals"
     test = ["--data-path", data, "--resume", tmp_path / "soup.pth", "--test-only", "--device", "cpu"]
     again = json.loads(train(*test)[0].splitlines()[-1])
     assert again.pop("val_loss") == pytest.approx(result.pop("val_loss"), rel=1e-5) and again == result

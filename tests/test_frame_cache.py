@@ -129,7 +129,7 @@ def test_upright_frames_have_a_cache_of_their_own(frame_cache, tmp_path, capsys)
     cached.rotate = True
     with pytest.raises(SystemExit):
         frame_cache.prepare(cached, "test")
-    assert "was filled with frames of other settings (rotate False, not True)" in capsys.readouterr().err
+    assert "was made with other settings (rotate: False, now True); name another folder" in capsys.readouterr().err
 
 
 def test_training_and_validation_are_the_same_as_without(videos, trained):
@@ -213,10 +213,13 @@ def test_changed_videos_moved_dataset_damaged_files_and_other_settings(copy, tra
 
     other = flags(moved, cache, "--frame-rate", 8, "--epochs", 1, "--output-dir", tmp_path)
     _, err = train(*other, code=2)
-    assert f"{cache}/val was filled with frames of other settings (frame_rate 4, not 8)" in err
+    assert f"{cache}/val was made with other settings (frame_rate: 4.0, now 8.0); name another" in err
     assert contents(cache) == after
     cache.joinpath("val/settings.json").write_text("{")
-    assert "other settings" in train(*test, code=2)[1]
+    assert "settings.json is damaged; name another folder" in train(*test, code=2)[1]
+    before = json.loads((cache / "train/settings.json").read_text())
+    cache.joinpath("val/settings.json").write_text(json.dumps(before | {"rule_version": 0}))
+    assert "(rule_version: 0, now 1); name another folder, or delete this one" in train(*test, code=2)[1]
 
 
 def test_a_video_of_which_a_part_decodes(frame_cache, tmp_path):

@@ -53,7 +53,8 @@ def reference():
     sys.path.insert(0, folder)
     import train
 
-    found = (train.datasets, train.models, train.settings, train.teachers, train, train.transforms, train.utils)
+    found = [getattr(train, name) for name in ("datasets", "models", "settings", "teachers", "transforms", "utils")]
+    found += [train, train.datasets.splits]
     yield types.SimpleNamespace(**{module.__name__: module for module in found})
     sys.path.remove(folder)
     for name in set(sys.modules) - before:
@@ -116,11 +117,12 @@ def test_zeros_are_refused_at_the_start(reference, capsys):
         assert stop.value.code == 2 and f"{flag}: a whole number from 1 on is needed" in capsys.readouterr().err
 
 
-def test_what_a_user_can_mend_is_one_sentence(reference, capsys, monkeypatch):
+def test_what_a_user_can_mend_is_one_sentence(reference, capsys):
     """What torch says of a GPU, and where two processes would compute on one; test_gpu.py lets it happen."""
     args, utils = small_args(reference), reference.utils
     for error, said in {
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"): "12 clips at once do not fit into",
+        torch.distributed.DistBackendError("NCCL error\nDuplicate GPU detected"): "have the same GPU: start as",
         RuntimeError("pool_backward does not have a deterministic implementation, but"): "needs pool_backward, which",
     }.items():
         args.batch_size = 12
@@ -128,13 +130,6 @@ def test_what_a_user_can_mend_is_one_sentence(reference, capsys, monkeypatch):
             utils.explain(error, args)
         assert stop.value.code == 2 and said in capsys.readouterr().err
     assert utils.explain(RuntimeError("a fault of ours"), args) is None
-    monkeypatch.setattr(utils, "store", torch.distributed.HashStore())
-    for rank, gpu in enumerate(["a", "b", "", "", "b"]):
-        utils.store.set(f"joined/{rank}", gpu)
-    utils.refuse_shared_gpu(4)
-    with pytest.raises(SystemExit):
-        utils.refuse_shared_gpu(5)
-    assert "processes 1 and 4 have the same GPU" in capsys.readouterr().err
     for device in "gpu", "cpu:1", "cuda:99":
         args.device = device
         with pytest.raises(SystemExit):
@@ -149,7 +144,7 @@ def test_what_a_user_can_mend_is_one_sentence(reference, capsys, monkeypatch):
 def test_one_process_that_goes_ends_the_others(videos, tmp_path, how):
     """The last of three is killed, or of two stopped, while it trains; no launcher looks after them, as with srun."""
     flags = ["--data-path", videos, *FLAGS, "--epochs", 10**6, "--output-dir", tmp_path, "--eval-every", 10**6]
-    quick = before("utils.BEAT, utils.LOST = 0.2, 3.0")
+    quick = before("processes.WORKING = datetime.timedelta(seconds=8)")
     code = f"{quick}\nimport runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     count = 3 if how == "killed" else 2
     processes, logs = [], [tmp_path / f"log{rank}" for rank in range(count)]
@@ -183,7 +178,7 @@ def test_two_machines_whose_folders_differ(videos, tmp_path):
     flags = ["--data-path", "data", *FLAGS, "--output-dir", tmp_path / "out"]
     (moved,) = tmp_path.glob("two/train/jumping_jacks/00000001.mp4")
     moved.rename(tmp_path / "two/train/hook_left" / moved.name)
-    environments = [environment(**of_rank, MASTER_ADDR="127.0.0.1") for of_rank in slurm(2, machines=2)]
+    environments = [environment(**of_rank) for of_rank in slurm(2, machines=2)]
     for rank, name in enumerate(("one", "two")):
         (tmp_path / f"machine{rank}").mkdir()
         (tmp_path / f"machine{rank}/data").symlink_to(tmp_path / name)
@@ -201,7 +196,7 @@ def test_two_machines_whose_folders_differ(videos, tmp_path):
 def test_workers_that_send_nothing_are_named(videos, tmp_path):
     flags = ["--data-path", videos, *FLAGS, "--workers", 1, "--output-dir", tmp_path]
     preset = "presets.VideoClassificationPresetTrain.__call__"
-    _, err = train(*flags, first=before(f"utils.STALLED = 2; {preset} = lambda self, clip: time.sleep(99)"), code=2)
+    _, err = train(*flags, first=before(f"processes.STALLED = 2; {preset} = lambda self, clip: time.sleep(99)"), code=2)
     assert "no batch for 2 s; its workers were reading" in err and f"{videos}/train/" in err
     _, err = train(*flags, first=before(f"import os; {preset} = lambda self, clip: os.kill(os.getpid(), 9)"), code=2)
     assert "DataLoader worker (pid" in err and f"{videos}/train/" in err and "Traceback" not in err
@@ -210,7 +205,7 @@ def test_workers_that_send_nothing_are_named(videos, tmp_path):
 def test_little_shared_memory_is_said_before_the_first_step(videos, tmp_path):
     flags = ["--data-path", videos, *FLAGS, "--output-dir", tmp_path, "--workers", 1]
     flags += ["--batch-size", 24, "--clip-len", 1600]
-    small = before("utils.shutil.disk_usage = lambda folder: types.SimpleNamespace(free=64 * 2**20)")
+    small = before("datasets.shutil.disk_usage = lambda folder: types.SimpleNamespace(free=64 * 2**20)")
     _, err = train(*flags, first=small, code=2)
     assert "workers send batches through /dev/shm: 1,3" in err and "67 MB are free" in err and "--shm-size" in err
 
@@ -219,9 +214,10 @@ def test_little_shared_memory_is_said_before_the_first_step(videos, tmp_path):
 
 
 def small_args(reference, *flags):
+    """Flags of a run on a CPU, completed for five classes."""
     args = reference.train.get_args_parser().parse_args(["--data-path", ".", *map(str, [*FAST, *flags])])
     args.distributed, args.world_size, args.rank = False, 1, 0
-    reference.settings.settle(args, None, range(5))
+    reference.settings.complete(args, None, range(5))
     return args
 
 
@@ -318,23 +314,100 @@ def test_the_head_and_norms_have_rates_of_their_own(reference):
 
 def test_no_group_is_on_both_sides(reference, tmp_path):
     """300 videos of 4 classes by 30 persons, two of which have no table entry."""
+    hold_out = reference.splits.hold_out
     samples = [(f"/d/train/c{i % 4}/{i:08d}.mp4", i % 4) for i in range(300)]
-    table = tmp_path / "groups.csv"
-    table.write_text("".join(f"{i:08d},person {i // 10}\n" for i in range(298)))
-    groups = reference.datasets.read_groups(table)
-    held = reference.datasets.hold_out(samples, 0.2, groups, seed=0)
-    sides = [{groups.get(path[-12:-4], path) for path, _ in part} for part in (held, set(samples) - set(held))]
+    groups = {f"c{i % 4}/{i:08d}.mp4": f"person {i // 10}" for i in range(298)}
+    held, of_groups = hold_out(samples, 0.2, groups, seed=0)
+    sides = [{groups.get(path[9:], path[3:]) for path, _ in part} for part in (held, set(samples) - set(held))]
     assert not sides[0] & sides[1], "a person is on both sides"
+    assert sides[0] == of_groups
     for label in range(4):
         assert 15 <= sum(own == label for _, own in held) <= 30
-    assert sorted(reference.datasets.hold_out(samples[::-1], 0.2, groups, 0)) == sorted(held)
-    assert sorted(reference.datasets.hold_out(samples, 0.2, groups, 1)) != sorted(held)
-    alone = reference.datasets.hold_out(samples, 0.1, {}, 0)
+    assert sorted(hold_out(samples[::-1], 0.2, groups, 0)[0]) == sorted(held)
+    assert sorted(hold_out(samples, 0.2, groups, 1)[0]) != sorted(held)
+    alone, _ = hold_out(samples, 0.1, {}, 0)
     assert [sum(own == label for _, own in alone) for label in range(4)] == [8] * 4
-    assert not reference.datasets.hold_out(samples[:1], 0.5, {}, 0), "the last video of a class is held out"
-    table.write_text("a,b,c\n")
-    with pytest.raises(SystemExit):
-        reference.datasets.read_groups(table)
+    assert not hold_out(samples[:1], 0.5, {}, 0)[0], "the last video of a class is held out"
+
+
+@pytest.fixture(scope="module")
+def held_out(videos, tmp_path_factory):
+    """A run that holds out one of two persons, by QEVD's file of worker ids: (flags of a run, folder, stdout)."""
+    folder = tmp_path_factory.mktemp("held_out")
+    rows = [{"video_path": f"./{i:08d}.mp4", "worker_id": 70 + i // 2} for i in range(4)]
+    (folder / "workers.json").write_text(json.dumps(rows))
+    flags = ["--data-path", videos, *FLAGS, "--hold-out", 0.4, "--groups", folder / "workers.json"]
+    out, _ = train(*flags, "--seed", 5, "--output-dir", folder)
+    return flags, folder, out
+
+
+def test_who_is_held_out_is_in_a_list_that_later_steps_follow(videos, held_out, run_script, tmp_path):
+    flags, folder, out = held_out
+    assert "4 of 4 videos have a group; 2 videos of 1 groups held out" in out
+    assert "val: 2 videos" in out and "train: 2 videos" in out
+    checkpoint, (file,) = load(folder / "checkpoint.pth"), folder.glob("held_out-*.json")
+    about, listed = checkpoint["held_out"], json.loads(file.read_text())
+    assert about == {"file": file.name, "share": 0.4, "seed": 0, "num_videos": 2}
+    numbers = {int(Path(name).stem) for name in listed["videos"]}
+    assert numbers in ({0, 1}, {2, 3}), "a person is on both sides"
+    assert listed["groups"] == [str(70 + min(numbers) // 2)]
+    tensors = f"--checkpoint {folder}/checkpoint.pth --data-root {videos}/train --held-out true"
+    assert tensors in out.splitlines()[-1], "the next step would take other videos"
+
+    test = ["--data-path", videos, "--resume", folder / "checkpoint.pth", "--test-only", "--device", "cpu"]
+    result = json.loads(train(*test)[0].splitlines()[-1])
+    assert result["num_videos"] == 2 and result["video_acc1"] == checkpoint["metrics"]["video_acc1"]
+    assert "val: 2 videos" in train(*test, "--hold-out", 0)[0]
+    assert "--hold-out 0.3 --hold-out-seed 0, but" in train(*test, "--hold-out", 0.3, code=2)[1]
+    start = ["--data-path", videos, *FLAGS, "--resume", folder / "checkpoint.pth", "--resume-weights-only"]
+    train(*start, "--output-dir", tmp_path / "started")
+    assert load(tmp_path / "started/checkpoint.pth")["held_out"] == about, "a start from its weights forgets them"
+
+    soup = tmp_path / "soup.pth"
+    two = ["--checkpoints", folder / "checkpoint.pth", tmp_path / "started/checkpoint.pth", "--output", soup]
+    data = ["--data-path", videos, "--class-map", REPO / "class_map.json", "--device", "cpu"]
+    assert "--held-out true" in run_script("tools/average_checkpoints.py", *two, *data).stdout
+    assert load(soup)["held_out"] == about and (tmp_path / file.name).read_text() == file.read_text()
+    other = load(folder / "checkpoint.pth")
+    torch.save(other | {"held_out": about | {"seed": 1}}, tmp_path / "other.pth")
+    two[2] = tmp_path / "other.pth"
+    assert "the videos that were held out (train with the same" in run_script(
+        "tools/average_checkpoints.py", *two, code=2
+    ).stderr
+    test[3] = tmp_path / "other.pth"
+    assert "is not the list that" in train(*test, code=2)[1]
+    (tmp_path / file.name).unlink()
+    assert f"{tmp_path / file.name} cannot be read" in train(*test, code=2)[1]
+
+
+def test_the_hold_out_is_the_same_for_every_seed_of_training(reference, videos):
+    class_map = {name: i for i, name in enumerate(sorted(CLASSES))}
+    drawn = []
+    for seed in 0, 1, 2:
+        args = small_args(reference, "--data-path", videos, "--hold-out", 0.5, "--seed", seed)
+        drawn.append(reference.splits.settled_hold_out(args, None, class_map))
+    assert drawn[0].videos and drawn[0] == drawn[1] == drawn[2]
+
+
+def test_what_cannot_be_held_out_is_refused(reference, held_out, videos, tmp_path, capsys):
+    class_map = {name: i for i, name in enumerate(sorted(CLASSES))}
+
+    def refusal(*flags):
+        args = small_args(reference, "--data-path", videos, *flags)
+        with pytest.raises(SystemExit):
+            reference.splits.settled_hold_out(args, None, class_map)
+        return capsys.readouterr().err
+
+    workers = held_out[1] / "workers.json"
+    assert "--hold-out SHARE to keep together: give both" in refusal("--groups", workers)
+    one = tmp_path / "one.csv"
+    one.write_text("video,group\n" + "".join(f"{i:08d},me\n" for i in range(4)))
+    said = refusal("--groups", one, "--hold-out", 0.2)
+    assert "nothing can be held out of 4 videos" in said and "puts 4 of them into 1 groups" in said
+    args = small_args(reference, "--groups", workers)
+    samples = [(f"/more/train/{CLASSES[i % 2]}/{i:08d}.mp4", i % 2) for i in range(4)]
+    held = types.SimpleNamespace(videos=("train/a/1.mp4",), groups=("71",))
+    assert reference.splits.of_other_groups(samples, "/more", held, args) == samples[:2]
 
 
 def test_extra_videos_and_splits(videos, tmp_path):
@@ -349,7 +422,12 @@ def test_extra_videos_and_splits(videos, tmp_path):
     last = ["--data-path", videos, *FLAGS, "--output-dir", tmp_path / "b", "--train-splits", "train", "val"]
     out, _ = train(*last, "--hold-out", 0.3)
     assert "val: 2 videos" in out and "train: 4 videos" in out
-    assert "val is trained on, too" in train(*last, "--overwrite")[0]
+    (tmp_path / "b/model_7.pth").touch()
+    assert "val is trained on, too" in train(*last, "--overwrite", "--eval-every", 5)[0]
+    assert not (tmp_path / "b/model_7.pth").exists(), "a checkpoint of the run that was replaced is still there"
+    test = ["--data-path", videos, "--resume", tmp_path / "b/checkpoint.pth", "--test-only", "--device", "cpu"]
+    out, _ = train(*test)
+    assert "This network was trained on val, too" in out and json.loads(out.splitlines()[-1])["saw_val"]
     (extra / "copied.mp4").write_bytes((videos / "val" / CLASSES[0] / "00000000.mp4").read_bytes())
     _, err = train(*flags, "--output-dir", tmp_path / "c", code=2)
     assert "copied.mp4 is " in err and "a video to validate on" in err
@@ -370,20 +448,21 @@ def test_the_distillation_loss_by_hand(reference):
         powers = [math.exp(value) for value in values]
         return [power / sum(powers) for power in powers]
 
-    hard = -math.log(softmax([2, 0, -1])[0]) - 0.4 * math.log(softmax([0.5, 0.5, 1])[1])
-    hard -= 0.6 * math.log(softmax([0.5, 0.5, 1])[2])
+    hard = -math.log(softmax([2, 0, -1])[0]), -0.4 * math.log(softmax([0.5, 0.5, 1])[1])
+    hard = hard[0], hard[1] - 0.6 * math.log(softmax([0.5, 0.5, 1])[2])
     said = [sum(pair) / 2 for pair in zip(softmax([0.5, 0.5, 0]), softmax([1.5, -0.5, 0]))]
     student = softmax([1, 0, -0.5])
     kl = sum(q * math.log(q / p) for q, p in zip(said, student))
     assert teacher[0].tolist() == pytest.approx(said, abs=1e-3) and not teacher[1].any()
-    loss = criterion(output, torch.cat([labels, teacher], 1))
-    assert loss.item() == pytest.approx((0.7 * hard + 0.3 * 4 * kl) / 2, abs=1e-3)
+    loss = criterion(output, labels, teacher)
+    assert loss.item() == pytest.approx((0.7 * hard[0] + hard[1] + 0.3 * 4 * kl) / 2, abs=1e-3)
     loss.backward()
     by_hand = 0.7 * (torch.tensor(softmax([2, 0, -1])) - labels[0]) / 2  # of the cross-entropy, then of the KL
     by_hand += 0.3 * 4 * (torch.tensor(student) - torch.tensor(said)) / 2 / 2
     torch.testing.assert_close(output.grad[0], by_hand, atol=1e-3, rtol=0)
-    equal = torch.cat([labels, (output / 2).softmax(1)], 1)
-    alone = reference.teachers.Distillation(1.0, 2.0)(output, equal)
+    alone = criterion(output[1:], labels[1:], teacher[1:])
+    torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(output[1:], labels[1:]))
+    alone = reference.teachers.Distillation(1.0, 2.0)(output, labels, (output / 2).softmax(1))
     assert alone.item() == pytest.approx(0, abs=1e-6), "a teacher that is the student changes something"
 
 
@@ -533,7 +612,7 @@ def test_a_step_costs_no_more_with_more_videos(reference):
     counted = []
     for count in 1000, 8000:
         sampler = reference.datasets.TrainSampler(dataset_of(reference, count), 1, 0)
-        loader = [(torch.zeros(2), None)] * 20
+        loader = [(torch.zeros(2),)] * 20
         calls = 0
 
         def count_calls(frame, event, argument):
@@ -561,7 +640,7 @@ def test_what_enters_a_network_is_its_own_preset(reference, name):
     own = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     flags = ["--data-path", ".", "--device", "cpu", "--model", name]
     args = reference.train.get_args_parser().parse_args(flags)
-    reference.settings.settle(args, None, range(92))
+    reference.settings.complete(args, None, range(92))
     preset = presets.VideoClassificationPresetEval(crop_size=args.val_crop_size, resize_size=args.val_resize_size)
     normalize = reference.transforms.Normalize(args.mean, args.std)
     for height, width in (270, 480), (340, 256), (100, 99):
@@ -615,7 +694,7 @@ def test_every_network_learns_and_is_validated(two_videos, tmp_path, name):
 def test_the_head_of_each_network_is_found_by_any_name(reference, name):
     args = reference.train.get_args_parser().parse_args(["--data-path", ".", "--device", "cpu", "--model", name])
     args.trainable_layers = ["fc"]
-    reference.settings.settle(args, None, range(92))
+    reference.settings.complete(args, None, range(92))
     assert args.trainable_layers == ["fc" if name == "r2plus1d_18" else "classifier" if name == "s3d" else "head"]
 
 

@@ -1,6 +1,6 @@
 """Average the weights of several checkpoints of one network: a soup (Wortsman et al., 2022), which costs nothing later.
 
-Reads:  CHECKPOINTS, of the same network and classes, fine-tuned from the same weights; data_path, if it is named
+Reads:  CHECKPOINTS, of the same network, classes and hold-out, fine-tuned from the same weights; data_path, if named
 Writes: OUTPUT, a checkpoint that every later step takes
 
     $ python tools/average_checkpoints.py --checkpoints a/checkpoint.pth b/checkpoint.pth --data-path QEVD_organized
@@ -19,6 +19,8 @@ from pathlib import Path
 import common
 from common import flags
 from common.checkpoints import load_checkpoint
+from common.held_out import read_held_out
+from common.names import digits
 
 # ----------------------------------------------------------------------------------------------------------------------
 CHECKPOINTS = ["./checkpoint.pth"]  # two or more
@@ -30,7 +32,8 @@ BN_CLIPS = 512  # training clips over which BatchNorm's statistics are recompute
 DEVICE = ""  # of train.py; "": cuda where there is one
 # ----------------------------------------------------------------------------------------------------------------------
 
-KEPT = ("classes", "args", "epoch")  # of the first checkpoint, beside its ClipDescription
+KEPT = ("classes", "args", "epoch", "held_out")  # of the first checkpoint, beside its ClipDescription
+OTHER_HOLD_OUT = "the videos that were held out (train with the same --hold-out, --hold-out-seed and --groups)"
 TRAIN = common.REPO / "references/video_classification/train.py"
 
 
@@ -43,6 +46,7 @@ def load_alike(paths):
     first = checkpoints[0]
     for path, other, about in zip(paths[1:], checkpoints[1:], abouts[1:]):
         different = about.differences(abouts[0], about._fields)
+        different += [] if other.get("held_out") == first.get("held_out") else [OTHER_HOLD_OUT]
         different += ["their classes"] if other.get("classes") != first.get("classes") else []
         shapes = [{key: value.shape for key, value in c["model"].items()} for c in (first, other)]
         different += ["their layers"] if shapes[0] != shapes[1] else []
@@ -62,13 +66,17 @@ def average(checkpoints):
         else value
         for key, value in first["model"].items()
     }
-    return {key: first[key] for key in (*KEPT, *clip.ClipDescription._fields) if key in first} | {"model": weights}
+    seen = sorted({split for checkpoint in checkpoints for split in checkpoint.get("train_splits", [])})
+    kept = {key: first[key] for key in (*KEPT, *clip.ClipDescription._fields) if key in first}
+    return kept | {"model": weights, "train_splits": seen}
 
 
 def save(checkpoint, path):
+    """Write a checkpoint, and beside it the list of the videos that were held out, which is that of all CHECKPOINTS."""
     import torch
 
     try:
+        read_held_out(checkpoint, CHECKPOINTS[0]).write(Path(path).parent)
         with common.written_then_renamed(path) as temporary:
             torch.save(checkpoint, temporary)
     except (OSError, RuntimeError) as e:  # torch's writer raises RuntimeError where the disk is full
@@ -92,16 +100,18 @@ def validate(path, layers, recompute=True):
 
 def greedy(paths, checkpoints, layers, folder):
     """The paths and checkpoints of a greedy soup, the best first."""
-    accuracies = [validate(path, layers, recompute=False)["video_acc1"] for path in paths]
+    figures = [validate(path, layers, recompute=False) for path in paths]
+    accuracies, d = [figure["video_acc1"] for figure in figures], digits(figures[0]["num_videos"])
     for path, accuracy in zip(paths, accuracies):
-        print(f"{path}: Video Acc@1 {accuracy:.3f}", flush=True)
+        print(f"{path}: Video Acc@1 {accuracy:.{d}f}", flush=True)
     best_first = sorted(range(len(paths)), key=lambda i: -accuracies[i])
     kept, best = best_first[:1], accuracies[best_first[0]]
     for i in best_first[1:]:
         tried = Path(folder, "tried.pth")
         save(average([checkpoints[k] for k in (*kept, i)]), tried)
         accuracy = validate(tried, layers)["video_acc1"]
-        print(f"with {paths[i]}: Video Acc@1 {accuracy:.3f}, {'kept' if accuracy >= best else 'left out'}", flush=True)
+        what = "kept" if accuracy >= best else "left out"
+        print(f"with {paths[i]}: Video Acc@1 {accuracy:.{d}f}, {what}", flush=True)
         if accuracy >= best:
             kept, best = [*kept, i], accuracy
     return [paths[i] for i in kept], [checkpoints[i] for i in kept]
@@ -126,7 +136,12 @@ def main():
             paths, checkpoints = greedy(paths, checkpoints, layers, folder)
     save(average(checkpoints), OUTPUT)
     print(f"{OUTPUT}: the average of {', '.join(paths)}")
-    print(f"next: {flags.next_command('example_export.py', OUTPUT, checkpoint=OUTPUT)}")
+    commands = [flags.next_command("example_export.py", OUTPUT, checkpoint=OUTPUT)]
+    if data_path and (held_out := read_held_out(checkpoints[0], paths[0]).videos):
+        root = Path(data_path, held_out[0].split("/")[0])
+        of_held_out = {"CHECKPOINT": OUTPUT, "DATA_ROOT": root, "HELD_OUT": "true"}
+        commands.insert(0, flags.next_command("preprocess_and_save.py", OUTPUT, **of_held_out))
+    print(f"next: {', then '.join(commands)}")
     if data_path:
         # one checkpoint alone has statistics that fit it
         print(json.dumps(validate(OUTPUT, layers, recompute=len(checkpoints) > 1)))

@@ -1,168 +1,51 @@
 """Clips of a folder of videos, DATA_PATH/<split>/<class>/<video>.mp4, with class indices from the class map."""
 
-import csv
 import hashlib
 import json
 import math
 import os
-import shlex
-import socket
+import shutil
 from collections import Counter
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import common
-from common import finding
+from common import machine
 
 import torch
 from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 from torchvision.datasets import VisionDataset
 
 import frame_cache
+import processes
+import splits
 import utils
-from torchvision_patches.video_utils import UnreadableVideo, VideoClips, index_videos, stamp
+from torchvision_patches.video_utils import UnreadableVideo, VideoClips, index_videos
 
 MAX_REPLACEMENTS = 10  # clips that are tried in place of one that does not decode
 MAX_WORKERS = 1024  # of one loader
 
-# run on the dataset's root: the class folders of both splits, no files and no hidden folders
-MAP_FROM_FOLDERS = (
-    "python -c 'import json, pathlib, sys; "
-    'splits = [pathlib.Path(sys.argv[1], split) for split in ("train", "val")]; '
-    'names = sorted({f.name for split in splits for f in split.glob("[!.]*") if f.is_dir()}); '
-    "print(json.dumps({name: i for i, name in enumerate(names)}))'"
-)
+class Item(NamedTuple):
+    """One clip of KineticsWithVideoId."""
+
+    clip: object  # what the dataset's `transform` makes of uint8 (T, H, W, 3); None if nothing could be decoded
+    label: int  # class index
+    clip_idx: int
+    video_idx: int
+    logits: object  # of --teacher-logits, float16 (teachers, classes); None without
+    failures: list  # of the UnreadableVideo met on the way
 
 
-def list_videos(data_path, split, class_map, class_map_path):
-    """The videos of a split: a sorted list of (path, class index). A class without a folder or videos is no error.
+class Batch(NamedTuple):
+    """Items without those that have no clip: N may be less than the batch size, and 0."""
 
-    Exits with code 2 if the split is missing or empty, or has a folder that the class map does not know.
-    """
-    folder = Path(data_path) / split
-    if not folder.is_dir():
-        common.refuse(
-            f"there is no folder {folder}; --data-path is the folder that holds train/ and val/, which "
-            f"tools/refactor_dataset.py makes of QEVD and tools/split_videos.py of videos of your own"
-        )
-    folders = finding.class_folders(folder)
-    unknown = [name for name in folders if name not in class_map]
-    if unknown:
-        what = f"{folder} has {len(unknown)} class folders that are not in {class_map_path}, the first is {unknown[0]}"
-        if own := common.class_map_with(folders):
-            common.refuse(f"{what}; {own} has them: add --class-map {own}")
-        common.refuse(
-            f"{what}. Move them away, or, if these are your own classes, name their map with --class-map; "
-            f"tools/split_videos.py writes one, and so does this:\n"
-            f"  {MAP_FROM_FOLDERS} {shlex.quote(str(data_path))} > my_class_map.json"
-        )
-    found = finding.find_videos(folder)
-    paths = sorted(tuple(path.split("/")) for path in found.videos)  # by class: "-" comes before "/"
-    samples = [(str(folder / name / video), class_map[name]) for name, video in paths]
-    if found.misplaced:
-        print(f"{split}: {len(found.misplaced):,} videos are not in a class folder itself and left out")
-    if found.failures:
-        first, reason = min(found.failures.items())
-        print(f"{split}: {len(found.failures):,} names are left out, the first is {folder / first}: {reason}")
-    empty = sorted(set(folders) - {name for name, _ in paths})
-    if empty:
-        print(f"{split}: no video in {len(empty):,} class folders: {', '.join(empty)}")
-    if not samples:
-        common.refuse(f"{folder} has no videos; it must hold <class>/<video>.mp4")
-    return samples
-
-
-def videos_of_split(split, class_map, args):
-    """The videos of train or val, a list of (path, class index), as --train-splits, --extra-data and --hold-out say.
-
-    Exits with code 2 if an extra video is one of val, by its content; one that train has already is left out and named.
-    """
-    if split == "val" and not args.hold_out:
-        return list_videos(args.data_path, "val", class_map, args.class_map)
-    samples = [
-        pair for name in args.train_splits for pair in list_videos(args.data_path, name, class_map, args.class_map)
-    ]
-    held_out = set(hold_out(samples, args.hold_out, read_groups(args.groups), args.seed))
-    if split == "val":
-        return sorted(held_out)
-    val = held_out
-    if args.extra_data and not args.hold_out:
-        val = list_videos(args.data_path, "val", class_map, args.class_map)
-    samples = [pair for pair in samples if pair not in held_out]
-    for root in args.extra_data:
-        extra = list_videos(root, "train", class_map, args.class_map)
-        for path, same in duplicates(extra, val):
-            common.refuse(f"{path} is {same}, a video to validate on: take it out of {root}")
-        known = duplicates(extra, samples)
-        if known:
-            (path, same), *_ = known
-            print(f"{len(known):,} videos of {root} are in train already and left out, the first is {path}, as {same}")
-        left_out = {path for path, _ in known}
-        samples += [pair for pair in extra if pair[0] not in left_out]
-    return samples
-
-
-def read_groups(path):
-    """{video: group} of a CSV with these two columns, without a header; {} without a file.
-
-    A video is named by its path below the split, its file name, or that without its ending.
-    """
-    if not path:
-        return {}
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return dict(row for row in csv.reader(file) if row)
-    except (OSError, ValueError) as e:
-        common.refuse(f"{path} is no table of `video,group`: {getattr(e, 'strerror', None) or e}")
-
-
-def hold_out(samples, share, group_of, seed):
-    """A part of the videos, at least `share` of each class, that has no group in common with the others.
-
-    A video without a group is one of its own. A group is left where it is the last one of a class.
-    """
-    groups = {}
-    for path, label in samples if share else ():
-        names = "/".join(Path(path).parts[-2:]), Path(path).name, Path(path).stem
-        group = next((group_of[name] for name in names if name in group_of), path)
-        groups.setdefault(group, []).append((path, label))
-    total, held, chosen = Counter(label for _, label in samples), Counter(), []
-    # a draw that depends on the names alone, not on their order or number
-    for group in sorted(groups, key=lambda group: hashlib.sha256(f"{seed} {Path(group).name}".encode()).digest()):
-        labels = Counter(label for _, label in groups[group])
-        wanted = any(held[label] < share * total[label] for label in labels)
-        if wanted and all(held[label] + count < total[label] for label, count in labels.items()):
-            held += labels
-            chosen += groups[group]
-    return chosen
-
-
-def duplicates(samples, others):
-    """[(path, path in others)] of the samples whose file is also one of the others, by size and then content."""
-    of_size = {}
-    for path, _ in others:
-        of_size.setdefault(stamp(path)[0], []).append(path)
-    of_size.pop(-1, None)  # files that cannot be looked at
-    found = []
-    for path, _ in samples:
-        digest = None
-        for other in of_size.get(stamp(path)[0], ()):
-            digest = digest or common.sha256_of(path)
-            if digest == common.sha256_of(other):
-                found.append((path, other))
-                break
-    return found
-
-
-def refuse_other_videos(samples, own_samples, split):
-    """Exit with code 2 and the first difference, unless this machine has the videos and labels of the first one."""
-    for first, own in zip_longest(samples, own_samples):
-        if first != own:
-            first, own = (f"{pair[0]} (class {pair[1]})" if pair else "no more" for pair in (first, own))
-            common.refuse(
-                f"{split} is not the same on all machines: {socket.gethostname()} has {own} where the first process "
-                f"has {first}; give them the same folders and class map"
-            )
+    clips: torch.Tensor  # (N, …)
+    labels: torch.Tensor  # int64 (N,)
+    clip_idx: torch.Tensor  # int64 (N,)
+    video_idx: torch.Tensor  # int64 (N,)
+    logits: object  # float16 (N, teachers, classes), or None
+    failures: list
 
 
 class KineticsWithVideoId(VisionDataset):
@@ -170,13 +53,11 @@ class KineticsWithVideoId(VisionDataset):
 
     torchvision's own Kinetics numbers the classes by the folders it meets and stops at an empty one; here the class
     map numbers them. Items are asked for by (clip index, seed); all randomness of an item comes from its seed.
-    An item is (clip, class index, video index, failures), with `teachers` (clip, (class index, float16 (teachers,
-    classes)), …): clip is what `transform` makes of uint8 (T, H, W, 3), or
-    None if nothing could be decoded; failures lists the UnreadableVideo met on the way. With `replace_bad`, a clip
-    that does not decode is replaced by one of another video of the same class.
+    With `replace_bad`, a clip that does not decode is replaced by one of another video of the same class.
 
-    `labels`, `counts` and `starts`: int64 (videos,), class index, number of clips and first clip of each. Workers read
-    these: of a list, each would in time copy the pages that hold its items' reference counts.
+    labels, counts, starts: int64 (videos,), class index, number of clips and first clip of each video. They are
+    tensors, not lists, because each worker that reads a list's objects changes their reference counts, and so copies
+    the memory that it shares with the others.
     """
 
     def __init__(self, root, samples, video_clips, transform, replace_bad=False):
@@ -229,27 +110,22 @@ class KineticsWithVideoId(VisionDataset):
             for candidate in chain([clip_idx], others):
                 try:
                     video, _, _, video_idx = self.video_clips.get_clip(candidate)
-                    target = (label, self.teachers.of(candidate, video_idx)) if self.teachers else label
-                    return self.transform(video), target, video_idx, failures
+                    logits = self.teachers.of(candidate, video_idx) if self.teachers else None
+                    return Item(self.transform(video), label, candidate, video_idx, logits, failures)
                 except UnreadableVideo as e:
                     failures.append(e)
-        return None, label, video_idx, failures
+        return Item(None, label, clip_idx, video_idx, None, failures)
 
 
 def collate_fn(items):
-    """Items -> clips (N, …), class indices int64 (N,), video indices int64 (N,), failures.
-
-    With teachers, the second is [class indices, float16 (N, teachers, classes)].
-
-    Items without a clip are left out, so N may be less than the batch size, and 0.
-    """
-    failures = [failure for item in items for failure in item[3]]
-    good = [item[:3] for item in items if item[0] is not None]
-    if not good:
-        return torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), failures
-    clips, targets, video_idx = zip(*good)
+    """[Item] -> Batch."""
+    failures = [failure for item in items for failure in item.failures]
+    good = [item for item in items if item.clip is not None]
     # in a worker default_collate puts them into shared memory at once; torch.stack would make a copy that is copied
-    return default_collate(clips), default_collate(targets), torch.tensor(video_idx), failures
+    clips = default_collate([item.clip for item in good]) if good else torch.empty(0)
+    logits = torch.stack([item.logits for item in good]) if good and good[0].logits is not None else None
+    numbers = torch.tensor([item[1:4] for item in good], dtype=torch.int64).reshape(-1, 3)
+    return Batch(clips, *numbers.T.contiguous(), logits, failures)
 
 
 class TrainSampler(Sampler):
@@ -314,12 +190,13 @@ def val_clips(dataset, clips_per_video, rank=0, world_size=1):
     return [(clip, 0) for clip in clips[rank::world_size].tolist()]
 
 
-def load_dataset(split, class_map, preset, sizes, bad_videos, args, promised=0):
+def load_dataset(split, class_map, preset, bad_videos, args, held_out, promised=0):
     """Index a split, print its data card and return it as a dataset.
 
-    preset: a class of presets.py; sizes: what it takes; promised: bytes that another split will add to --cache-frames.
+    preset: of presets.py, with its sizes. held_out: a HeldOut, which says what val is. promised: bytes that another
+    split will add to --cache-frames.
     """
-    name = "hold_out" if split == "val" and args.hold_out else split
+    name = "hold_out" if split == "val" and held_out.videos else split
     cache_file = Path(args.data_path) / f"{name}.index.npz" if args.cache_dataset else None
     if cache_file and not cache_file.exists() and not os.access(args.data_path, os.W_OK):
         common.refuse(
@@ -327,7 +204,7 @@ def load_dataset(split, class_map, preset, sizes, bad_videos, args, promised=0):
         )
 
     def listed():
-        return videos_of_split(split, class_map, args)
+        return splits.videos_of_split(split, class_map, args, held_out)
 
     def read():
         samples = listed()
@@ -335,25 +212,26 @@ def load_dataset(split, class_map, preset, sizes, bad_videos, args, promised=0):
         return samples, index_videos(paths, args.workers, cache_file, args.data_path)
 
     # videos and labels come from one process, so that they cannot be mixed up
-    samples, metadata = utils.from_main_process(read)
+    samples, metadata = processes.from_main_process(read)
     if args.rank and args.local_rank == 0:
-        refuse_other_videos(samples, listed(), split)
+        splits.refuse_other_videos(samples, listed(), split)
     bad_videos.check(len(metadata["unreadable"]), len(samples), f"videos of {split}")
     if args.cache_frames:
-        folder = "train" if args.hold_out else split
+        folder = "train" if held_out.videos else split
         roots = Path(args.data_path, folder), Path(args.cache_frames, folder)
-        clips = frame_cache.CachedVideoClips(metadata, args.clip_len, args.frame_rate, *roots, sizes["resize_size"])
+        size = preset.keywords["resize_size"]
+        clips = frame_cache.CachedVideoClips(metadata, args.clip_len, args.frame_rate, *roots, size)
     else:
         clips = VideoClips(metadata["video_paths"], args.clip_len, 1, args.frame_rate, metadata)
     clips.rotate = args.rotate
-    transform = preset(**sizes, resized=bool(args.cache_frames))
+    transform = preset(resized=bool(args.cache_frames))
     dataset = KineticsWithVideoId(args.data_path, samples, clips, transform, replace_bad=split == "train")
     print_data_card(split, dataset, class_map, args)
     if args.cache_frames:
         if args.local_rank == 0:  # in one process of each machine: the folder may be on a disk of its own
             frame_cache.prepare(clips, split, promised)
         done = torch.zeros((), device=args.device)
-        utils.reduce_across_processes(done)
+        processes.reduce_across_processes(done)
         done.item()  # until then the others wait
     return dataset
 
@@ -393,8 +271,25 @@ def make_loader(dataset, sampler, args):
         num_workers=args.workers,
         collate_fn=collate_fn,
         pin_memory="cuda" in args.device,
-        timeout=utils.STALLED if args.workers else 0,
+        timeout=processes.STALLED if args.workers else 0,
         persistent_workers=args.workers > 0,
         # a generator of its own: starting workers draws a number, and an interrupted run starts them more often
         generator=torch.Generator(),
     )
+
+
+def refuse_small_shared_memory(args):
+    """Exit with code 2 if the batches that workers send do not fit into /dev/shm, as with Docker's default of 64 MB."""
+    folder = Path("/dev/shm")
+    if not args.workers or not folder.is_dir():
+        return
+    of_train, of_val = (math.prod(getattr(args, f"{split}_crop_size")) for split in ("train", "val"))
+    values = of_val * 4 + (0 if args.test_only else of_train)  # bytes of one colour of a frame: float32, uint8
+    batch = args.batch_size * args.clip_len * 3 * values
+    needed = batch * (2 * args.workers + 1) * machine.launcher(array=False).local_world_size
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        common.refuse(
+            f"workers send batches through {folder}: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are "
+            f"free; give fewer --workers or a smaller --batch-size, or make it larger (Docker: --shm-size 4g)"
+        )

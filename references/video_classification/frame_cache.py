@@ -2,17 +2,15 @@
 
 One file a video, FOLDER/<class>/<video>.<size>-<mtime>.rgb: uint8 (frames, height, width, 3), RGB, the frames of the
 resampled grid, each once, in order; every clip is made of a run of them. The name holds the size and mtime of the
-video, so that the frames of a video that has changed are never taken for its own. FOLDER/settings.json holds what else
+video: another file under its name, or a changed one, gets frames of its own. FOLDER/settings.json holds what else
 the pixels depend on. A frame of 128 x 171 takes 65,664 bytes. As JPEG of quality 95 it would take a sixth of that or
 less, but be read at a twentieth of the speed and lose one to two grey levels: tests/benchmarks/bench_frame_cache.py.
 """
 
 import contextlib
 import errno
-import json
 import os
 import re
-import secrets
 import shutil
 import socket
 import time
@@ -23,11 +21,11 @@ import common
 import numpy as np
 import torch
 
-from torchvision_patches.clip import in_words
 from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import RULE_VERSION, UnreadableVideo, VideoClips, read_frames, stamp
 
 FORM_VERSION = 2  # of the files, and of how pixels are made
+OTHERS = "name another folder, or delete this one, and each video is decoded anew"
 OURS = re.compile(r"(.+)\.\d+-\d+\.rgb", re.DOTALL)  # the path of a video's frames; the group is the video's
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}  # errors that the next file would meet, too
 
@@ -146,7 +144,7 @@ def prepare(clips, split, promised=0):
     settings |= {"frame_rate": clips.frame_rate, "resize_size": list(clips.resize_size), "rotate": clips.rotate}
     wanted = dict(clips.file_of(i) for i in range(len(clips.video_paths)) if len(clips.clips[i]))
     try:
-        check_settings(Path(clips.folder, "settings.json"), settings)
+        common.same_settings(Path(clips.folder, "settings.json"), settings, OTHERS)
         found = tidy(wanted)
         free = shutil.disk_usage(clips.folder).free
     except OSError as e:
@@ -167,9 +165,10 @@ def prepare(clips, split, promised=0):
 
 
 def tidy(wanted):
-    """Make the folders of `wanted`, {file: bytes}, and drop frames of other states of its videos and what kills left.
+    """Make the folders of `wanted`, {file: bytes}, and delete what a cache has that is of no use.
 
-    Returns which files are there and whole. Anything else in the folders is left alone.
+    That is: frames of one of these videos as it was before it changed, files of another size, and temporary files of a
+    process that was killed. Anything else in the folders is left alone. Returns the set of files that are whole.
     """
     found, videos = set(), {OURS.fullmatch(file)[1] for file in wanted}
     for folder in sorted({os.path.dirname(file) for file in wanted}):
@@ -182,32 +181,6 @@ def tidy(wanted):
                 elif (ours and ours[1] in videos) or is_left_over(entry):
                     os.unlink(entry.path)
     return found
-
-
-def check_settings(file, settings):
-    """Write `settings` to a new cache; exits with code 2 if the cache has others."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{secrets.randbelow(10**9)}.tmp")
-        temporary.write_text(json.dumps(settings) + "\n")
-        try:
-            os.link(temporary, file)  # of several runs that start together, the first wins
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            os.replace(temporary, file)
-        temporary.unlink(missing_ok=True)
-    try:
-        before = dict(json.loads(file.read_text()))
-    except (ValueError, TypeError):
-        before = {}
-    pairs = [(key, before.get(key), value) for key, value in settings.items() if before.get(key) != value]
-    if pairs:
-        changed = ", ".join(f"{key} {in_words(theirs)}, not {in_words(ours)}" for key, theirs, ours in pairs)
-        common.refuse(
-            f"{file.parent} was filled with frames of other settings ({changed}): name another folder, or delete this "
-            f"one, and each video is decoded anew"
-        )
 
 
 def is_left_over(entry):

@@ -19,6 +19,7 @@ from torch.optim import lr_scheduler, swa_utils
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import video
 
+import processes
 import starting
 import utils
 from torchvision_patches import networks
@@ -60,7 +61,7 @@ def make_model(args, checkpoint):
     elif checkpoint:
         start_from(model, checkpoint["model"], args.resume or args.weights, utils.log)
     elif args.weights:
-        state = utils.from_main_process(lambda: of_registry(args.model, args.weights, utils.log))
+        state = processes.from_main_process(lambda: of_registry(args.model, args.weights, utils.log))
         start_from(model, state, args.weights, utils.log)
     freeze(model, args)
     if not (checkpoint or args.weights or args.trainable_layers == ["all"]):
@@ -172,7 +173,7 @@ class FrozenBlock(nn.Module):
 
 
 def distributed(model, args):
-    """The model for several processes. Buffers are not sent at each step: utils.same_buffers does it after an epoch."""
+    """The model for several processes. Its buffers are not sent at each step: they are made the same after an epoch."""
     # 1 x 1 x 1 weights have the same values in one order by several strides; nothing is wrong with them
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return nn.parallel.DistributedDataParallel(
@@ -213,12 +214,11 @@ def recompute_statistics(model, batches, augment, args):
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all
-    for clips, targets, *_ in batches:
-        labels = targets[0] if isinstance(targets, list) else targets
+    for clips, labels, *_ in batches:
         if len(clips):
             model(augment(clips.to(args.device), labels.to(args.device))[0])
     for norm, (momentum, steps) in zip(norms, before):
-        utils.reduce_across_processes(norm.running_mean, norm.running_var)
+        processes.reduce_across_processes(norm.running_mean, norm.running_var)
         norm.running_mean /= args.world_size
         norm.running_var /= args.world_size
         norm.momentum, norm.num_batches_tracked = momentum, steps

@@ -3,6 +3,8 @@
 Colours, flips and normalisation are done to whole batches on the device: see transforms.py.
 """
 
+from functools import partial
+
 import torch
 
 from torchvision_patches.spatial import centre_of, resize_and_crop
@@ -58,3 +60,14 @@ class VideoClassificationPresetEval(VideoClassificationPresetTrain):
 
     def corner(self, resize_size):
         return centre_of(resize_size, self.crop_size)
+
+
+def for_training(args):
+    """The preset of training clips, with its sizes; `resized` is still to be given."""
+    return partial(VideoClassificationPresetTrain, crop_size=args.train_crop_size, resize_size=args.train_resize_size)
+
+
+def for_validation(args, at_random=False):
+    """The preset of validation clips, with its sizes; at_random: cropped as training clips are."""
+    preset = VideoClassificationPresetTrain if at_random else VideoClassificationPresetEval
+    return partial(preset, crop_size=args.val_crop_size, resize_size=args.val_resize_size)

@@ -1,11 +1,17 @@
 """What a run is: its flags, completed by the checkpoint, the network and the machine before the first step."""
 
+from pathlib import Path
+
 import common
 from common import machine
 
 import torch
 
+import datasets
 import models
+import processes
+import splits
+import starting
 import utils
 from torchvision_patches import clip
 from torchvision_patches.video_utils import RULE_VERSION
@@ -15,7 +21,7 @@ RECIPE = """
     weights batch_size clips_per_video opt lr lr_head no_decay_norm momentum weight_decay lr_scheduler lr_milestones
     lr_gamma lr_warmup_epochs lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema
     clip_grad_norm accumulate sync_bn class_balanced color_jitter hflip_prob mixup_alpha videomix_prob stackmix_prob
-    rand_augment hold_out teacher_logits distill_alpha distill_temperature
+    rand_augment hold_out hold_out_seed train_splits teacher_logits distill_alpha distill_temperature
     bn_clips fold_frozen train_resize_size train_crop_size cache_frames seed world_size
 """.split()  # noqa: SIM905
 # torchvision's names of the flags that say a field of the clip's description
@@ -23,11 +29,38 @@ FLAGS = {"model_name": "model", "resize_size": "val_resize_size", "crop_size": "
 FLAGS |= {field: field for field in ("clip_len", "frame_rate", "rotate")}
 
 
-def settle(args, checkpoint, classes):
-    """Complete the flags, here and nowhere else; exits with code 2 where a flag and the checkpoint differ.
+def settle(args):
+    """Complete the flags of a run whose processes have met.
 
-    Written are amp, warmup_epochs, workers, num_classes, trainable_layers; what `clip_of` reads; the sizes of training.
+    Returns (checkpoint of --resume or None, class map, HeldOut).
+    Only here, in processes.join and in models.settle_device are flags written: resume, hold_out, hold_out_seed, what
+    `complete` writes. Exits with code 2 where flags contradict one another or the checkpoint.
     """
+    if args.resume == "auto":
+        if args.resume_weights_only:
+            common.refuse("--resume auto continues a run exactly: leave --resume-weights-only away, or name a file")
+        last = Path(args.output_dir, "checkpoint.pth")
+        args.resume = processes.from_main_process(lambda: str(last) if last.exists() else "")
+    checkpoint = starting.starting_point(args)
+    class_map = common.load_class_map(args.class_map)
+    classes = sorted(class_map, key=class_map.get)
+    complete(args, checkpoint, classes)
+    if args.test_only and not checkpoint:
+        common.refuse("--test-only needs a trained network: name its checkpoint with --resume")
+    if checkpoint:
+        checkpoint = starting.without_other_head(checkpoint, classes, args)
+    datasets.refuse_small_shared_memory(args)
+    if args.cache_frames and (args.extra_data or args.train_splits != ["train"]):
+        common.refuse("--cache-frames holds one folder a split: leave it away with --extra-data and --train-splits")
+    held_out = processes.from_main_process(lambda: splits.settled_hold_out(args, checkpoint, class_map))
+    args.hold_out, args.hold_out_seed = held_out.share, held_out.seed
+    if "val" in args.train_splits and not held_out.videos:
+        utils.log("val is trained on, too: its accuracy says nothing about other videos")
+    return checkpoint, class_map, held_out
+
+
+def complete(args, checkpoint, classes):
+    """Write amp, warmup_epochs, workers, num_classes, trainable_layers, the sizes of training, what `clip_of` reads."""
     bf16_on_cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if args.amp and args.device == "cpu" and not bf16_on_cpu:
         utils.log("--amp is left out: this CPU cannot compute in bfloat16")
@@ -59,16 +92,22 @@ def settled_clip(args, checkpoint):
     given = {field: getattr(args, flag) for field, flag in FLAGS.items() if getattr(args, flag) is not None}
     given = {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
     saved = checkpoint or {"args": {}}
+    if args.keep_aspect and args.val_resize_size:
+        common.refuse("--keep-aspect resizes the shorter side to the network's own size: leave --val-resize-size away")
     models.refuse_unless_video_model(args.model or clip.DEFAULT_MODEL)
     try:
         about, unsaid = clip.described(saved, {"model": args.model} | saved["args"])
     except ValueError as e:
         common.refuse(f"{args.resume or args.weights}: {e}")
+    if args.keep_aspect:
+        given["resize_size"] = (min(about.resize_size),)
     if args.resume and not args.resume_weights_only:
         for field in given:
             before = getattr(about, field)
             if given[field] != before and field not in unsaid:
-                flag, ours, theirs = FLAGS[field].replace("_", "-"), *map(clip.in_words, (given[field], before))
+                flag, ours, theirs = FLAGS[field], *map(clip.in_words, (given[field], before))
+                flag = "keep_aspect" if args.keep_aspect and field == "resize_size" else flag
+                flag = flag.replace("_", "-")
                 common.refuse(f"--{flag} {ours}, but {args.resume} has {theirs}; leave the flag away")
         if about.rule_version != RULE_VERSION:
             common.refuse(
@@ -101,17 +140,25 @@ def refuse_sizes(args):
             )
 
 
-def refuse_other_recipe(args, checkpoint, defaults, keys=RECIPE):
+ADVICE = "or train on from its weights alone: --resume-weights-only and another --output-dir"
+
+
+def refuse_other_recipe(args, checkpoint, defaults):
     """--resume continues exactly, or not at all. defaults: of the flags, {name: value}."""
-    advice = "; give the same flags, or train on from its weights alone: --resume-weights-only and another --output-dir"
-    if "classes" not in checkpoint:
-        common.refuse(f"{args.resume} was written by another script and cannot be continued exactly{advice}")
+    if "train_set" not in checkpoint:
+        common.refuse(f"{args.resume} was written by another script and cannot be continued exactly; {ADVICE}")
     changed = []
-    for key in keys if args.lr_scheduler == "multistep" else [*keys, "epochs"]:
+    for key in RECIPE if args.lr_scheduler == "multistep" else [*RECIPE, "epochs"]:
         before, now = checkpoint["args"].get(key, defaults.get(key)), getattr(args, key)
         if key == "cache_frames":  # wherever it lies
             before, now = bool(before), bool(now)
         if before != now:
             changed.append(f"{key} {before}, not {now}")
     if changed:
-        common.refuse(f"{args.resume} has {'; '.join(changed)}{advice}")
+        common.refuse(f"{args.resume} has {'; '.join(changed)}; give the same flags, {ADVICE}")
+
+
+def refuse_other_videos(args, checkpoint, train_set):
+    """--resume continues on the videos that it has seen. train_set: their KineticsWithVideoId.summary()."""
+    if checkpoint["train_set"] != train_set:
+        common.refuse(f"{args.resume} was trained on {checkpoint['train_set']}, not on {train_set}; {ADVICE}")

@@ -4,6 +4,7 @@ import common
 from common.checkpoints import HEADS, load_checkpoint, num_outputs
 from common.weights import path_of
 
+import processes
 import utils
 
 
@@ -16,7 +17,7 @@ def starting_point(args):
         common.refuse(f"a run starts from --resume {args.resume} or from --weights {args.weights}: name one of them")
     if args.resume:
         return load_checkpoint(args.resume, say=utils.log)
-    path = path_of(args.weights, utils.from_main_process) if args.weights else None
+    path = path_of(args.weights, processes.from_main_process) if args.weights else None
     return load_checkpoint(path, "--weights names a file, or weights of torchvision", utils.log) if path else None
 
 

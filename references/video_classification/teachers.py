@@ -19,11 +19,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 import datasets
 import models
 import presets
+import processes
 import settings
 import transforms
 import utils
@@ -35,19 +35,19 @@ SAVE_EVERY = 60  # s between two moments at which what was computed is surely on
 class Distillation(torch.nn.Module):
     """(1 - alpha) * cross-entropy + alpha * T^2 * KL(teacher, student) at temperature T (Hinton et al., 2015).
 
-    output: logits (N, classes). targets: float (N, 2 * classes), the labels' probabilities and then the teacher's at
-    that temperature, which are all 0 where no teacher knows the clip: there only the first term counts.
+    output: logits (N, classes). labels, teacher: float (N, classes), probabilities, the teacher's at that temperature.
+    What a row of `teacher` lacks to 1 is the share of a clip, mixed or not, that no teacher knows: it learns from
+    its label alone, by the cross-entropy in full.
     """
 
     def __init__(self, alpha, temperature, label_smoothing=0.0):
         super().__init__()
         self.alpha, self.temperature, self.label_smoothing = alpha, temperature, label_smoothing
 
-    def forward(self, output, targets):
-        labels, teacher = targets.chunk(2, 1)
-        hard = F.cross_entropy(output, labels, label_smoothing=self.label_smoothing)
-        soft = F.kl_div((output / self.temperature).log_softmax(1), teacher, reduction="batchmean")
-        return (1 - self.alpha) * hard + self.alpha * self.temperature**2 * soft
+    def forward(self, output, labels, teacher):
+        hard = F.cross_entropy(output, labels, label_smoothing=self.label_smoothing, reduction="none")
+        soft = F.kl_div((output / self.temperature).log_softmax(1), teacher, reduction="none").sum(1)
+        return ((1 - self.alpha * teacher.sum(1)) * hard + self.alpha * self.temperature**2 * soft).mean()
 
 
 def probabilities(logits, temperature):
@@ -124,17 +124,6 @@ def read_description(path):
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-class Windows(Dataset):
-    """Items (clip, number of its window, video index, failures) of a dataset, each window `views` times."""
-
-    def __init__(self, dataset):
-        self.dataset, self.being_read = dataset, dataset.being_read
-
-    def __getitem__(self, window_and_seed):
-        clip, _, video_idx, failures = self.dataset[window_and_seed]
-        return clip, window_and_seed[0], video_idx, failures
-
-
 def open_table(path, about, windows):
     """The file to fill, mapped for writing; what an earlier run has computed stays.
 
@@ -156,38 +145,38 @@ def open_table(path, about, windows):
         common.refuse(f"{path} cannot be written ({getattr(e, 'strerror', None) or e})")
 
 
-def save_logits(model, class_map, classes, bad_videos, args):
+def save_logits(model, class_map, held_out, bad_videos, args):
     """What the network says of all windows of --split, the mean over --views, into --save-logits.
 
     Every process computes, the first one writes. Killed and started again, it goes on.
     """
-    sizes = dict(crop_size=args.val_crop_size, resize_size=args.val_resize_size)
-    preset = presets.VideoClassificationPresetTrain if args.views > 1 else presets.VideoClassificationPresetEval
-    dataset = datasets.load_dataset(args.split, class_map, preset, sizes, bad_videos, args)
+    preset = presets.for_validation(args, at_random=args.views > 1)
+    dataset = datasets.load_dataset(args.split, class_map, preset, bad_videos, args, held_out)
+    classes = sorted(class_map, key=class_map.get)
     dataset.replace_bad = False
     about = settings.clip_of(args).as_dict() | {"classes": classes, "views": args.views}
     about["made_with"] = f"{args.model}, {common.sha256_of(args.resume)[:16]}"
-    about["videos"] = videos_of(dataset, Path(args.data_path, args.split))
+    about["videos"] = videos_of(dataset, Path(dataset.samples[0][0]).parents[1])  # held-out ones lie in train, too
     flip = transforms.RandomHorizontalFlip(classes, args.hflip_prob if args.views > 1 else 0.0).to(args.device)
     normalize = transforms.Normalize(args.mean, args.std).to(args.device)
 
-    table = open_table(args.save_logits, about, len(dataset)) if utils.is_main_process() else None
-    todo = utils.from_main_process(lambda: np.isnan(table[:, 0]).nonzero()[0])
+    table = open_table(args.save_logits, about, len(dataset)) if processes.is_main_process() else None
+    todo = processes.from_main_process(lambda: np.isnan(table[:, 0]).nonzero()[0])
     utils.log(f"{args.save_logits}: {len(dataset) - len(todo):,} of {len(dataset):,} windows are there")
     if not len(todo):
         return
     bad_videos.start(len(todo) * args.views)
     own = todo[np.arange(args.rank, len(todo) + args.rank, args.world_size) % len(todo)]  # as many in each process
     sampler = [(int(window), view) for window in own for view in range(args.views)]
-    loader = datasets.make_loader(Windows(dataset), sampler, args)
+    loader = datasets.make_loader(dataset, sampler, args)
     views, saved = {}, time.monotonic()
-    for clips, windows, video_idx, failures in utils.MetricLogger().log_every(loader, args.print_freq, "Logits:"):
-        bad_videos.report(failures)
+    for batch in utils.MetricLogger().log_every(loader, args.print_freq, "Logits:"):
+        bad_videos.report(batch.failures)
         logits = torch.empty(0)
-        if len(clips):
-            clips = transforms.as_float(clips.to(args.device, non_blocking=True))
-            logits = predict(model, normalize(flip(clips, dataset.labels[video_idx].to(args.device))), args)
-        for window, row in zip(*gathered(windows.tolist(), logits, args)):
+        if len(batch.clips):
+            clips = transforms.as_float(batch.clips.to(args.device, non_blocking=True))
+            logits = predict(model, normalize(flip(clips, batch.labels.to(args.device))), args)
+        for window, row in zip(*gathered(batch.clip_idx.tolist(), logits, args)):
             views.setdefault(window, []).append(row)
             if len(views[window]) == args.views:
                 table[window] = torch.stack(views.pop(window)).mean(0).half().numpy()

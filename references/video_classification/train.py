@@ -10,7 +10,6 @@ Writes  OUTPUT_DIR/checkpoint.pth, model_<epoch>.pth, model_best.pth, metrics.js
 """
 
 import argparse
-import contextlib
 import json
 import math
 import sys
@@ -24,86 +23,60 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import common
 from common import flags
+from common.names import digits
 
 import torch
 from torch import nn
-from torch.optim import swa_utils
 
 import datasets
 import models
 import presets
+import processes
 import settings
 import starting
 import teachers
 import transforms
 import utils
+from learner import Learner
 
 
-def train_one_epoch(
-    model, criterion, optimizer, scheduler, loader, augment, bad_videos, epoch, args, model_ema=None, scaler=None,
-    time_left=None,
-):  # fmt: skip
+def train_one_epoch(learner, loader, bad_videos, epoch, args, time_left=None):
     """One pass over the training clips. Returns {"train_loss", "train_acc1" in percent, "clips_per_s", …}.
 
     time_left: what a log line says of the rest of the run, a function of the share of this epoch that is done.
     Exits with code 2 as soon as a log line shows a loss that is not finite.
     """
-    models.set_train_mode(model, args)
+    models.set_train_mode(learner.model, args)
     network = args.model, args.num_classes, args.clip_len, *args.train_crop_size, *args.trainable_layers
     metric_logger = utils.MetricLogger(models.flops_of_step(*network))
-    meters = metric_logger.meters
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    device_type = torch.device(args.device).type
-    steps = len(loader)
+    meters, steps = metric_logger.meters, len(loader)
     start, num_clips = time.perf_counter(), 0
-    for i, (clips, targets, _, failures) in enumerate(
-        metric_logger.log_every(loader, args.print_freq, f"Epoch: [{epoch}]", time_left)
-    ):
-        bad_videos.report(failures)
-        if not len(clips):
+    batches = metric_logger.log_every(loader, args.print_freq, f"Epoch: [{epoch}]", time_left)
+    for i, batch in enumerate(batches):
+        bad_videos.report(batch.failures)
+        if not len(batch.clips):
             common.refuse("not one clip of a batch decodes; tools/check_videos.py finds such videos")
-        targets, logits = targets if isinstance(targets, list) else (targets, None)
-        clips, targets = clips.to(args.device, non_blocking=True), targets.to(args.device, non_blocking=True)
-        if logits is not None:
-            logits = teachers.probabilities(logits.to(args.device, non_blocking=True), args.distill_temperature)
-        clips, soft_targets = augment(clips, targets, logits)
         group_start = i - i % args.accumulate
         group = min(args.accumulate, steps - group_start)
-        last_of_group = i == group_start + group - 1
-        wait = model.no_sync() if args.distributed and not last_of_group else contextlib.nullcontext()
-        with wait:
-            with torch.autocast(device_type, models.amp_dtype(args), enabled=args.amp):
-                output = model(clips)
-            loss = criterion(output.float(), soft_targets)
-            scaler.scale(loss / group).backward()
-        if last_of_group:
-            if args.clip_grad_norm:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(parameters, args.clip_grad_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            scheduler.step()
-            if model_ema:
-                model_ema.update_parameters(models.unwrapped(model))
+        loss, right = learner.learn(batch, group, ends_group=i == group_start + group - 1)
         if i % args.print_freq == 0 or i == steps - 1:  # only here, so that no other step waits for the device
             refuse_if_not_finite(loss, epoch, i, args)
-        num_clips += len(clips)
-        meters["loss"].update(loss, len(clips))
-        meters["acc1"].update(100 * (output.detach().argmax(1) == targets).float().mean(), len(clips))
-        meters["lr"].update(optimizer.param_groups[0]["lr"])
+        num_clips += len(batch.clips)
+        meters["loss"].update(loss, len(batch.clips))
+        meters["acc1"].update(100 * right, len(batch.clips))
+        meters["lr"].update(learner.optimizer.param_groups[0]["lr"])
     seconds = time.perf_counter() - start
     totals = torch.tensor(
         [meters["loss"].global_avg * num_clips, meters["acc1"].global_avg * num_clips, num_clips, bad_videos.count],
         dtype=torch.float64,
         device=args.device,
     )
-    utils.reduce_across_processes(totals)
+    processes.reduce_across_processes(totals)
     loss, acc1, clips, bad = totals.tolist()
     bad_videos.check(int(bad), bad_videos.num_clips, "clips")
     utils.log(f"Epoch: [{epoch}]  {int(clips):,} clips in {seconds:.1f} s, {int(bad)} that did not decode replaced")
     return {
-        "lr": optimizer.param_groups[0]["lr"],
+        "lr": learner.optimizer.param_groups[0]["lr"],
         "train_loss": loss / clips,
         "train_acc1": acc1 / clips,
         "bad_clips": int(bad),
@@ -127,8 +100,9 @@ def evaluate(model, loader, bad_videos, args, header="Test:", exact=True):
 
     exact: in float32, as the exported model computes it; else in the precision of training.
     A video's prediction is the mean of the softmax of its clips. Returns accuracies in percent (clip_acc1, clip_acc5,
-    video_acc1, video_acc5, mean_class_acc: the mean over the classes of the videos' Acc@1), val_loss, and num_clips,
-    num_videos: what could be decoded.
+    video_acc1, video_acc5, mean_class_acc: the mean over the classes of the videos' Acc@1; with --clips-per-video also
+    first_clip_acc1, of the first clips alone, as the contest scores them), val_loss, and num_clips, num_videos: what
+    could be decoded.
     """
     model = models.unwrapped(model).eval()
     metric_logger = utils.MetricLogger()
@@ -136,17 +110,18 @@ def evaluate(model, loader, bad_videos, args, header="Test:", exact=True):
     labels = dataset.labels.to(args.device)
     k, device_type = min(5, args.num_classes), torch.device(args.device).type
     video_scores = torch.zeros(len(labels), args.num_classes, dtype=torch.float64, device=args.device)
+    first_clips = torch.zeros(len(labels), 2, dtype=torch.float64, device=args.device)  # seen, right
     totals = torch.zeros(5, dtype=torch.float64, device=args.device)  # loss, Acc@1, Acc@5, clips, failures
     num_clips = torch.tensor(len(loader.sampler), device=args.device)
-    utils.reduce_across_processes(num_clips)
+    processes.reduce_across_processes(num_clips)
     bad_videos.start(num_clips.item())
-    for clips, targets, video_idx, failures in metric_logger.log_every(loader, args.print_freq, header):
-        bad_videos.report(failures)
-        if not len(clips):
+    for batch in metric_logger.log_every(loader, args.print_freq, header):
+        bad_videos.report(batch.failures)
+        if not len(batch.clips):
             continue
-        clips = normalize(transforms.as_float(clips.to(args.device, non_blocking=True)))
+        clips = normalize(transforms.as_float(batch.clips.to(args.device, non_blocking=True)))
         clips = clips.to(memory_format=torch.channels_last_3d)
-        targets, video_idx = targets.to(args.device), video_idx.to(args.device)
+        targets, video_idx = batch.labels.to(args.device), batch.video_idx.to(args.device)
         with (
             models.float32_on_gpu() if exact else torch.autocast(device_type, models.amp_dtype(args), enabled=args.amp)
         ):
@@ -155,11 +130,19 @@ def evaluate(model, loader, bad_videos, args, header="Test:", exact=True):
         loss = nn.functional.cross_entropy(output, targets, reduction="sum")
         totals[:4] += torch.stack([loss, right[:, 0].sum(), right.sum(), loss.new_tensor(len(clips))])
         video_scores.index_add_(0, video_idx, output.softmax(1))
+        is_first = (batch.clip_idx == dataset.starts[batch.video_idx]).to(args.device)
+        first_clips.index_add_(0, video_idx, torch.stack([is_first, is_first & right[:, 0]], 1).double())
         metric_logger.meters["acc1"].update(100 * right[:, 0].float().mean(), len(clips))
     totals[4] = bad_videos.count
-    utils.reduce_across_processes(totals, video_scores)
+    processes.reduce_across_processes(totals, video_scores, first_clips)
     bad_videos.check(int(totals[4]), bad_videos.num_clips, "clips")
-    return report(totals.tolist(), video_scores, labels, k)
+    metrics = report(totals.tolist(), video_scores, labels, k)
+    seen, right = (first_clips > 0).double().sum(0).tolist()  # a video of one clip has it several times
+    if args.clips_per_video > 1 and seen:
+        first = metrics["first_clip_acc1"] = 100 * right / seen
+        more, d = metrics["video_acc1"] - first, digits(seen)
+        utils.log(f" * First clip, which the contest scores, Acc@1 {first:.{d}f}; several clips: {more:+.{d}f} points")
+    return metrics
 
 
 def report(totals, video_scores, labels, k):
@@ -182,9 +165,10 @@ def report(totals, video_scores, labels, k):
         "num_clips": int(num_clips),
         "num_videos": int(seen.sum()),
     }
-    utils.log(f" * Clip Acc@1 {metrics['clip_acc1']:.3f} Clip Acc@5 {metrics['clip_acc5']:.3f}")
-    utils.log(f" * Video Acc@1 {metrics['video_acc1']:.3f} Video Acc@5 {metrics['video_acc5']:.3f}")
-    utils.log(f" * Mean per-class Acc@1 {metrics['mean_class_acc']:.3f} ({len(per_class)} classes)")
+    d = digits(metrics["num_videos"])
+    utils.log(f" * Clip Acc@1 {metrics['clip_acc1']:.{d}f} Clip Acc@5 {metrics['clip_acc5']:.{d}f}")
+    utils.log(f" * Video Acc@1 {metrics['video_acc1']:.{d}f} Video Acc@5 {metrics['video_acc5']:.{d}f}")
+    utils.log(f" * Mean per-class Acc@1 {metrics['mean_class_acc']:.{d}f} ({len(per_class)} classes)")
     left_out = len(seen) - metrics["num_videos"]
     utils.log(f" * {metrics['num_videos']:,} videos, {int(num_clips):,} clips; {left_out} unreadable videos left out")
     return metrics
@@ -192,158 +176,120 @@ def report(totals, video_scores, labels, k):
 
 def main(args):
     models.settle_device(args)
-    utils.init_distributed_mode(args)
-    if args.resume == "auto":
-        if args.resume_weights_only:
-            common.refuse("--resume auto continues a run exactly: leave --resume-weights-only away, or name a file")
-        last = Path(args.output_dir, "checkpoint.pth")
-        args.resume = utils.from_main_process(lambda: str(last) if last.exists() else "")
-    checkpoint = starting.starting_point(args)
-    class_map = common.load_class_map(args.class_map)
-    classes = sorted(class_map, key=class_map.get)
-    settings.settle(args, checkpoint, classes)
-    if checkpoint:
-        checkpoint = starting.without_other_head(checkpoint, classes, args)
+    processes.join(args)
+    checkpoint, class_map, held_out = settings.settle(args)
     utils.log(f"{args.model} on {args.world_size} x {args.device}, {args.workers} decoding processes each")
-    utils.refuse_small_shared_memory(args)
-    if args.cache_frames and (args.extra_data or args.train_splits != ["train"]):
-        common.refuse("--cache-frames holds one folder a split: leave it away with --extra-data and --train-splits")
-    if "val" in args.train_splits and not args.hold_out:
-        utils.log("val is trained on, too: its accuracy says nothing about other videos")
-    if utils.is_main_process() and not args.test_only:
+    if processes.is_main_process() and not args.test_only:
         utils.make_output_dir(args)
 
     bad_videos = utils.BadVideos(args.max_bad_share)
-    sizes = dict(crop_size=args.val_crop_size, resize_size=args.val_resize_size)
-    preset = presets.VideoClassificationPresetEval
-    dataset_test = datasets.load_dataset("val", class_map, preset, sizes, bad_videos, args)
-    test_sampler = datasets.val_clips(dataset_test, args.clips_per_video, args.rank, args.world_size)
-    loader_test = datasets.make_loader(dataset_test, test_sampler, args)
-
     torch.manual_seed(args.seed)
-    if args.test_only:
-        if not checkpoint:
-            common.refuse("--test-only needs a trained network: name its checkpoint with --resume")
-        model = models.make_model(args, {"model": checkpoint["model"]})
-        if args.recompute_statistics:
-            recompute_statistics(model, checkpoint, class_map, classes, bad_videos, args)
-        if args.save_logits:
-            return teachers.save_logits(model, class_map, classes, bad_videos, args)
-        metrics = evaluate(model, loader_test, bad_videos, args)
-        utils.log(json.dumps(metrics))
-        return
-    train(args, checkpoint, class_map, classes, loader_test, bad_videos)
+    if not args.test_only:
+        return train(args, checkpoint, class_map, held_out, bad_videos)
+    model = models.make_model(args, {"model": checkpoint["model"]})
+    if args.recompute_statistics:
+        recompute_statistics(model, checkpoint, class_map, held_out, bad_videos, args)
+    if args.save_logits:
+        return teachers.save_logits(model, class_map, held_out, bad_videos, args)
+    metrics = evaluate(model, validation_loader(class_map, held_out, bad_videos, args), bad_videos, args)
+    if "val" in checkpoint.get("train_splits", []) and not held_out.videos:
+        metrics["saw_val"] = True
+        utils.log(" * This network was trained on val, too: these figures say nothing about other videos")
+    utils.log(json.dumps(metrics))
 
 
-def recompute_statistics(model, checkpoint, class_map, classes, bad_videos, args):
+def recompute_statistics(model, checkpoint, class_map, held_out, bad_videos, args):
     """BatchNorm's statistics over --bn-clips training clips; the checkpoint with them into --recompute-statistics."""
-    sizes = dict(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
-    dataset = datasets.load_dataset("train", class_map, presets.VideoClassificationPresetTrain, sizes, bad_videos, args)
-    sampler = datasets.TrainSampler(dataset, args.clips_per_video, args.seed, args.rank, args.world_size)
-    loader = datasets.make_loader(dataset, sampler, args)
+    loader = training_loader(class_map, held_out, bad_videos, args)
     batches = islice(loader, math.ceil(args.bn_clips / (args.batch_size * args.world_size)))
-    models.recompute_statistics(model, batches, transforms.make_augment(classes, args), args)
+    augment = transforms.make_augment(sorted(class_map, key=class_map.get), args)
+    models.recompute_statistics(model, batches, augment, args)
     state = checkpoint | {"model": model.state_dict(), "epoch": checkpoint.get("epoch", 0)}
     utils.save_on_master(state, args.recompute_statistics)
 
 
-def train(args, checkpoint, class_map, classes, loader_test, bad_videos):
+def validation_loader(class_map, held_out, bad_videos, args):
+    dataset = datasets.load_dataset("val", class_map, presets.for_validation(args), bad_videos, args, held_out)
+    clips = datasets.val_clips(dataset, args.clips_per_video, args.rank, args.world_size)
+    return datasets.make_loader(dataset, clips, args)
+
+
+def training_loader(class_map, held_out, bad_videos, args, promised=0):
+    """The loader of training clips. promised: bytes that validation will take of the disk of --cache-frames."""
+    preset = presets.for_training(args)
+    dataset = datasets.load_dataset("train", class_map, preset, bad_videos, args, held_out, promised)
+    share = args.rank, args.world_size, args.class_balanced
+    sampler = datasets.TrainSampler(dataset, args.clips_per_video, args.seed, *share)
+    return datasets.make_loader(dataset, sampler, args)
+
+
+def train(args, checkpoint, class_map, held_out, bad_videos):
     """Train from --start-epoch, or after the checkpoint's epoch, to --epochs; validate, log and save on the way."""
-    exact = starting.continues(args)
-    defaults = vars(get_args_parser().parse_args(["--data-path", ""]))
-    if exact:
-        settings.refuse_other_recipe(args, checkpoint, defaults)
-    sizes = dict(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
-    preset, promised = presets.VideoClassificationPresetTrain, getattr(loader_test.dataset.video_clips, "missing", 0)
-    dataset = datasets.load_dataset("train", class_map, preset, sizes, bad_videos, args, promised)
-    datasets.name_untrained_classes(dataset, loader_test.dataset, classes)
-    args.train_set = dataset.summary()
-    if exact:
-        settings.refuse_other_recipe(args, checkpoint, defaults, ["train_set"])
-    sampler = datasets.TrainSampler(
-        dataset, args.clips_per_video, args.seed, args.rank, args.world_size, args.class_balanced
-    )
-    loader = datasets.make_loader(dataset, sampler, args)
+    classes = sorted(class_map, key=class_map.get)
+    continued = checkpoint if starting.continues(args) else None
+    if continued:
+        settings.refuse_other_recipe(args, continued, vars(get_args_parser().parse_args(["--data-path", ""])))
+    loader_test = validation_loader(class_map, held_out, bad_videos, args)
+    promised = getattr(loader_test.dataset.video_clips, "missing", 0)
+    loader = training_loader(class_map, held_out, bad_videos, args, promised)
+    datasets.name_untrained_classes(loader.dataset, loader_test.dataset, classes)
+    if continued:
+        settings.refuse_other_videos(args, continued, loader.dataset.summary())
+    if args.teacher_logits:
+        folder = Path(args.data_path, "train")
+        loader.dataset.teachers = teachers.Teachers(args.teacher_logits, loader.dataset, folder, classes, args)
     steps = math.ceil(len(loader) / args.accumulate)
     bn_batches = models.batches_for_statistics(steps, args)
-
-    model = models.make_model(args, checkpoint if exact or not checkpoint else {"model": checkpoint["model"]})
-    averaging = swa_utils.get_ema_multi_avg_fn(args.model_ema)
-    ema = swa_utils.AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if args.model_ema else None
-    optimizer = models.make_optimizer(model, args)
-    scheduler = models.make_scheduler(optimizer, steps, args)
-    device_type = torch.device(args.device).type
-    scaler = torch.amp.GradScaler(device_type, enabled=args.amp and models.amp_dtype(args) == torch.float16)
-    start_epoch, best = args.start_epoch, -1.0
-    if exact:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        scheduler.load_state_dict(checkpoint["lr_scheduler"])
-        if scaler.is_enabled():
-            scaler.load_state_dict(checkpoint["scaler"])
-        if ema:
-            starting.load_all(ema.module, checkpoint["model"], args.resume)
-            ema.n_averaged.fill_(checkpoint["ema_steps"])
-        start_epoch, best = checkpoint["epoch"] + 1, checkpoint["best_acc1"]
+    learner = Learner(args, checkpoint, steps, classes)
+    start_epoch, best, last_metrics = args.start_epoch, -1.0, None
+    if continued:
+        start_epoch, best, last_metrics = (checkpoint[key] for key in ("epoch", "best_acc1", "metrics"))
+        start_epoch += 1
         utils.log(f"{args.resume} has {start_epoch} epochs behind it; {max(0, args.epochs - start_epoch)} to go")
-    utils.check_space(model, args.epochs - start_epoch, args)
-    raw_model = model
-    if args.distributed:
-        model = models.distributed(model, args)
-    criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
-    if args.teacher_logits:
-        split_folder = Path(args.data_path, "train")
-        dataset.teachers = teachers.Teachers(args.teacher_logits, dataset, split_folder, classes, args)
-        criterion = teachers.Distillation(args.distill_alpha, args.distill_temperature, args.label_smoothing)
-    augment = transforms.make_augment(classes, args)
-    last_metrics = checkpoint.get("metrics") if exact else None
-    metrics_file = utils.MetricsFile(args.output_dir, start_epoch, last_metrics) if utils.is_main_process() else None
-    writer = tensorboard_writer(args) if args.tensorboard and utils.is_main_process() else None
+    utils.check_space(learner.raw, args.epochs - start_epoch, args)
+    history = utils.TrainingHistory(args, start_epoch, last_metrics) if processes.is_main_process() else None
+    known = {"classes": classes, "train_set": loader.dataset.summary()} | settings.clip_of(args).as_dict()
+    # what the weights that it starts from have seen, this network has seen
+    known["train_splits"] = sorted({*args.train_splits, *(checkpoint or {}).get("train_splits", [])})
+    known["held_out"] = held_out.key() if held_out.videos else None
+    if history:
+        held_out.write(args.output_dir)
 
     begin = time.perf_counter()
     for epoch in range(start_epoch, args.epochs):
         torch.manual_seed(args.seed + 1000 * epoch + args.rank)  # flips, MixUp and dropout
-        sampler.set_epoch(epoch)
-        bad_videos.start(args.world_size * len(sampler))
-        metrics = {"epoch": epoch}
-        metrics |= train_one_epoch(
-            model, criterion, optimizer, scheduler, loader, augment, bad_videos, epoch, args, ema, scaler,
-            partial(utils.time_left, begin, args.epochs - start_epoch, epoch - start_epoch),
-        )  # fmt: skip
-        learning = [raw_model, ema.module] if ema else [raw_model]
-        for network in learning if bn_batches else ():
-            models.recompute_statistics(network, islice(loader, bn_batches), augment, args)
-        utils.same_buffers(*learning)
-        last = epoch == args.epochs - 1
-        if (epoch + 1) % args.eval_every == 0 or last:
-            metrics |= evaluate(ema or model, loader_test, bad_videos, args, exact=last)
+        loader.sampler.set_epoch(epoch)
+        bad_videos.start(args.world_size * len(loader.sampler))
+        time_left = partial(utils.time_left, begin, args.epochs - start_epoch, epoch - start_epoch)
+        metrics = {"epoch": epoch} | train_one_epoch(learner, loader, bad_videos, epoch, args, time_left)
+        if bn_batches:
+            utils.log(f"BatchNorm: [{epoch}]  its statistics anew, over {bn_batches} batches (--bn-clips)")
+        for network in learner.networks() if bn_batches else ():
+            models.recompute_statistics(network, islice(loader, bn_batches), learner.augment, args)
+        processes.same_buffers(*learner.networks())
+        is_last = epoch == args.epochs - 1
+        if (epoch + 1) % args.eval_every == 0 or is_last:
+            metrics |= evaluate(learner.networks()[-1], loader_test, bad_videos, args, exact=is_last)
         metrics["seconds"] = time.perf_counter() - begin
         is_best = metrics.get("video_acc1", -1.0) > best
         best = max(best, metrics.get("video_acc1", -1.0))
-        state = {
-            "model": learning[-1].state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "lr_scheduler": scheduler.state_dict(),
-            "epoch": epoch,
-            "args": vars(args),
-            "scaler": scaler.state_dict(),
-            "classes": classes,
-            "best_acc1": best,
-            "metrics": metrics,
-        } | settings.clip_of(args).as_dict()
-        if ema:
-            state |= {"raw_model": raw_model.state_dict(), "ema_steps": int(ema.n_averaged)}
-        save(state, is_best, args)
-        if metrics_file:
-            metrics_file.append(metrics)
-        if writer:
-            for key, value in metrics.items():
-                writer.add_scalar(key, value, epoch)
-            writer.flush()
-    utils.log(f"Training time {(time.perf_counter() - begin) / 60:.1f} min; best Video Acc@1 {best:.3f}")
-    last = Path(args.output_dir, "checkpoint.pth")
-    tensors = dict(CHECKPOINT=last, DATA_ROOT=Path(args.data_path, "val"))
+        state = learner.state() | {"epoch": epoch, "args": vars(args), "best_acc1": best, "metrics": metrics}
+        if epoch == start_epoch and args.overwrite and not continued:
+            utils.remove_earlier_run(args.output_dir)
+        save(state | known, is_best, args)
+        if history:
+            history.append(metrics)
+    d = digits(len(loader_test.dataset.samples))
+    utils.log(f"Training time {(time.perf_counter() - begin) / 60:.1f} min; best Video Acc@1 {best:.{d}f}")
+    print_next_steps(args, held_out)
+
+
+def print_next_steps(args, held_out):
+    last, tensors = Path(args.output_dir, "checkpoint.pth"), {"DATA_ROOT": Path(args.data_path, "val")}
+    if held_out.videos:
+        tensors = {"DATA_ROOT": Path(args.data_path, held_out.videos[0].split("/")[0]), "HELD_OUT": "true"}
     commands = (
-        flags.next_command("preprocess_and_save.py", last, **tensors),
+        flags.next_command("preprocess_and_save.py", last, CHECKPOINT=last, **tensors),
         flags.next_command("example_export.py", last, checkpoint=last),
     )
     utils.log(f"{last} is the last epoch's; next: {', then '.join(commands)}")
@@ -355,14 +301,6 @@ def save(state, is_best, args):
     numbered = args.save_every and (epoch + 1) % args.save_every == 0
     others = [output_dir / f"model_{epoch}.pth"] * bool(numbered) + [output_dir / "model_best.pth"] * is_best
     utils.save_on_master(state, output_dir / "checkpoint.pth", *others)
-
-
-def tensorboard_writer(args):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        common.refuse("--tensorboard needs the package: pip install tensorboard")
-    return SummaryWriter(args.output_dir)
 
 
 DEFAULT_MAP = Path(__file__).resolve().parents[2] / "class_map.json"
@@ -377,6 +315,13 @@ def positive(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed, not {text}")
     return int(text)
+
+
+def share(text):
+    """A part of a whole, 0 or more and less than 1, for argparse."""
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"a share from 0 to less than 1 is needed, not {text}")
+    return float(text)
 
 
 def get_args_parser(add_help=True):
@@ -406,8 +351,9 @@ def get_args_parser(add_help=True):
     add("--model", help="a video model of torchvision; None: the checkpoint's, else r2plus1d_18")
     add("--train-splits", default=["train"], nargs="+", choices=["train", "val"], help="folders that are trained on")
     add("--extra-data", default=[], nargs="+", metavar="DIR", help="more roots with train/<class>/<video> to train on")
-    add("--hold-out", default=0.0, type=float, metavar="SHARE", help="validate on this part of train, instead of val/")
-    add("--groups", default="", metavar="CSV", help="video,group (a person, say): --hold-out never divides a group")
+    add("--hold-out", type=share, help="validate on this part of train; None: the checkpoint's; 0: validate on val/")
+    add("--hold-out-seed", default=0, type=int, help="which part; the same one for all that are averaged or ensembled")
+    add("--groups", default="", metavar="FILE", help="who is in which video: --hold-out never divides a group")
     add("--cache-dataset", action="store_true", help="keep the index of the videos in DATA_PATH/<split>.index.npz")
     add("--cache-frames", default="", metavar="DIR", help="decode each video once: keep resized frames, 66 kB each")
     add("--device", help="cuda, cuda:1, … or cpu; None: cuda where there is one")
@@ -428,6 +374,7 @@ def get_args_parser(add_help=True):
     add("--train-crop-size", **crop, help="None: as in validation")
     upright = dict(action=argparse.BooleanOptionalAction, default=None)
     add("--rotate", **upright, help="turn frames upright as players do; None: the checkpoint's, else as they lie")
+    add("--keep-aspect", action="store_true", help="resize the shorter side only: a portrait video is not squashed")
     add("--max-bad-share", default=0.1, type=float, help="share of clips that may fail to decode before the run stops")
 
     group = parser.add_argument_group("recipe")
@@ -487,7 +434,7 @@ if __name__ == "__main__":
     args = get_args_parser().parse_args()
     try:
         main(args)
-        utils.leave_distributed_mode()
+        processes.leave()
     except KeyboardInterrupt:
         common.interrupted("--resume auto goes on from the last checkpoint")
     except RuntimeError as e:

@@ -84,16 +84,16 @@ def grey(clips):
 class MixUp(torch.nn.Module):
     """Lay each clip over the next one of the batch, weighted by one draw of Beta(alpha, alpha) (Zhang et al., 2018).
 
-    clips (N, 3, T, H, W), targets float (N, classes): mixed alike.
+    clips (N, 3, T, H, W), targets, each float (N, classes): mixed alike.
     """
 
     def __init__(self, alpha):
         super().__init__()
         self.weight = torch.distributions.Beta(alpha, alpha)
 
-    def forward(self, clips, targets):
+    def forward(self, clips, *targets):
         other = 1 - float(self.weight.sample())
-        return torch.lerp(clips, clips.roll(-1, 0), other), torch.lerp(targets, targets.roll(-1, 0), other)
+        return tuple(torch.lerp(part, part.roll(-1, 0), other) for part in (clips, *targets))
 
 
 class VideoMix(torch.nn.Module):
@@ -107,7 +107,7 @@ class VideoMix(torch.nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, clips, targets):
+    def forward(self, clips, *targets):
         number, height, width = len(clips), *clips.shape[-2:]
         chosen, share, y, x = torch.rand(4, number, device=clips.device)
         side = share.sqrt() * (chosen < self.p) / 2
@@ -128,7 +128,7 @@ class StackMix(torch.nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, clips, targets):
+    def forward(self, clips, *targets):
         number, frames = len(clips), clips.shape[2]
         chosen, cut = torch.rand(2, number, device=clips.device)
         kept = torch.where(chosen < self.p, 1 + (cut * (frames - 1)).floor(), frames)
@@ -138,15 +138,15 @@ class StackMix(torch.nn.Module):
 
 def mixed(clips, targets, where, share):
     """Clips that are the next one of the batch `where` (bool, broadcasts), and targets by its `share` (N,)."""
-    targets = torch.lerp(targets, targets.roll(-1, 0), share[:, None])
-    return torch.where(where, clips.roll(-1, 0), clips), targets
+    targets = (torch.lerp(part, part.roll(-1, 0), share[:, None]) for part in targets)
+    return torch.where(where, clips.roll(-1, 0), clips), *targets
 
 
 def make_augment(class_names, args):
-    """Function of clips of a batch and class indices on the device -> (normalised clips, targets for the loss).
+    """What is done to a batch on the device: a function of clips, class indices (N,) and, or None, a teacher's word.
 
-    Targets are class indices (N,), or float (N, classes) where clips are mixed. With what a teacher says, float (N,
-    classes), they are float (N, 2 * classes): labels and teacher, mixed alike.
+    It returns normalised clips, labels float (N, classes) and, where a teacher has one, its probabilities float (N,
+    classes): labels and teacher are mixed as the clips are.
     """
     normalize = Normalize(args.mean, args.std).to(args.device)
     flip = RandomHorizontalFlip(class_names, args.hflip_prob).to(args.device)
@@ -157,16 +157,14 @@ def make_augment(class_names, args):
     mixes += [StackMix(args.stackmix_prob)] if args.stackmix_prob else []
 
     def augment(clips, labels, teacher=None):
-        clips, targets = flip(as_float(clips), labels), labels
+        clips = flip(as_float(clips), labels)
         for change in changes:
             clips = change(clips)
         clips = normalize(clips)
-        if mixes or teacher is not None:
-            targets = torch.nn.functional.one_hot(labels, len(class_names)).float()
-        if teacher is not None:
-            targets = torch.cat([targets, teacher], 1)
+        targets = [torch.nn.functional.one_hot(labels, len(class_names)).float()]
+        targets += [] if teacher is None else [teacher]
         for mix in mixes:
-            clips, targets = mix(clips, targets)
-        return clips.to(memory_format=torch.channels_last_3d), targets
+            clips, *targets = mix(clips, *targets)
+        return clips.to(memory_format=torch.channels_last_3d), *targets
 
     return augment

@@ -1,39 +1,29 @@
-"""Meters, logging, checkpoints' files and processes: what train.py needs besides training."""
+"""Log lines, videos that do not decode, files of a run: what train.py needs besides training."""
 
 import datetime
-import itertools
 import json
 import math
 import multiprocessing
 import os
 import re
-import shutil
-import sys
-import threading
 import time
 from collections import defaultdict, deque
 from pathlib import Path
 
 import common
-from common import machine
 
 import torch
 import torch.distributed as dist
 
-# how long processes wait for one another
-JOINING = datetime.timedelta(minutes=5)  # until all of a run have started
-INDEXING = datetime.timedelta(hours=3)  # until the first has read all videos' frame times: half an hour for QEVD
-WORKING = datetime.timedelta(minutes=30)  # at any other meeting: one may have more to decode, or a checkpoint to write
-
-STALLED = 600.0  # s without one batch, after which a run ends
-BEAT = 5.0  # s between two signs of life of a process
-LOST = 30.0  # s without one, after which the others end
-
-store = None  # what processes tell one another by name, a torch.distributed.Store, where there are several
-leaving = threading.Event()  # this process needs the others no longer
-
+import processes
 
 # --- log lines ------------------------------------------------------------------------------------------------------
+
+
+def log(*words):
+    """Print in the first process only."""
+    if processes.is_main_process():
+        print(*words, flush=True)
 
 
 class SmoothedValue:
@@ -119,7 +109,7 @@ def time_left(begin, epochs, epochs_done, share):
 
 # dense FLOP/s with 16-bit factors and 32-bit sums, by their makers' data sheets
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
-PEAKS |= {"RTX 4090": 165e12, "RTX 3090": 71e12, "A10": 125e12, "V100": 125e12, "T4": 65e12}
+PEAKS |= {"RTX 4090": 165e12, "RTX 3090": 71e12, "A10": 125e12, "T4": 65e12}
 
 
 def peak_of_gpu():
@@ -140,7 +130,7 @@ def patiently(loader):
             if "DataLoader" not in str(e):
                 raise
             reading = getattr(getattr(loader, "dataset", None), "being_read", list)()
-            what = f"no batch for {STALLED:g} s" if "timed out" in str(e) else first_line(e)
+            what = f"no batch for {processes.STALLED:g} s" if "timed out" in str(e) else first_line(e)
             for worker in multiprocessing.active_children():
                 worker.kill()  # or this process would wait for a stopped one when it ends
             common.refuse(
@@ -188,7 +178,7 @@ def save_on_master(checkpoint, path, *others):
 
     Exits with code 2 instead of saving weights that are not finite.
     """
-    if not is_main_process():
+    if not processes.is_main_process():
         return
     bad = [k for k, v in checkpoint["model"].items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
@@ -229,9 +219,19 @@ def make_output_dir(args):
         cannot_write(output_dir, e)
 
 
+def remove_earlier_run(output_dir):
+    """Remove the numbered and best checkpoints that --overwrite replaces; first process only.
+
+    An interruption later would leave them beside a checkpoint.pth of another run, maybe of other classes.
+    """
+    for path in Path(output_dir).glob("model_*.pth") if processes.is_main_process() else ():
+        if re.fullmatch(r"model_(best|\d+)\.pth", path.name):
+            path.unlink()
+
+
 def check_space(model, epochs, args):
     """Say what the checkpoints of `epochs` more epochs take in --output-dir; exits with code 2 if that is not free."""
-    if not is_main_process():
+    if not processes.is_main_process():
         return
     weights = sum(tensor.nbytes for tensor in model.state_dict().values()) * (2 if args.model_ema else 1)
     learning = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
@@ -248,15 +248,16 @@ def link_or_copy(path, other):
         Path(other).write_bytes(Path(path).read_bytes())
 
 
-class MetricsFile:
-    """metrics.jsonl, one JSON object an epoch, and curves.png drawn from it."""
+class TrainingHistory:
+    """metrics.jsonl, one JSON object an epoch, curves.png drawn from it and, with --tensorboard, its files."""
 
-    def __init__(self, output_dir, start_epoch, last=None):
+    def __init__(self, args, start_epoch, last=None):
         """Keep the lines of the epochs before `start_epoch`: what follows will be written again.
 
         last: the line of the checkpoint's epoch, which is saved before it is written here.
         """
-        self.path = Path(output_dir) / "metrics.jsonl"
+        self.tensorboard = tensorboard_writer(args) if args.tensorboard else None
+        self.path = Path(args.output_dir) / "metrics.jsonl"
         text = self.path.read_text() if start_epoch and self.path.exists() else ""
         rows = {row["epoch"]: row for row in map(json.loads, text.splitlines()) if row["epoch"] < start_epoch}
         rows |= {last["epoch"]: last} if last else {}
@@ -269,6 +270,10 @@ class MetricsFile:
             self.draw()
         except OSError as e:
             cannot_write(self.path, e)
+        if self.tensorboard:
+            for key, value in row.items():
+                self.tensorboard.add_scalar(key, value, row["epoch"])
+            self.tensorboard.flush()
 
     def draw(self):
         import matplotlib
@@ -292,125 +297,19 @@ class MetricsFile:
         plt.close(figure)
 
 
-# --- processes ------------------------------------------------------------------------------------------------------
-
-
-def init_distributed_mode(args):
-    """Join the other processes of the run, if `torchrun` or `srun` started any; each must call this.
-
-    Sets args.distributed, rank, local_rank and world_size, and args.device to this process's GPU. Exits with code 2
-    and one sentence if not all have come after JOINING.
-    """
-    args.rank, args.world_size, args.local_rank, _ = machine.launcher(array=False)
-    args.distributed = args.world_size > 1
-    if args.device.startswith("cuda"):
-        if args.distributed:  # SLURM may show each process its own GPU only
-            args.device = f"cuda:{args.local_rank % torch.cuda.device_count()}"
-        if ":" in args.device:
-            torch.cuda.set_device(args.device)
-    if not args.distributed:
-        return
-    global store
-    host, port = meeting_point(args.dist_url)
-    hosted_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+def tensorboard_writer(args):
     try:
-        store = dist.TCPStore(host, port, None, args.rank == 0 and not hosted_by_torchrun, JOINING)
-        gpu = args.device.startswith("cuda") and torch.cuda.get_device_properties(args.device).uuid
-        store.set(f"joined/{args.rank}", str(gpu or ""))
-        wait_for_all(args.world_size)
-        refuse_shared_gpu(args.world_size)
-        backend = "nccl" if args.device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, None, WORKING, args.world_size, args.rank, store)
-        threading.Thread(target=watch, args=(store.clone(), args.rank, args.world_size), daemon=True).start()
-    except (dist.DistNetworkError, dist.DistStoreError) as e:
-        common.refuse(
-            f"process {args.rank} of {args.world_size} cannot reach the first one at {host}:{port} ({first_line(e)}): "
-            f"in a SLURM script start training with srun; MASTER_ADDR and MASTER_PORT name another place to meet"
-        )
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        common.refuse("--tensorboard needs the package: pip install tensorboard")
+    return SummaryWriter(args.output_dir)
 
 
-def meeting_point(url="env://", environ=os.environ):
-    """(host, port) where the processes of a run meet: as `url` or MASTER_ADDR and MASTER_PORT say, else by SLURM's job.
-
-    torchrun sets the two; srun does not, and then it is the first machine of the job step, at a port of the job's own.
-    """
-    if url.startswith("tcp://"):
-        host, _, port = url[len("tcp://") :].rpartition(":")
-        return host, int(port)
-    started = machine.launcher(environ, array=False)
-    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_NODELIST") or ""
-    if started.local_world_size == started.world_size or not nodes:
-        host = "127.0.0.1"
-    else:  # of "node[03-05,09],other" the first is node03
-        host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes).split(",")[0]
-    job, step = (environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    own_port = 15000 + (16 * int(job) + int(step or 0)) % 15000 if job.isdigit() else 29500
-    return environ.get("MASTER_ADDR") or host, int(environ.get("MASTER_PORT") or own_port)
-
-
-def wait_for_all(world_size):
-    """Wait until every process of the run has joined; exits with code 2 after JOINING, naming one that has not."""
-    keys = [f"joined/{rank}" for rank in range(world_size)]
-    try:
-        store.wait(keys, JOINING)
-    except dist.DistStoreError:
-        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
-        common.refuse(
-            f"{len(missing)} of {world_size} processes did not start within {JOINING.seconds:,} s, the first is "
-            f"process {missing[0]}: in a SLURM script start training with srun, or ask for one task"
-        )
-
-
-def watch(store, rank, world_size):
-    """Give signs of life, and end this process when another one gives none: in a thread, through the run's store.
-
-    The first process holds the store, except under torchrun, and looks at all others; they look for its word. A process
-    that ends by itself says so before: see `leave_distributed_mode`.
-    """
-    seen = {}
-    for beat in itertools.count():
-        try:
-            if leaving.wait(BEAT):
-                return
-            store.set(f"alive/{rank}", str(beat))
-            if store.check(["lost"]):
-                end_with_others(store.get("lost").decode())
-            for other in range(world_size) if rank == 0 else ():
-                key = f"alive/{other}"
-                now = store.get(key) if store.check([key]) else b""
-                if now != seen.get(other, (None, 0))[0]:
-                    seen[other] = now, time.monotonic()
-                elif now != b"left" and time.monotonic() - seen[other][1] > LOST:
-                    store.set("lost", str(other))
-                    leaving.wait(2 * BEAT)  # the store goes with this process: let the others look first
-                    end_with_others(other)
-        except RuntimeError:  # of a connection that is no more
-            if not leaving.is_set():
-                end_with_others(0)
-
-
-def end_with_others(lost):
-    print(f"error: process {lost} of this run has ended or does not answer, so this one ends, too", file=sys.stderr)
-    sys.stderr.flush()
-    for worker in multiprocessing.active_children():
-        worker.kill()  # they hold the port at which the next run meets
-    os._exit(2)
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 def first_line(error):
     return str(error).splitlines()[0]
-
-
-def refuse_shared_gpu(world_size):
-    """Exit with code 2 if two processes of the run compute on one GPU: NCCL would fail without saying so."""
-    first = {}
-    for rank in range(world_size):
-        gpu = store.get(f"joined/{rank}").decode()
-        if gpu and first.setdefault(gpu, rank) != rank:
-            common.refuse(
-                f"processes {first[gpu]} and {rank} have the same GPU: start as many processes on a machine as it has "
-                f"GPUs (torchrun: --nproc-per-node)"
-            )
 
 
 def explain(error, args):
@@ -424,68 +323,11 @@ def explain(error, args):
     if "deterministic implementation" in text:
         what = text.partition(" does not")[0]
         common.refuse(f"{args.model} needs {what}, which has no deterministic form: leave the flag away")
+    if "Duplicate GPU" in str(error):
+        common.refuse(
+            "two processes of this run have the same GPU: start as many processes on a machine as it has GPUs "
+            "(torchrun: --nproc-per-node)"
+        )
     of_others = dist.is_initialized() and re.search(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)", str(error))
     if isinstance(error, dist.DistError) or of_others:
-        common.refuse(f"another process of this run has ended, so this one ends, too ({text})")
-
-
-def refuse_small_shared_memory(args):
-    """Exit with code 2 if the batches that workers send do not fit into /dev/shm, as with Docker's default of 64 MB."""
-    folder = Path("/dev/shm")
-    if not args.workers or not folder.is_dir():
-        return
-    of_train, of_val = (math.prod(getattr(args, f"{split}_crop_size")) for split in ("train", "val"))
-    values = of_val * 4 + (0 if args.test_only else of_train)  # bytes of one colour of a frame: float32, uint8
-    batch = args.batch_size * args.clip_len * 3 * values
-    needed = batch * (2 * args.workers + 1) * machine.launcher(array=False).local_world_size
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        common.refuse(
-            f"workers send batches through {folder}: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are "
-            f"free; give fewer --workers or a smaller --batch-size, or make it larger (Docker: --shm-size 4g)"
-        )
-
-
-def leave_distributed_mode():
-    """When all processes have come here, leave the run."""
-    if dist.is_initialized():
-        dist.barrier()
-        store.set(f"alive/{dist.get_rank()}", "left")
-        leaving.set()
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def is_main_process():
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def log(*words):
-    """Print in the first process only."""
-    if is_main_process():
-        print(*words, flush=True)
-
-
-def from_main_process(make):
-    """Call `make` in the first process only and give its result to all, which wait for it up to INDEXING."""
-    result = [make() if is_main_process() else None]
-    if dist.is_initialized():
-        made = f"made/{store.add(f'asked/{dist.get_rank()}', 1)}"  # the same number in all
-        store.set(made, "") if is_main_process() else store.wait([made], INDEXING)
-        dist.broadcast_object_list(result, src=0)
-    return result[0]
-
-
-def reduce_across_processes(*tensors):
-    """Sum each tensor over all processes, in place."""
-    if dist.is_initialized():
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-
-
-def same_buffers(*modules):
-    """Give every process the first one's buffers: each has moved its own BatchNorm statistics."""
-    if dist.is_initialized():
-        for module in modules:
-            for buffer in module.buffers():
-                dist.broadcast(buffer, src=0)
+        common.refuse(f"another process of this run has ended or does not answer, so this one ends, too ({text})")

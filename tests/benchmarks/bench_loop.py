@@ -139,13 +139,17 @@ def step_overhead(sampler):
     """Seconds of a step of train_one_epoch beyond the network's own: the median of 5 runs."""
     args = train.get_args_parser().parse_args(["--data-path", ".", "--device", "cpu", "--trainable-layers", "all"])
     args.distributed = False
-    train.settings.settle(args, None, range(92))
+    train.settings.complete(args, None, range(92))
     model, criterion = Stub(), torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    batch = torch.zeros(24, 1, 1, 1, 3, dtype=torch.uint8), torch.zeros(24, dtype=torch.int64), None, []
-    bad_videos, scaler = utils.BadVideos(0.1), torch.amp.GradScaler("cpu", enabled=False)
+    clips, numbers = torch.zeros(24, 1, 1, 1, 3, dtype=torch.uint8), torch.zeros(3, 24, dtype=torch.int64)
+    batch = datasets.Batch(clips, *numbers, None, [])
+    bad_videos = utils.BadVideos(0.1)
     bad_videos.start(10**9)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    learner = train.Learner(args, None, 10**6, [f"class {i}" for i in range(92)])
+    learner.raw = learner.model = model
+    learner.optimizer, learner.augment = optimizer, augment
+    learner.scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     differences = []
     for _ in range(5):
         loader = Batches(sampler, batch)
@@ -155,15 +159,14 @@ def step_overhead(sampler):
         epoch_start = time.process_time() - start
         with contextlib.redirect_stdout(io.StringIO()):
             begin = time.process_time()
-            parts = model, criterion, optimizer, scheduler, loader, augment, bad_videos, 0, args, None, scaler
-            train.train_one_epoch(*parts)
+            train.train_one_epoch(learner, loader, bad_videos, 0, args)
             seconds = time.process_time() - begin - epoch_start
         differences.append(seconds / len(loader) - bare_steps(model, optimizer, batch, criterion))
     return statistics.median(differences)
 
 
-def augment(clips, targets):
-    return clips.permute(0, 4, 1, 2, 3).float().div(255), targets
+def augment(clips, labels, _):
+    return clips.permute(0, 4, 1, 2, 3).float().div(255), labels
 
 
 def bench(count):

@@ -68,16 +68,15 @@ def parse_train_args(root, options, layers=("all",), more=(), cache=""):
     args = train.get_args_parser().parse_args([*flags, "--trainable-layers", *layers, *more])
     args.print_freq = 10**6
     train.models.settle_device(args)
-    utils.init_distributed_mode(args)
-    train.settings.settle(args, None, range(92))
+    train.processes.join(args)
+    train.settings.complete(args, None, range(92))
     return args
 
 
-def make_loader(args, passes=1, preset=presets.VideoClassificationPresetTrain):
+def make_loader(args, passes=1, preset=presets.for_training):
     """train.py's loader over `passes` epochs at once."""
-    sizes = dict(crop_size=args.train_crop_size, resize_size=args.train_resize_size)
     class_map = common.load_class_map(args.class_map)
-    dataset = datasets.load_dataset("train", class_map, preset, sizes, utils.BadVideos(0.0), args)
+    dataset = datasets.load_dataset("train", class_map, preset(args), utils.BadVideos(0.0), args)
     clips = [clip for _ in range(passes) for clip in datasets.TrainSampler(dataset, 1, 0)]
     return datasets.make_loader(dataset, clips, args)
 
@@ -86,22 +85,16 @@ class Stepper:
     """train_one_epoch on any iterable of batches."""
 
     def __init__(self, args):
-        self.args = args
-        self.model = train.models.make_model(args, None)
-        self.optimizer = train.models.make_optimizer(self.model, args)
-        self.scheduler = torch.optim.lr_scheduler.ConstantLR(self.optimizer, 1.0)
-        self.scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=False)
-        self.augment = train.transforms.make_augment([f"class {i}" for i in range(92)], args)
-        self.bad_videos = utils.BadVideos(0.0)
+        self.args, self.bad_videos = args, utils.BadVideos(0.0)
+        self.learner = train.Learner(args, None, 10**6, [f"class {i}" for i in range(92)])
+        self.learner.scheduler = torch.optim.lr_scheduler.ConstantLR(self.learner.optimizer, 1.0)
 
     def run(self, loader):
         self.bad_videos.start(10**9)
-        criterion = torch.nn.CrossEntropyLoss()
-        parts = self.optimizer, self.scheduler, loader, self.augment, self.bad_videos
-        return train.train_one_epoch(self.model, criterion, *parts, 0, self.args, None, self.scaler)
+        return train.train_one_epoch(self.learner, loader, self.bad_videos, 0, self.args)
 
     def validate(self, loader, exact):
-        train.evaluate(self.model, loader, self.bad_videos, self.args, exact=exact)
+        train.evaluate(self.learner.raw, loader, self.bad_videos, self.args, exact=exact)
 
 
 def feed(args, passes):
@@ -113,9 +106,10 @@ def feed(args, passes):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     loader, stepper = make_loader(args, passes), Stepper(args)
-    stepper.model = torch.nn.Sequential(torch.nn.Linear(args.clip_len, args.num_classes)).to(args.device)
-    stepper.optimizer = train.models.make_optimizer(stepper.model, args)
-    stepper.augment = lambda clips, targets, _: (clips[..., 0, 0, 0].float(), targets)
+    learner = stepper.learner
+    learner.model = torch.nn.Sequential(torch.nn.Linear(args.clip_len, args.num_classes)).to(args.device)
+    learner.optimizer = train.models.make_optimizer(learner.model, args)
+    learner.augment = lambda clips, labels, _: (clips[..., 0, 0, 0].float(), labels)
     start, own, others = time.perf_counter(), time.process_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with contextlib.redirect_stdout(io.StringIO()):
         stepper.run(loader)
@@ -186,8 +180,9 @@ def bench(root, options):
     for name, layers, more in (MODES[k - 1] for k in options.modes):
         # on the device already: what it takes to bring them there belongs to loading
         loader, count = loaders["cache"]
-        clips, targets, *rest = next(iter(loader))
-        batches = [(clips.to(args.device), targets.to(args.device), *rest)] * (count // len(clips))
+        batch = next(iter(loader))
+        clips = batch.clips.to(args.device)
+        batches = [batch._replace(clips=clips, labels=batch.labels.to(args.device))] * (count // len(clips))
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with contextlib.redirect_stdout(io.StringIO()):
@@ -204,7 +199,7 @@ def bench(root, options):
             shown = f"{row['to_slower']:>16.2f}{row['to_bound']:>15.2f}{100 * row['waiting']:>8.0f} %"
             shown += f"{row['memory']:>9.1f} GB" * (args.device == "cuda")
             print(f"{name:24}{source:>8}{step:>10.2f}{both:>10.2f}{shown}", flush=True)
-    loader, count = make_loader(cached, few, presets.VideoClassificationPresetEval), few * options.videos
+    loader, count = make_loader(cached, few, presets.for_validation), few * options.videos
     stepper = Stepper(cached)
     for exact in True, False:
         cached.amp = not exact

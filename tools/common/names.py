@@ -1,6 +1,7 @@
-"""How names of files and classes are printed and shortened, and when two of them are the same. A name is bytes."""
+"""How names and percentages are printed, how names are shortened, and when two are the same. A name is bytes."""
 
 import hashlib
+import math
 import os
 import unicodedata
 
@@ -12,6 +13,11 @@ def shortened(names, most=20):
     names = list(names)
     more = f", … and {len(names) - most:,} more" if len(names) > most else ""
     return printable(", ".join(map(str, names[:most]))) + more
+
+
+def digits(n):
+    """Decimals of a percentage of n clips: as few as keep two counts apart, so 60 % of 8 and 89.608 % of 11,452."""
+    return max(0, math.ceil(math.log10(n / 100))) if n else 0
 
 
 def printable(text):

@@ -1,10 +1,9 @@
 """What a report says in figures: accuracies, calibration, confusions, mistakes."""
 
-import math
 from typing import Any, NamedTuple
 
 from common import calibration
-from common.names import shortened
+from common.names import digits, shortened
 
 import numpy as np
 
@@ -44,11 +43,6 @@ METRICS = {  # key in report.json: what it is
     "mean_class_accuracy": Metric("mean of the classes' accuracies", mean_class_accuracy),
     "ece": Metric("expected calibration error", calibration_error, is_percent=False),
 }
-
-
-def digits(n):
-    """Decimals of a percentage of n clips: as few as keep two counts apart, so 60 % of 8 and 89.608 % of 11,452."""
-    return max(0, math.ceil(math.log10(n / 100))) if n else 0
 
 
 def percent(count, total):
