@@ -21,8 +21,9 @@ import common
 import numpy as np
 import torch
 
+from torchvision_patches.frame_rule import RULE_VERSION
 from torchvision_patches.spatial import resize_and_crop
-from torchvision_patches.video_utils import RULE_VERSION, UnreadableVideo, VideoClips, read_frames, stamp
+from torchvision_patches.video_utils import UnreadableVideo, VideoClips, read_frames, stamp
 
 FORM_VERSION = 2  # of the files, and of how pixels are made
 OTHERS = "name another folder, or delete this one, and each video is decoded anew"

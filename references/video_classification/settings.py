@@ -14,7 +14,7 @@ import splits
 import starting
 import utils
 from torchvision_patches import clip
-from torchvision_patches.video_utils import RULE_VERSION
+from torchvision_patches.frame_rule import RULE_VERSION
 
 # Settings that --resume must find as they were, to continue the run that was interrupted and no other.
 RECIPE = """
