@@ -309,6 +309,35 @@ def test_the_head_and_norms_have_rates_of_their_own(reference):
     assert len(plain.param_groups) == 1, "without the flags it is torchvision's one group"
 
 
+def test_rates_fall_with_the_distance_from_the_head(reference):
+    """As in BEiT and VideoMAE: what precedes the blocks is one layer, what follows the last has the full rate."""
+    depths = {}
+    for name in "videomae_small", "r2plus1d_18", "mvit_v2_s":
+        with torch.device("meta"):
+            depths[name] = reference.models.depths_of(torchvision.models.get_model(name))
+    blocks = {f"blocks.{i}": i + 1 for i in range(12)}
+    assert depths["videomae_small"] == {"patches": 0} | blocks | {"norm": 13, "head": 13}
+    assert [depths["r2plus1d_18"][name] for name in ("stem", "layer1.0", "layer4.1", "fc")] == [0, 1, 8, 9]
+    assert [depths["mvit_v2_s"][name] for name in ("pos_encoding", "blocks.0", "blocks.15", "head")] == [0, 1, 16, 17]
+    flags = ["--opt", "adamw", "--lr", 0.1, "--layer-decay", 0.5, "--betas", 0.9, 0.95, "--no-decay-norm", "--wd", 0.05]
+    args = small_args(reference, *flags, "--trainable-layers", "all")
+    model = reference.models.make_model(args, None)
+    optimizer = reference.models.make_optimizer(model, args)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(rates) == len(list(model.parameters())) and optimizer.defaults["betas"] == (0.9, 0.95)
+    found = [rates[id(p)] for p in (model.fc.weight, model.layer4[1].conv2[0].weight, model.stem[0].weight)]
+    assert found == pytest.approx([0.1, 0.05, 0.1 * 0.5**9])
+
+
+def test_dropped_paths_are_the_flags(reference, capsys):
+    args = small_args(reference, "--model", "swin3d_t", "--drop-path", 0.3)
+    rates = [m.p for m in reference.models.make_model(args, None).modules() if type(m).__name__ == "StochasticDepth"]
+    assert rates == pytest.approx([0.3 * i / 11 for i in range(12)])
+    with pytest.raises(SystemExit):
+        small_args(reference, "--drop-path", 0.3)
+    assert "mc3_18 has no paths that can be dropped" in capsys.readouterr().err
+
+
 # --- which videos -----------------------------------------------------------------------------------------------------
 
 

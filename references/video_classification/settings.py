@@ -18,7 +18,8 @@ from torchvision_patches.frame_rule import RULE_VERSION
 
 # Settings that --resume must find as they were, to continue the run that was interrupted and no other.
 RECIPE = """
-    weights batch_size clips_per_video opt lr lr_head no_decay_norm momentum weight_decay lr_scheduler lr_milestones
+    weights batch_size clips_per_video opt lr lr_head layer_decay drop_path betas no_decay_norm momentum
+    weight_decay lr_scheduler lr_milestones
     lr_gamma lr_warmup_epochs lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema
     clip_grad_norm accumulate sync_bn class_balanced color_jitter hflip_prob mixup_alpha videomix_prob stackmix_prob
     rand_augment hold_out hold_out_seed train_splits teacher_logits distill_alpha distill_temperature

@@ -64,7 +64,7 @@ def train_one_epoch(learner, loader, bad_videos, epoch, args, time_left=None):
         num_clips += len(batch.clips)
         meters["loss"].update(loss, len(batch.clips))
         meters["acc1"].update(100 * right, len(batch.clips))
-        meters["lr"].update(learner.optimizer.param_groups[0]["lr"])
+        meters["lr"].update(max(group["lr"] for group in learner.optimizer.param_groups))
     seconds = time.perf_counter() - start
     totals = torch.tensor(
         [meters["loss"].global_avg * num_clips, meters["acc1"].global_avg * num_clips, num_clips, bad_videos.count],
@@ -76,7 +76,7 @@ def train_one_epoch(learner, loader, bad_videos, epoch, args, time_left=None):
     bad_videos.check(int(bad), bad_videos.num_clips, "clips")
     utils.log(f"Epoch: [{epoch}]  {int(clips):,} clips in {seconds:.1f} s, {int(bad)} that did not decode replaced")
     return {
-        "lr": learner.optimizer.param_groups[0]["lr"],
+        "lr": max(group["lr"] for group in learner.optimizer.param_groups),
         "train_loss": loss / clips,
         "train_acc1": acc1 / clips,
         "bad_clips": int(bad),
@@ -348,7 +348,7 @@ def get_args_parser(add_help=True):
 
     group = parser.add_argument_group("data, model and machine")
     add = group.add_argument
-    add("--model", help="a video model of torchvision; None: the checkpoint's, else r2plus1d_18")
+    add("--model", help="torchvision's for videos, videomae_base or _small; None: the checkpoint's, else r2plus1d_18")
     add("--train-splits", default=["train"], nargs="+", choices=["train", "val"], help="folders that are trained on")
     add("--extra-data", default=[], nargs="+", metavar="DIR", help="more roots with train/<class>/<video> to train on")
     add("--hold-out", type=share, help="validate on this part of train; None: the checkpoint's; 0: validate on val/")
@@ -383,6 +383,9 @@ def get_args_parser(add_help=True):
     add("--lr-head", type=float, help="that of the last layer; None: as --lr")
     add("--momentum", default=0.9, type=float, help="of SGD")
     add("--wd", "--weight-decay", default=1e-4, type=float, dest="weight_decay")
+    add("--layer-decay", default=1.0, type=float, help="factor of the rate for each layer further from the head")
+    add("--drop-path", type=float, help="largest probability of dropping a residual path; None: the network's own")
+    add("--betas", default=[0.9, 0.999], nargs=2, type=float, help="of AdamW")
     add("--no-decay-norm", action="store_true", help="no weight decay on norms and biases")
     add("--lr-scheduler", default="multistep", choices=["multistep", "cosine", "onecycle"])
     add("--lr-milestones", default=[20, 30, 40], nargs="+", type=int, help="epochs (multistep)")
@@ -400,7 +403,7 @@ def get_args_parser(add_help=True):
     add("--rand-augment", action="store_true", help="torchvision's RandAugment, one draw for all frames of a clip")
     add("--color-jitter", default=0.0, type=float, help="largest relative change of brightness, contrast, saturation")
     add("--mixup-alpha", default=0.0, type=float, help="0: no MixUp")
-    add("--videomix-prob", default=0.0, type=float, help="of a clip with a box of another one, the same in all frames")
+    add("--videomix-prob", default=0.0, type=float, help="of a clip with a box of another one, in all frames: CutMix")
     add("--stackmix-prob", default=0.0, type=float, help="of a clip that ends with the frames of another one")
     add("--bn-clips", default=512, type=int, help="BatchNorm's statistics anew from these after short epochs; 0: never")
     add("--teacher-logits", nargs="+", default=[], metavar="FILE", help="learn from these, too; several are averaged")
