@@ -679,6 +679,22 @@ def test_what_enters_a_network_is_its_own_preset(reference, name):
         assert (normalize(preset(clip)[None])[0] - expected).abs().max() < 1e-4, f"{height} x {width}"
 
 
+def test_keep_aspect_is_the_shorter_side_and_stays(reference, capsys):
+    """The checkpoint of such a run says so; a checkpoint that says otherwise is not followed with the flag."""
+    flags = ["--data-path", ".", "--device", "cpu", "--keep-aspect"]
+    args = reference.train.get_args_parser().parse_args(flags)
+    reference.settings.complete(args, None, range(5))
+    assert args.val_resize_size == args.train_resize_size == [128] and args.val_crop_size == [112, 112]
+    saved = {"args": {}} | reference.settings.clip_of(args).as_dict()
+    assert saved["resize_size"] == [128]
+    later = reference.train.get_args_parser().parse_args([*flags[:-1], "--resume", "x.pth"])
+    assert reference.settings.settled_clip(later, saved).resize_size == (128,)
+    later.keep_aspect = True
+    with pytest.raises(SystemExit):
+        reference.settings.settled_clip(later, saved | {"resize_size": [128, 171]})
+    assert "--keep-aspect 128, but x.pth has 128 x 171" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def two_videos(tmp_path_factory):
     """One video to train on and one to validate on, 1 s long."""
