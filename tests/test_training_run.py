@@ -338,6 +338,18 @@ def test_dropped_paths_are_the_flags(reference, capsys):
     assert "mc3_18 has no paths that can be dropped" in capsys.readouterr().err
 
 
+def test_temperature_and_threshold_are_those_of_the_first_clips(reference, capsys):
+    """Of 400 videos the network is as sure of every answer as if its logits were twice what they should be."""
+    torch.manual_seed(0)
+    honest = torch.randn(400, 5, dtype=torch.float64) * 3
+    labels = torch.distributions.Categorical(logits=honest).sample()
+    logits = torch.cat([2 * honest, torch.full((1, 5), math.nan, dtype=torch.float64)])
+    found = reference.train.calibrated(logits, torch.cat([labels, labels[:1]]))
+    assert found["temperature"] == pytest.approx(2, rel=0.15) and 0 < found["threshold"] < 1
+    assert 'Temperature' in capsys.readouterr().out
+    assert reference.train.calibrated(100 * torch.eye(5, dtype=torch.float64), torch.arange(5)) == {}, "none is wrong"
+
+
 # --- which videos -----------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import processes
 import splits
 import starting
 import utils
+from arguments import get_args_parser
 from torchvision_patches import clip
 from torchvision_patches.frame_rule import RULE_VERSION
 
@@ -144,11 +145,11 @@ def refuse_sizes(args):
 ADVICE = "or train on from its weights alone: --resume-weights-only and another --output-dir"
 
 
-def refuse_other_recipe(args, checkpoint, defaults):
-    """--resume continues exactly, or not at all. defaults: of the flags, {name: value}."""
+def refuse_other_recipe(args, checkpoint):
+    """--resume continues exactly, or not at all."""
     if "train_set" not in checkpoint:
         common.refuse(f"{args.resume} was written by another script and cannot be continued exactly; {ADVICE}")
-    changed = []
+    changed, defaults = [], vars(get_args_parser().parse_args(["--data-path", ""]))
     for key in RECIPE if args.lr_scheduler == "multistep" else [*RECIPE, "epochs"]:
         before, now = checkpoint["args"].get(key, defaults.get(key)), getattr(args, key)
         if key == "cache_frames":  # wherever it lies
