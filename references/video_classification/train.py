@@ -154,15 +154,15 @@ def calibrated(logits, labels):
     logits: float64 (videos, classes), of videos that were not trained on; rows of NaN are left out.
     """
     known = logits.isfinite().all(1)
-    if not known.any():
+    if known.sum() < calibration.FEWEST_ANSWERS:
         return {}
     found = calibration.fit(logits[known].numpy(), labels[known].numpy())
     low, high = calibration.TEMPERATURES
     if not 1.1 * low < found.temperature < high / 1.1:  # it has run away: few clips, or none of them wrong
         return {}
-    promise = f"{100 * calibration.WANTED:g} % of the answers are right"
-    text = f'"not sure" below {100 * found.threshold:.0f} %, so that {promise}' if found.threshold else ""
-    utils.log(f" * Temperature {found.temperature:.2f}; {text or f'no threshold leaves answers of which {promise}'}")
+    promise = f"{100 * calibration.WANTED:g} % of the answers"
+    text = f'"not sure" below {100 * found.threshold:.0f} %, so that {promise} are right' if found.threshold else ""
+    utils.log(f" * Temperature {found.temperature:.2f}; {text or f'no threshold makes {promise} right'}")
     return found._asdict()
 
 
