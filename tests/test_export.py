@@ -239,6 +239,7 @@ def test_files_of_the_real_network(exported):
     folder, hub, _, paths = exported
     binary = folder / "export_assets/resnet_2plus1d.bin"
     description = json.loads(binary.with_suffix(".json").read_text())
+    assert description["shared"][:2] == "20" and "profiled_ms" not in description, "this CPU's latency is no device's"
     assert description["sha256"] == hashlib.sha256(binary.read_bytes()).hexdigest()
     assert description["input"]["shape"] == [1, 4, 112, 112, 3] and description["classes"] == CLASSES
     assert (description["qairt_version"], len(description["probe"]["logits"])) == ("2.50", 5)

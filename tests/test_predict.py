@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from common import calibration
 from common.names import shortened
 
 import av
@@ -25,7 +26,7 @@ from conftest import REPO
 from drawn_exercises import CLASSES, write_exercises, write_onnx
 from make_videos import write_still
 from qevd_r2plus1d import Model
-from see import annotated_copy, classifier, drawing, timeline
+from see import annotated_copy, drawing, timeline
 from small_models import small_onnx
 
 SCRIPT = "tools/predict.py"
@@ -376,5 +377,5 @@ def test_planes_are_joined_without_a_change_of_colour(tmp_path):
 def test_names_that_no_picture_can_hold_are_shortened():
     for name in ("x" * 500, "日本" * 200, "line\nbreak", ""):
         assert drawing.font(20).getlength(drawing.shortened(name, 20, 300)) <= 300
-    assert classifier.best(np.array([0.2, 0.5, 0.2, 0.1]), list("abcd"), 3) == [("b", 0.5), ("a", 0.2), ("c", 0.2)]
+    assert calibration.best(np.array([0.2, 0.5, 0.2, 0.1]), list("abcd"), 3) == [("b", 0.5), ("a", 0.2), ("c", 0.2)]
     assert shortened(map(str, range(30)), 3) == "0, 1, 2, … and 27 more"

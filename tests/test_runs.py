@@ -1,5 +1,6 @@
 """--run NAME: a chain of all steps in a folder of its own, and two runs that leave each other's files untouched."""
 
+import csv
 import json
 import shlex
 from pathlib import Path
@@ -8,6 +9,7 @@ import common
 from common import flags
 
 import pytest
+import torch
 
 from make_videos import write_video
 from test_readme import FLOAT_AND_W8A8
@@ -84,6 +86,80 @@ def test_a_run_with_a_name_and_float_and_w8a8_side_by_side(tmp_path, videos, run
     out = run_script("tools/average_checkpoints.py", "--run", "soup", *two).stdout
     assert f"next: {HUB}python tools/example_export.py --run soup --checkpoint runs/soup/soup.pth\n" in out
     assert (tmp_path / "runs/soup/soup.pth").exists()
+
+    out = run_script("tools/runs.py", ".", "--score", "w8a8", "62.5").stdout
+    assert "3 runs: runs/table.csv, runs/table.html" in out, out
+    rows = read_table(tmp_path)
+    own, w8a8 = rows["."], rows["w8a8"]
+    assert own["checkpoint"] == w8a8["checkpoint"] != "", "w8a8 was exported from the run without a name"
+    assert own["trained_on"] and own["validated_on"] == "val" and own["val_videos"] == "4"
+    assert own["compile_job"] and w8a8["compile_job"] and own["compile_job"] != w8a8["compile_job"]
+    assert own["w8a8_top1"] == w8a8["w8a8_top1"] != "", "what evaluate.py --compare said of the second model"
+    assert own["float_top1"] == w8a8["float_top1"] != "", "and of the first, of the same checkpoint"
+    difference = float(w8a8["local_minus_leaderboard"])
+    assert w8a8["leaderboard"] == "62.5" and difference == pytest.approx(float(w8a8["w8a8_top1"]) - 62.5)
+
+
+def read_table(folder):
+    """{run: its row as a dict} of runs/table.csv."""
+    with open(folder / "runs/table.csv", newline="", encoding="utf-8") as file:
+        return {row["run"]: row for row in csv.DictReader(file)}
+
+
+def write_run(folder, name, right, export=None, report=None, **args):
+    """The files of a run as its steps write them, of 200 validation videos."""
+    folder = folder / "runs" / name
+    (folder / "export_assets").mkdir(parents=True)
+    (folder / "report").mkdir()
+    git = {"commit": "0123456789abcdef" + 24 * "0", "clean": name == "a"}
+    saved = {"model": {"fc.weight": torch.zeros(2, 2) + right}, "args": {"lr": 0.01, "output_dir": name} | args}
+    saved |= {"epoch": 14, "metrics": {"video_acc1": right / 2, "num_videos": 200}, "git": git}
+    torch.save(saved, folder / "checkpoint.pth")
+    digest = common.sha256_of(folder / "checkpoint.pth")
+    if export:
+        described = {"sha256": "m", "checkpoint_sha256": digest, "compile_job": f"j{name}", "precision": "float"}
+        described |= export
+        (folder / "export_assets/resnet_2plus1d.json").write_text(json.dumps(described))
+    if report:
+        (folder / "report/report.json").write_text(json.dumps(report))
+    return folder
+
+
+def test_a_table_of_runs(tmp_path, run_script):
+    """Flags that differ, float and w8a8 of one checkpoint, what does not belong together, and what cannot be read."""
+    about = {"model_sha256": "m", "precision": "float"}
+    deployed = {"figures": {"top1": 88.5, "n": 200, "ci95_low": 83.3, "ci95_high": 92.2}, "about": about}
+    deployed["comparison"] = {"about": {"precision": "w8a8"}, "other_top1": 87.0, "n": 200}
+    first = write_run(tmp_path, "a", 180, {"profiled_ms": 4.5, "shared": "2026-03-01"}, deployed, model_ema=0.999)
+    (first / "export_assets/qevd_r2plus1d-v73.json").write_text('{"estimated_ms": [4.1, 4.4, 4.7]}')
+    write_run(tmp_path, "b", 170, {"checkpoint_sha256": "other"}, {"about": {"model_sha256": "n"}}, hold_out=0.1)
+    (tmp_path / "runs/c").mkdir()
+    (tmp_path / "runs/c/checkpoint.pth").write_bytes(b"cut")
+    result = run_script("tools/runs.py", "--score", "a", "85", code=1)
+    assert "the checkpoints of 1 cannot be read: c" in result.stdout and "runs/c/checkpoint.pth" in result.stderr
+    rows = read_table(tmp_path)
+    a, b, c = rows["a"], rows["b"], rows["c"]
+    flags = [column for column in a if column.startswith("--")]
+    assert flags == ["--model-ema", "--hold-out"], "the others are the same, or no part of the recipe"
+    assert (a["--model-ema"], b["--model-ema"], b["--hold-out"]) == ("0.999", "", "0.1")
+    assert (a["trained_on"], b["trained_on"]) == ("0123456789", "0123456789, changed")
+    assert (a["val_top1"], a["val_low"], a["validated_on"]) == ("90.0", "85.059", "val"), "Wilson's, of 180 of 200"
+    assert b["validated_on"] == "10 % of train"
+    assert (a["float_top1"], a["w8a8_top1"], a["estimated_ms"], a["profiled_ms"]) == ("88.5", "87.0", "4.4", "4.5")
+    assert (a["compile_job"], a["shared"], a["leaderboard"], a["local_minus_leaderboard"]) == (
+        "ja", "2026-03-01", "85.0", "3.5")  # fmt: skip
+    assert b["notes"] == "the export is of another checkpoint; the report is of another model than the export"
+    assert c["notes"] == "the checkpoint cannot be read"
+    page = (tmp_path / "runs/table.html").read_text(encoding="utf-8")
+    assert "http" not in page and page.count("<tr>") == 4, "it asks for nothing and has a row for each run"
+
+
+def test_scores_that_are_refused(tmp_path, run_script):
+    assert "there is no run in" in run_script("tools/runs.py", code=2).stderr
+    (tmp_path / "runs/a").mkdir(parents=True)
+    for words, said in (["a", "high"], "takes a run and a percentage"), (["b", "80"], "there is no run b; there are a"):
+        assert said in run_script("tools/runs.py", "--score", *words, code=2).stderr
+    assert not (tmp_path / "runs/a/leaderboard.json").exists()
 
 
 @pytest.mark.quick

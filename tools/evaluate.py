@@ -88,14 +88,16 @@ def print_clips(ours, rows):
 
 
 def print_summary(report):
-    of = report["figures"]
-    print(", ".join(f"{key} {value}" for key, value in report["about"].items() if key not in ("model_sha256", "io")))
+    of, hidden = report["figures"], ("model_sha256", "checkpoint_sha256", "io")
+    print(", ".join(f"{key} {value}" for key, value in report["about"].items() if key not in hidden))
     for remark in figures.remarks(report):
         print(f"note: {remark}")
     n, places = of["n"], figures.digits(of["n"])
     print(f"\n{n:,} of {of['num_videos']:,} videos")
     for key, metric in figures.METRICS.items():
         print(f"{metric.words} {metric.shown(of[key], n)}")
+    if said := figures.trained_on_them(of):
+        print(said)
     print(f"95 % interval of Top-1 {of['ci95_low']:.{places}f} to {of['ci95_high']:.{places}f} % (Wilson)")
     print(not_sure.sentence(report["not_sure"]))
     if compare:

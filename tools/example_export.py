@@ -20,12 +20,13 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import common
 from common import flags
 
-from aihub import logits_file, model_io, own_onnx, service, tensors
+from aihub import logits_file, model_io, service, tensors
 
 # ----------------------------------------------------------------------------------------------------------------------
 checkpoint = ["./checkpoint.pth"]       # weights to export, as train.py wrote them; several vote, in one model
@@ -56,12 +57,15 @@ random_weights = False                  # export an untrained network on purpose
 RECIPE = common.REPO / "tools" / "qevd_r2plus1d"
 # the package knows more, for language models
 RUNTIMES = ("qnn_context_binary", "qnn_dlc", "tflite", "onnx", "precompiled_qnn_onnx")
+PRECISIONS = ("float", "w8a8", "w8a16")
 
 
 def check_constants(paths):
     """Refuse what could only fail later. paths: of the checkpoints."""
     if target_runtime not in RUNTIMES:
         common.refuse(f"target_runtime is {target_runtime!r}, possible are {', '.join(RUNTIMES)}")
+    if precision not in PRECISIONS:
+        common.refuse(f"precision is {precision!r}, possible are {', '.join(PRECISIONS)}")
     for path in [] if random_weights else paths or [""]:
         if not Path(path).is_file():
             common.refuse(
@@ -73,7 +77,16 @@ def check_constants(paths):
             f"there is no manifest.jsonl in {data_dir} (looked in {Path(data_dir).absolute()}); run "
             f"tools/preprocess_and_save.py, or check with a random clip by --data-dir ''"
         )
-    own_onnx.check_wanted(own_onnx.Wanted(precision, CALIBRATION_DIR, share=share))
+    for email in share:
+        if "@" not in email:
+            common.refuse(f"{email!r} in share is no e-mail address")
+    if precision != "float" and not Path(CALIBRATION_DIR, "manifest.jsonl").is_file():
+        common.refuse(
+            f"{precision} is calibrated with clips of training videos, but there is no manifest.jsonl in "
+            f"{CALIBRATION_DIR} (looked in {Path(CALIBRATION_DIR).absolute()}): make them with "
+            f"tools/preprocess_and_save.py --data-root TRAIN_FOLDER --out-root {CALIBRATION_DIR} --max-per-class 2, or "
+            f"name another folder with --calibration-dir, as a last resort that of the clips that are scored"
+        )
 
 
 def checkpoint_paths():
@@ -237,6 +250,13 @@ def save_beside(bundle, description):
     return path
 
 
+def note(path, **facts):
+    """Add what became known after the export to the description beside the model, if it was downloaded."""
+    if path:
+        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) | facts
+        common.write_text(path.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
+
+
 def logits_of_one_clip(model):
     """{digest of a clip of data_dir, torch's logits of it}, which run_inference.py compares its first clip with."""
     import torch
@@ -276,10 +296,10 @@ def compare_on_device(hub, hub_device, model, target_model, io, options=""):
 
 
 def profile_on_device(hub, hub_device, target_model, options):
-    """Print latency, memory and the placement of the layers on the device."""
+    """Print latency, memory and the placement of the layers on the device; returns the latency in ms."""
     job = hub.submit_inference_job(target_model, hub_device, profile=True, name=target_model.name, options=options)
     service.wait_for(job)
-    service.print_profile(job, hub_device)
+    return service.print_profile(job, hub_device)
 
 
 def print_result(result, path, bundle, io):
@@ -302,9 +322,18 @@ def print_next(path, emulated):
         print(f"under {service.LATENCY_GATE_MS} ms? Qualcomm's own compiler, on this machine: {ask}")
 
 
+def share_jobs(jobs, emulated):
+    """Let the addresses in `share` see the jobs; prints the id of the first, the compile job."""
+    for job in jobs:
+        job.modify_sharing(add_emails=share)
+    print(f"shared with {', '.join(share)}: quote compile job {jobs[0].job_id}")
+    if emulated:
+        print("NOT AN ENTRY: these jobs are of a local hub, nobody else sees them; export with an AI Hub account")
+
+
 def export(hub, hub_device, model):
-    """Compile and save the model. Returns (hub's compiled model, what it takes and gives or None, version of QAIRT,
-    compile and link job)."""
+    """Compile and save the model. Returns (its path or None, hub's compiled model, what it takes and gives or None,
+    version of QAIRT, compile and link job)."""
     for left_by_a_kill in Path(output_dir).glob(".export-*"):
         shutil.rmtree(left_by_a_kill)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output_dir) as folder:
@@ -335,7 +364,7 @@ def export(hub, hub_device, model):
     print_result(result, path, bundle, io)
     if path:
         print_next(path, service.is_emulated(hub_device))
-    return target_model, io, qairt_version, jobs
+    return path, target_model, io, qairt_version, jobs
 
 
 def main():
@@ -348,12 +377,15 @@ def main():
         check_qairt_version(hub)
         model = build_model(paths)
         with common.only_writer(Path(output_dir, "resnet_2plus1d"), "--output-dir"):
-            target_model, io, qairt_version, jobs = export(hub, hub_device, model)
+            path, target_model, io, qairt_version, jobs = export(hub, hub_device, model)
         if share:
-            own_onnx.share_jobs(jobs, share, service.is_emulated(hub_device))
+            share_jobs(jobs, service.is_emulated(hub_device))
+            note(path, shared=time.strftime("%Y-%m-%d %H:%M"))
         options = options_of_jobs(model, qairt_version)
         if not skip_profiling:
-            profile_on_device(hub, hub_device, target_model, options)
+            milliseconds = profile_on_device(hub, hub_device, target_model, options)
+            if not service.is_emulated(hub_device):
+                note(path, profiled_ms=milliseconds)
         if not skip_inferencing:
             compare_on_device(hub, hub_device, model, target_model, io, options)
 

@@ -199,7 +199,7 @@ class Session:
 
     async def label(self):
         """Classify the ring every EVERY seconds, as soon as a frame has come."""
-        from see.classifier import best, softmax
+        from common.calibration import best, softmax
 
         loop = asyncio.get_running_loop()
         while True:

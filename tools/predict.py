@@ -163,9 +163,10 @@ def classified(waiting, classifier):
 
 def predict_all(videos, failed, names, classifier):
     """Classify each video by its first clip; print, draw and list it. Videos that fail go to `failed`."""
+    from common.calibration import best, softmax
+
     from tqdm import tqdm
 
-    from see.classifier import best, softmax
     from see.drawing import draw_clip
 
     few = len(videos) <= WITH_BARS

@@ -16,12 +16,14 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tools"), str(REPO / "tests")]
 
+from common.calibration import softmax
+
 import numpy as np
 import torch
 from PIL import Image
 
 from drawn.scene import frames_of
-from see.classifier import load, softmax
+from see.classifier import load
 from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import VideoClips
 

@@ -38,6 +38,7 @@ class Trained(NamedTuple):
     num_classes: int
     classes: list | None  # names in index order; None where neither checkpoint nor class_map.json has them
     description: clip.ClipDescription
+    train_splits: tuple = ()  # folders that it was trained on, as far as its checkpoint says
 
 
 def read_trained(path, num_classes=0, num_frames=0):
@@ -68,7 +69,7 @@ def read_trained(path, num_classes=0, num_frames=0):
     network = network_of(path, saved, description.model_name, num_classes)
     number = head_size(network)
     return Trained(str(path), common.sha256_of(path), network, number, saved.get("classes") or official(number),
-                   description)  # fmt: skip
+                   description, tuple(saved.get("train_splits", ())))  # fmt: skip
 
 
 def untrained(name, num_frames=0, num_classes=0, seed=0):
@@ -257,6 +258,7 @@ class QevdR2Plus1D(BaseModel):
             "classes": self.classes,
             "checkpoint": paths[0] if one else paths,
             "checkpoint_sha256": hashes[0] if one else hashes,
+            "train_splits": sorted({split for voter in self.voters for split in voter.train_splits}),
             "weights": list(self.shares),
             "vote_with": VOTE_WITH,
             "mirrored": self.mirrored,

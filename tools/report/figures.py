@@ -68,6 +68,7 @@ def main_figures(predictions, num_videos):
         "n": n,
         "num_videos": num_videos,
         "partial": n < num_videos,
+        "trained_on_val": "val" in predictions.about.get("train_splits", []),
     }
 
 
@@ -151,6 +152,11 @@ def worst_mistakes(predictions, rows):
         row = rows[predictions.clips[position]]
         mistakes.append(row | {"predicted": best[0][0], "confidence": best[0][1], "top5": best})
     return mistakes
+
+
+def trained_on_them(figures):
+    """What stands beside the accuracy of a model that saw val, "" for any other."""
+    return "trained on val, too: of other videos this says nothing" if figures["trained_on_val"] else ""
 
 
 def counts_and_examples(left_out):

@@ -34,6 +34,7 @@ def render(report, matrix, predictions, other, rows, tensors):
     mistakes = [tensors / mistake["tensor_path"] for mistake in report["mistakes"]]
     return environment.get_template("report.html").render(
         report=report,
+        trained=figures.trained_on_them(report["figures"]),
         remarks=figures.remarks(report),
         metrics=figures.METRICS,
         digits=figures.digits,

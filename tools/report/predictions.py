@@ -4,16 +4,17 @@ import json
 import os
 import re
 import time
-import unicodedata
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import common
 from common import calibration
-from common.names import shortened
+from common.names import composed, shortened
 
 import numpy as np
 
+OF_MODEL = ("precision", "checkpoint", "checkpoint_sha256", "train_splits", "compile_job")  # and its model's .json
 ABOUT = ("model", "model_path", "model_sha256", "device", "job_ids", "output_kind")  # what an HDF5 may say of itself
 MISSING = "clips without a prediction"
 
@@ -88,9 +89,8 @@ def load(path, manifest, rows, class_map, allow_partial=False):
     if paths is None:
         notes.append(f"{path} names no tensors: its predictions were matched to the manifest by order")
         paths = [row["tensor_path"] for row in rows]
-    # a name may be composed (é) in one place and decomposed (e and an accent) in the other, as folders of a Mac are
-    index_of = {unicodedata.normalize("NFC", name): index for index, name in enumerate(classes)}
-    labels = [index_of.get(unicodedata.normalize("NFC", row["label"])) for row in rows]
+    index_of = {composed(name): index for index, name in enumerate(classes)}
+    labels = [index_of.get(composed(row["label"])) for row in rows]
     kept, left_out = match(paths, unusable, rows, labels)
     if len(paths) == len(kept) == 1 < len(rows):
         left_out = {}
@@ -100,6 +100,7 @@ def load(path, manifest, rows, class_map, allow_partial=False):
     clips = np.array(sorted(kept))
     scores = scores[[kept[clip] for clip in clips]]
     notes += settle_output_kind(about, scores)
+    about |= {key: value for key, value in description_of(about).items() if key in OF_MODEL and value}
     return Predictions(about, notes, left_out, classes, clips, np.array([labels[clip] for clip in clips]), scores)
 
 
@@ -335,14 +336,14 @@ def what_is_newer(predictions, manifest, rows):
     path, model = about["h5"], about.get("model_path", "")
     if newer(model, path) and common.sha256_of(model) != about.get("model_sha256"):
         lines.append(f"{path} is older than its model {model} ({when(path)}, {when(model)}): run inference again")
-    description = description_of(about)
-    checkpoint, sha256 = description.get("checkpoint") or "", description.get("checkpoint_sha256")
-    later = isinstance(checkpoint, str) and newer(checkpoint, model)
-    if later and (not sha256 or common.sha256_of(checkpoint) != sha256):
-        lines.append(
-            f"{path} is of a model that is older than its checkpoint {checkpoint} ({when(model)}, {when(checkpoint)}): "
-            f"export and run inference again"
-        )
+    named, hashes = about.get("checkpoint", []), about.get("checkpoint_sha256", [])
+    named, hashes = ([one] if isinstance(one, str) else one for one in (named, hashes))  # several, where they vote
+    for checkpoint, sha256 in zip_longest(named, hashes):
+        if checkpoint and newer(checkpoint, model) and (not sha256 or common.sha256_of(checkpoint) != sha256):
+            lines.append(
+                f"{path} is of a model that is older than its checkpoint {checkpoint} ({when(model)}, "
+                f"{when(checkpoint)}): export and run inference again"
+            )
     if newer(manifest, path):
         tensors = [Path(manifest).parent / rows[clip]["tensor_path"] for clip in predictions.clips]
         if changed := sum(newer(tensor, path) for tensor in tensors):

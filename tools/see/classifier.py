@@ -5,7 +5,6 @@ binary of the local hub (onnxruntime, on the CPU), or one made for Qualcomm's ch
 Qualcomm's emulator). Definitions only, no constant that a user edits.
 """
 
-import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,13 +89,10 @@ def load_onnx(path):
         common.refuse(f"{path} takes {given[0].shape}, with open dimensions; export it with fixed ones")
     tensors = [described(tensor, known.get(key)) for key, tensor in (("input", given[0]), ("output", made[0]))]
 
-    gives_probabilities = known.get("output_kind", onnx_graphs.output_kind(graph_of(content))) == "probabilities"
-
     def logits(clips):
         inputs = [{given[0].name: model_io.as_model_input(clip[None], tensors[0])} for clip in clips]
         rows = [session.run(None, named)[0] for named in inputs]
-        rows = np.concatenate([model_io.as_logits(row.reshape(1, -1), tensors[1]) for row in rows])
-        return np.log(rows.clip(min=1e-9)) if gives_probabilities else rows
+        return np.concatenate([model_io.as_logits(row.reshape(1, -1), tensors[1]) for row in rows])
 
     num_classes = int(np.prod(made[0].shape))
     classes = known.get("classes") or numbered(path, num_classes)
@@ -134,14 +130,6 @@ def read_model(path):
     return content, known | description.read_description(path)
 
 
-def graph_of(content):
-    """The graph of an ONNX file by its path or bytes, without weights beside it."""
-    import onnx
-
-    file = content if isinstance(content, str) else io.BytesIO(content)
-    return onnx.load(file, load_external_data=False).graph
-
-
 def described(tensor, known):
     """A tensor of onnxruntime as model_io.io_of has it, with scale and zero point where they are known."""
     name = tensor.type.removeprefix("tensor(").removesuffix(")")
@@ -158,15 +146,3 @@ def numbered(path, number):
         return sorted(class_map, key=class_map.get)
     print(f"{path} does not name its {number} classes: they are numbered")
     return [f"class {i}" for i in range(number)]
-
-
-def softmax(logits):
-    """Probabilities of logits float (…, num_classes)."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
-
-
-def best(probabilities, classes, number=5):
-    """[(class, probability)] of the most probable classes; of equal ones the first."""
-    order = np.argsort(-probabilities, kind="stable")[:number]
-    return [(classes[i], float(probabilities[i])) for i in order]

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import common
+from common.calibration import softmax
 
 import numpy as np
 
 from see import drawing
 from see.annotated_copy import annotate
-from see.classifier import softmax
 
 CHUNK = 64  # sampled frames that are read at once: 16 s, and 10 MB as the network takes them
 THUMBNAILS = 10
