@@ -156,7 +156,7 @@ def test_a_table_of_runs(tmp_path, run_script):
 
 def test_scores_that_are_refused(tmp_path, run_script):
     assert "there is no run in" in run_script("tools/runs.py", code=2).stderr
-    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/export_assets").mkdir(parents=True)
     for words, said in (["a", "high"], "takes a run and a percentage"), (["b", "80"], "there is no run b; there are a"):
         assert said in run_script("tools/runs.py", "--score", *words, code=2).stderr
     assert not (tmp_path / "runs/a/leaderboard.json").exists()
