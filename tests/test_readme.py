@@ -5,6 +5,7 @@ What they refer to exists.
 $ python -m pytest tests/test_readme.py
 """
 
+import ast
 import os
 import re
 import shlex
@@ -147,6 +148,37 @@ def test_what_it_refers_to_exists():
     tree = section("Files")
     for path in (*(REPO / "tools").glob("*.py"), *(REPO / "references/video_classification").glob("*.py")):
         assert f"    {path.name} " in tree, f"the file tree lacks {path.name}"
+
+
+# messages of the table that others print
+OF_OTHERS = {
+    "torchrun: error: ambiguous option: --run could match --run-path, --run_path",
+    "error: AI Hub: Internal API failure. Could not connect to Qualcomm AI Hub.",
+    "QNN_VERSION_MISMATCH",
+}
+
+
+def texts_of_the_code():
+    """Every text of the scripts and rooms, as one string each, with … where an f-string puts something in."""
+    for folder in "tools", "references", "torchvision_patches":
+        for path in sorted((REPO / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_quoted_messages_are_those_of_the_code():
+    """Every message in the table of errors: its words, in their order, stand in one text of the code."""
+    rows = re.search(r"^\| message \| what to do \|\n\|.*\n((?:\|.*\n)+)", ALL, re.MULTILINE)[1].splitlines()
+    quoted = [message for row in rows for message in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    assert len(quoted) > 30
+    texts = "\0".join(texts_of_the_code())
+    for message in quoted:
+        words = [re.escape(part.strip()) for part in message.removeprefix("error: ").split("…") if part.strip()]
+        said = message in OF_OTHERS or re.search("[^\0]*?".join(words), texts)
+        assert said, f"tools/README.md quotes a message that no code prints: {message}"
 
 
 def test_links_resolve():
