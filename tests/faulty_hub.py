@@ -14,6 +14,7 @@ import h5py
 from aiohttp import web
 
 from hub_server import LocalHub
+from hub_server.compiled_models import binary_of
 from hub_server.jobs import INLINE_SECONDS
 from hub_server.records import EmulatedJobError, RefusedError, pb, timestamp
 
@@ -152,8 +153,7 @@ class FaultyHub(LocalHub):
 
     def reshape_samples(self, job):
         """Give samples of another shape and the right size the model's, as a device that takes them for raw memory."""
-        (tensor,) = self.models[job.model_id].message.input_spec.types
-        shape = tuple(tensor.tensor_type.shape)
+        shape = tuple(binary_of(self.models[job.model_id])[0]["inputs"][0]["shape"])
         with h5py.File(self.datasets[job.dataset_id].path, "r+") as file:
             for group in file["data"].values():
                 for name, sample in list(group.items()):

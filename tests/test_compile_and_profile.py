@@ -9,9 +9,9 @@ import pytest
 import qai_hub
 from onnx import TensorProto, helper
 
-from aihub import service
+from aihub import onnx_graphs, service
 from faulty_hub import Fault, FaultyHub
-from small_models import DEVICE, client_of, hasty_client, small_onnx
+from small_models import DEVICE, client_of, hasty_client, small_onnx, write_clips
 
 pytestmark = pytest.mark.quick
 
@@ -65,7 +65,7 @@ def test_options_and_a_chipset(tmp_path, hub, run):
     run(*SHAPE, *flags)
     compiling, linking, profiling = hub.jobs.values()
     assert compiling.options == "--target_runtime qnn_dlc --qairt_version 2.48"
-    assert linking.options == "--qairt_version=2.48" and profiling.device == "Samsung Galaxy S25"
+    assert linking.options == "--qairt_version=2.48" and profiling.details.device.name == "Samsung Galaxy S25"
     assert profiling.options == "--qairt_version 2.48 --compute_unit npu"
     assert "no device with the chipset 'abacus'" in run(*SHAPE, "--chipset", "abacus", code=2).stderr
 
@@ -87,6 +87,34 @@ def test_a_quantised_onnx_model_is_valid_and_the_way_for_it_is_named(tmp_path, h
     assert [entry.key for entry in onnx.load(tmp_path / "model.onnx").metadata_props].count("quantizers") == 1
     refused = run(*SHAPE, code=2).stderr
     assert "a quantised model is compiled by tools/example_export.py --precision w8a8" in refused
+
+
+def test_own_onnx_in_integers_and_shared(tmp_path, hub, run):
+    """Quantised with clips of training videos; the hub's model takes stored values; the compile job is shared."""
+    onnx.save(small_onnx(), tmp_path / "model.onnx")
+    flags = (*SHAPE, "--precision", "w8a8", "--num-calibration-clips", 8)
+    assert "no manifest.jsonl in ./calibration_tensors" in run(*flags, code=2).stderr
+    write_clips(tmp_path / "calibration_tensors", 12)
+    result = run(*flags, "--share", "jury@example.org")
+    assert "calibrating with 8 clips of 4 classes" in result.stdout
+    assert [job.kind for job in hub.jobs.values()] == ["compile", "quantize", "compile", "profile"]
+    assert "clip: uint8 (1, 3, 8, 16, 16), NCTHW, scale" in result.stdout
+    compiling = list(hub.jobs.values())[2]
+    assert compiling.shared_with == ["jury@example.org"] and f"quote compile job {compiling.id}" in result.stdout
+    assert "possible are float, w8a8, w8a16" in run(*SHAPE, "--precision", "int4", code=2).stderr
+
+
+@pytest.mark.parametrize(("last", "kind"), [
+    ("Softmax", "probabilities"), ("Identity", "logits"), ("Softmax Identity", "probabilities"),
+    ("Softmax LogSoftmax", "logits"),
+])  # fmt: skip
+def test_whether_a_graph_gives_probabilities(last, kind):
+    model = small_onnx()
+    for number, operation in enumerate(last.split()):
+        before = model.graph.output[0].name
+        model.graph.node.append(helper.make_node(operation, [before], [f"out{number}"]))
+        model.graph.output[0].name = f"out{number}"
+    assert onnx_graphs.output_kind(model.graph) == kind
 
 
 def test_falls_back_to_a_dlc_that_is_linked(tmp_path, hub, run):

@@ -74,6 +74,7 @@ ELSEWHERE = {
     "pip install -r requirements.txt": "tests/run.py and quickstart.py install that file with pip",
     **dict(zip(commands(section("3. Training the Model :weight_lifting:"))[1:], WINNER, strict=True)),
     **dict(zip(commands(section("The 2026 winner")), WINNER_ON_SAMPLE, strict=True)),
+    **dict.fromkeys(commands(section("VideoMAE")), "test_videomae.py::test_the_recipe_in_miniature"),
     "torchrun --nproc-per-node 4 -- tools/preprocess_and_save.py": "test_preprocess.py::test_torchrun_itself_and_a_bad_"
     "video_that_ends_none_of_its_processes",
     commands(section("On a cluster"))[0]: "it writes the file that the next command gives to SLURM",

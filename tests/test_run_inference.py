@@ -15,8 +15,7 @@ import pytest
 from qai_hub import public_api_pb2 as pb
 from qai_hub.util.dataset_entries_converters import h5_to_dataset_entries
 
-import run_inference
-from aihub import model_io
+from aihub import description, model_io
 from conftest import REPO
 from faulty_hub import Fault, FaultyHub
 from hub_server import routes
@@ -264,7 +263,7 @@ def test_one_clip(place, run_script):
 def test_a_foreign_file_beside_the_model_is_ignored(tmp_path, capsys, name, content):
     (tmp_path / "model.bin").write_bytes(b"binary")
     (tmp_path / name).write_text(content)
-    assert run_inference.read_description(tmp_path / "model.bin", "") == {}
+    assert description.read_description(tmp_path / "model.bin") == {}
     assert ("is ignored" in capsys.readouterr().out) == (name == "model.json")
 
 
@@ -828,7 +827,7 @@ def test_another_hub_is_another_run(place, run_script, monkeypatch):
         assert "complete" not in run_script(SCRIPT, *flags, **place.environment).stdout
         with h5py.File(place.folder / "out.h5") as file:
             names.append(file.attrs["device"])
-            assert "output_kind" not in file.attrs, "nothing says what this model's outputs are"
+            assert file.attrs["output_kind"] == "logits", "its graph ends in no softmax"
     assert names == [f"{DEVICE} (emulated on a CPU)", DEVICE] and len(place.jobs()) == 2
 
 

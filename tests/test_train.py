@@ -138,6 +138,7 @@ def test_a_run_writes_what_later_steps_read(trained):
     assert checkpoint["model"]["fc.weight"].shape == (92, 512)
     assert [row["epoch"] for row in metrics_of(output_dir)] == [0, 1, 2]
     assert metrics_of(output_dir)[-1]["num_videos"] == 13
+    assert checkpoint.keys() & {"train_splits", "held_out"} and checkpoint["train_splits"] == ["train"]
 
 
 @pytest.mark.quick

@@ -309,6 +309,49 @@ def test_the_head_and_norms_have_rates_of_their_own(reference):
     assert len(plain.param_groups) == 1, "without the flags it is torchvision's one group"
 
 
+def test_rates_fall_with_the_distance_from_the_head(reference):
+    """As in BEiT and VideoMAE: what precedes the blocks is one layer, what follows the last has the full rate."""
+    depths = {}
+    for name in "videomae_small", "r2plus1d_18", "mvit_v2_s":
+        with torch.device("meta"):
+            depths[name] = reference.models.depths_of(torchvision.models.get_model(name))
+    blocks = {f"blocks.{i}": i + 1 for i in range(12)}
+    assert depths["videomae_small"] == {"patches": 0} | blocks | {"norm": 13, "head": 13}
+    assert [depths["r2plus1d_18"][name] for name in ("stem", "layer1.0", "layer4.1", "fc")] == [0, 1, 8, 9]
+    assert [depths["mvit_v2_s"][name] for name in ("pos_encoding", "blocks.0", "blocks.15", "head")] == [0, 1, 16, 17]
+    flags = ["--opt", "adamw", "--lr", 0.1, "--layer-decay", 0.5, "--betas", 0.9, 0.95, "--no-decay-norm", "--wd", 0.05]
+    args = small_args(reference, *flags, "--trainable-layers", "all")
+    model = reference.models.make_model(args, None)
+    optimizer = reference.models.make_optimizer(model, args)
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(rates) == len(list(model.parameters())) and optimizer.defaults["betas"] == (0.9, 0.95)
+    found = [rates[id(p)] for p in (model.fc.weight, model.layer4[1].conv2[0].weight, model.stem[0].weight)]
+    assert found == pytest.approx([0.1, 0.05, 0.1 * 0.5**9])
+
+
+def test_dropped_paths_are_the_flags(reference, capsys):
+    args = small_args(reference, "--model", "swin3d_t", "--drop-path", 0.3)
+    rates = [m.p for m in reference.models.make_model(args, None).modules() if type(m).__name__ == "StochasticDepth"]
+    assert rates == pytest.approx([0.3 * i / 11 for i in range(12)])
+    with pytest.raises(SystemExit):
+        small_args(reference, "--drop-path", 0.3)
+    assert "mc3_18 has no paths that can be dropped" in capsys.readouterr().err
+
+
+def test_temperature_and_threshold_are_those_of_the_first_clips(reference, capsys):
+    """Of 400 videos the network is as sure of every answer as if its logits were twice what they should be."""
+    torch.manual_seed(0)
+    honest = torch.randn(400, 5, dtype=torch.float64) * 3
+    labels = torch.distributions.Categorical(logits=honest).sample()
+    logits = torch.cat([2 * honest, torch.full((1, 5), math.nan, dtype=torch.float64)])
+    found = reference.train.calibrated(logits, torch.cat([labels, labels[:1]]))
+    assert found["temperature"] == pytest.approx(2, rel=0.15) and 0 < found["threshold"] < 1
+    assert 'Temperature' in capsys.readouterr().out
+    sure = 100 * torch.nn.functional.one_hot(labels, 5).double()
+    assert reference.train.calibrated(sure / 100, labels) == {}, "none is wrong: the temperature has no end"
+    assert reference.train.calibrated(honest[:9], labels[:9]) == {}, "nine clips tell nothing"
+
+
 # --- which videos -----------------------------------------------------------------------------------------------------
 
 
@@ -648,6 +691,22 @@ def test_what_enters_a_network_is_its_own_preset(reference, name):
         resized = F.resize(clip.permute(0, 3, 1, 2).float() / 255, own.resize_size, antialias=False)
         expected = F.normalize(F.center_crop(resized, own.crop_size), own.mean, own.std).transpose(0, 1)
         assert (normalize(preset(clip)[None])[0] - expected).abs().max() < 1e-4, f"{height} x {width}"
+
+
+def test_keep_aspect_is_the_shorter_side_and_stays(reference, capsys):
+    """The checkpoint of such a run says so; a checkpoint that says otherwise is not followed with the flag."""
+    flags = ["--data-path", ".", "--device", "cpu", "--keep-aspect"]
+    args = reference.train.get_args_parser().parse_args(flags)
+    reference.settings.complete(args, None, range(5))
+    assert args.val_resize_size == args.train_resize_size == [128] and args.val_crop_size == [112, 112]
+    saved = {"args": {}} | reference.settings.clip_of(args).as_dict()
+    assert saved["resize_size"] == [128]
+    later = reference.train.get_args_parser().parse_args([*flags[:-1], "--resume", "x.pth"])
+    assert reference.settings.settled_clip(later, saved).resize_size == (128,)
+    later.keep_aspect = True
+    with pytest.raises(SystemExit):
+        reference.settings.settled_clip(later, saved | {"resize_size": [128, 171]})
+    assert "--keep-aspect 128, but x.pth has 128 x 171" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

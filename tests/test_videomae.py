@@ -5,11 +5,14 @@ $ python -m pytest tests/test_videomae.py
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
 from aihub import onnx_graphs
+from test_train import load, metrics_of, train
+from test_training_run import videos  # noqa: F401
 from torchvision_patches import clip, networks, videomae
 
 WIDTH, LAYERS, HEADS, CLASSES = 32, 2, 4, 5
@@ -138,3 +141,36 @@ def test_clips_that_it_does_not_take(shape):
         model = videomae.VideoMAE(WIDTH, LAYERS, HEADS)
     with pytest.raises(ValueError, match="frames must be even, sides multiples of 16"):
         model(torch.empty(1, 3, *shape, device="meta"))
+
+
+def test_the_recipe_in_miniature(videos, tmp_path):  # noqa: F811
+    """A self-supervised start, a teacher at 48 pixels, its logits, a student at 32 that starts from it."""
+    torch.manual_seed(0)
+    start = torchvision.models.get_model("videomae_small").state_dict()
+    torch.save({k: v for k, v in start.items() if not k.startswith(("norm", "head"))}, tmp_path / "start.pth")
+    run = ["--data-path", videos, "--device", "cpu", "--workers", 0, "--model", "videomae_small", "--clip-len", 4]
+    run += ["--epochs", 1, "--batch-size", 4, "--lr-warmup-epochs", 0, "--save-every", 0, "--opt", "adamw"]
+    run += ["--lr", 1e-3]
+    recipe = ["--betas", 0.9, 0.999, "--wd", 0.05, "--no-decay-norm", "--layer-decay", 0.75, "--drop-path", 0.1]
+    recipe += ["--lr-scheduler", "cosine", "--label-smoothing", 0.1, "--mixup-alpha", 0.8, "--videomix-prob", 0.5]
+    recipe += ["--rand-augment"]
+
+    def sizes(side):
+        each = ("--train-resize-size", "--val-resize-size", "--train-crop-size", "--val-crop-size")
+        return [value for flag in each for value in (flag, *((side + 8,) * 2 if "resize" in flag else (side, side)))]
+
+    out, _ = train(*run, *recipe, *sizes(48), "--weights", tmp_path / "start.pth", "--output-dir", tmp_path / "teacher")
+    assert "start.pth loaded; from scratch: norm.weight, norm.bias, head.weight, head.bias" in out
+    teacher = tmp_path / "teacher/checkpoint.pth"
+    checkpoint = load(teacher)
+    assert checkpoint["crop_size"] == [48, 48] and checkpoint["model_name"] == "videomae_small"
+    assert not torch.equal(checkpoint["model"]["patches.weight"], start["patches.weight"]), "all layers learn"
+    ask = ["--data-path", videos, "--device", "cpu", "--workers", 0, "--resume", teacher, "--test-only"]
+    train(*ask, "--save-logits", tmp_path / "teacher.npy")
+    assert np.isfinite(np.load(tmp_path / "teacher.npy")).all()
+    student = ["--weights", teacher, "--trainable-layers", "head", "--teacher-logits", tmp_path / "teacher.npy"]
+    out, _ = train(*run, *student, *sizes(32), "--output-dir", tmp_path / "student")
+    assert "checkpoint.pth loaded; from scratch: nothing" in out and "logits for 4 of 4 videos" in out
+    student = load(tmp_path / "student/checkpoint.pth")
+    assert student["crop_size"] == [32, 32] and np.isfinite(metrics_of(tmp_path / "student")[-1]["train_loss"])
+    assert torch.equal(student["model"]["patches.weight"], checkpoint["model"]["patches.weight"])

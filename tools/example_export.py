@@ -26,7 +26,7 @@ from pathlib import Path
 import common
 from common import flags
 
-from aihub import logits_file, model_io, service, tensors
+from aihub import logits_file, model_io, own_onnx, service, tensors
 
 # ----------------------------------------------------------------------------------------------------------------------
 checkpoint = ["./checkpoint.pth"]       # weights to export, as train.py wrote them; several vote, in one model
@@ -57,15 +57,12 @@ random_weights = False                  # export an untrained network on purpose
 RECIPE = common.REPO / "tools" / "qevd_r2plus1d"
 # the package knows more, for language models
 RUNTIMES = ("qnn_context_binary", "qnn_dlc", "tflite", "onnx", "precompiled_qnn_onnx")
-PRECISIONS = ("float", "w8a8", "w8a16")
 
 
 def check_constants(paths):
     """Refuse what could only fail later. paths: of the checkpoints."""
     if target_runtime not in RUNTIMES:
         common.refuse(f"target_runtime is {target_runtime!r}, possible are {', '.join(RUNTIMES)}")
-    if precision not in PRECISIONS:
-        common.refuse(f"precision is {precision!r}, possible are {', '.join(PRECISIONS)}")
     for path in [] if random_weights else paths or [""]:
         if not Path(path).is_file():
             common.refuse(
@@ -77,16 +74,7 @@ def check_constants(paths):
             f"there is no manifest.jsonl in {data_dir} (looked in {Path(data_dir).absolute()}); run "
             f"tools/preprocess_and_save.py, or check with a random clip by --data-dir ''"
         )
-    for email in share:
-        if "@" not in email:
-            common.refuse(f"{email!r} in share is no e-mail address")
-    if precision != "float" and not Path(CALIBRATION_DIR, "manifest.jsonl").is_file():
-        common.refuse(
-            f"{precision} is calibrated with clips of training videos, but there is no manifest.jsonl in "
-            f"{CALIBRATION_DIR} (looked in {Path(CALIBRATION_DIR).absolute()}): make them with "
-            f"tools/preprocess_and_save.py --data-root TRAIN_FOLDER --out-root {CALIBRATION_DIR} --max-per-class 2, or "
-            f"name another folder with --calibration-dir, as a last resort that of the clips that are scored"
-        )
+    own_onnx.check_wanted(own_onnx.Wanted(precision, CALIBRATION_DIR, share=share))
 
 
 def checkpoint_paths():
@@ -322,15 +310,6 @@ def print_next(path, emulated):
         print(f"under {service.LATENCY_GATE_MS} ms? Qualcomm's own compiler, on this machine: {ask}")
 
 
-def share_jobs(jobs, emulated):
-    """Let the addresses in `share` see the jobs; prints the id of the first, the compile job."""
-    for job in jobs:
-        job.modify_sharing(add_emails=share)
-    print(f"shared with {', '.join(share)}: quote compile job {jobs[0].job_id}")
-    if emulated:
-        print("NOT AN ENTRY: these jobs are of a local hub, nobody else sees them; export with an AI Hub account")
-
-
 def export(hub, hub_device, model):
     """Compile and save the model. Returns (its path or None, hub's compiled model, what it takes and gives or None,
     version of QAIRT, compile and link job)."""
@@ -379,7 +358,7 @@ def main():
         with common.only_writer(Path(output_dir, "resnet_2plus1d"), "--output-dir"):
             path, target_model, io, qairt_version, jobs = export(hub, hub_device, model)
         if share:
-            share_jobs(jobs, service.is_emulated(hub_device))
+            own_onnx.share_jobs(jobs, share, service.is_emulated(hub_device))
             note(path, shared=time.strftime("%Y-%m-%d %H:%M"))
         options = options_of_jobs(model, qairt_version)
         if not skip_profiling:

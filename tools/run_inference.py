@@ -1,7 +1,8 @@
 """.npy clips -> AI Hub inference jobs -> logits in one HDF5 file.
 
 Reads the clips under `data_path` in the order of its manifest.jsonl, and a compiled model (DLC_PATH, with the
-description that example_export.py writes beside it) or an ONNX file (ONNX_DIR) that is compiled first.
+description that example_export.py writes beside it) or an ONNX file (ONNX_DIR) that is compiled first. Tensors that
+were made otherwise than the model's clips are refused.
 Writes OUTPUT_H5, complete or not at all, in AI Hub's own layout: data/0/batch_<i> float32 (1, num_classes) for clip i,
 and beside it `tensor_paths`, whose row i names that clip.
 
@@ -18,6 +19,7 @@ import errno
 import functools
 import hashlib
 import json
+from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +27,8 @@ from typing import Any, NamedTuple
 import common
 from common import flags, machine
 
-from aihub import logits_file, model_io, onnx_graphs, service
-from aihub.jobs import Inference, Patience, still_there
+from aihub import description, logits_file, model_io, onnx_graphs, own_onnx, service, tensors
+from aihub.jobs import Clips, Inference, Patience, Target, still_there
 from aihub.state import Chunk, State, keep_aside, key_of, logits_of_row, read_result, take_over, write_result
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -35,6 +37,10 @@ DLC_PATH = "./export_assets/resnet_2plus1d.bin"  # A (recommended): compiled mod
 ONNX_DIR = ""                           # B: folder of an ONNX file that is compiled first; "" for A
 VIDEO_ONNX_NAME = "model.onnx"          # its name in ONNX_DIR
 LOCAL = False                           # True = run A on this machine's Qualcomm NPU or, without one, in its emulator
+PRECISION = "float"                     # of B: float, w8a8 or w8a16
+CALIBRATION_DIR = "./calibration_tensors"  # of B: clips of training videos, which w8a8 and w8a16 are calibrated with
+NUM_CALIBRATION_CLIPS = 100             # how many of them, as many of each class
+SHARE = []                              # of B: e-mail addresses that shall see the jobs that compile it
 DEVICE_NAME = "Dragonwing IQ-9075 EVK"  # name of a device of AI Hub (qai-hub list-devices)
 # --- Data ---
 data_path = "./preprocessed_tensors"    # OUT_ROOT of preprocess_and_save.py
@@ -70,6 +76,16 @@ def model_file():
     if not (path.is_file() or (DLC_PATH and path.is_dir() and path.suffix == ".onnx")):
         common.refuse(f"there is no model {path} (looked in {path.absolute()}); tools/example_export.py makes one")
     return path
+
+
+def wanted_of_onnx():
+    """What is made of the ONNX file of ONNX_DIR. Exits with code 2 where that is asked of a compiled model."""
+    if DLC_PATH and (PRECISION != "float" or SHARE):
+        common.refuse(
+            f"{DLC_PATH} is compiled already: its precision and who sees its jobs are tools/example_export.py's "
+            f"--precision and --share"
+        )
+    return own_onnx.Wanted(PRECISION, CALIBRATION_DIR, NUM_CALIBRATION_CLIPS, tuple(SHARE))
 
 
 def find_clips():
@@ -125,6 +141,7 @@ def run_here(path, clips):
             f"{path} is not made for a Qualcomm chip: --local runs a binary of tools/compile_offline.py, or an ONNX "
             f"file that names one; for others: python tools/local_hub.py python tools/run_inference.py"
         )
+    check_clips_of_model(Source(path, None, "", binary.description))
     compiler.install(common.REPO / ".qnn")
     good, bad = examine(clips, {}, State(OUTPUT_H5))
     check_fit(good, binary.description["input"])
@@ -163,31 +180,16 @@ class Source(NamedTuple):
     described: dict  # "input" and "output" as model_io.io_of has them, and more that example_export.py writes beside it
 
 
-def read_model(path):
+def read_source(path):
+    """The Source in a file, of DLC_PATH or ONNX_DIR."""
     if DLC_PATH:
         sha256 = common.sha256_of(path)
-        return Source(path, None, sha256, read_description(path, sha256))
+        return Source(path, None, sha256, description.read_description(path, sha256))
     onnx_model, specs = onnx_graphs.load_onnx(path, (BATCH, C, T, H, W))
     ((name, (shape, _)),) = specs.items()
     sha256 = hashlib.sha256(onnx_model.SerializeToString()).hexdigest()
-    return Source(path, onnx_model, sha256, float_io(name, shape))
-
-
-def read_description(path, sha256):
-    """What is written beside a compiled model: resnet_2plus1d.json, the bundle's metadata.json, or {}."""
-    own = path.with_suffix(".json")
-    try:
-        description = json.loads(own.read_text(encoding="utf-8"))
-        described = description["sha256"]
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError):
-        print(f"{own} is not what example_export.py writes beside a model, it is ignored")
-    else:
-        if described != sha256:
-            common.refuse(f"{own} describes another file than {path}; export the model again")
-        return description
-    return model_io.io_of_bundle(path.parent, path.name) or {}
+    kind = {"output_kind": onnx_graphs.output_kind(onnx_model.graph)}
+    return Source(path, onnx_model, sha256, float_io(name, shape) | kind)
 
 
 def float_io(name, shape):
@@ -316,12 +318,19 @@ def known_io(source, record, result):
 
 
 def model_on_hub(hub, source, device, record, patiently):
-    """The hub's model, and its description by the hub or None: of an earlier run, of the jobs that made it, or new."""
+    """(hub's model, what the hub says that it takes and gives or None).
+
+    The model is that of an earlier run, that of the jobs which made the binary, or compiled or uploaded now.
+    """
     if model := still_there(hub.get_model, record.get("model"), patiently):
         return model, model_io.io_of(model)
     if source.onnx_model:
         tensor = source.described["input"]
-        return service.compile_onnx(hub, source.onnx_model, {tensor["name"]: (tensor["shape"], "float32")}, device)
+        specs = {tensor["name"]: (tensor["shape"], "float32")}
+        model, io, jobs = own_onnx.compile_onnx(hub, source.onnx_model, specs, device, wanted_of_onnx())
+        if SHARE:
+            own_onnx.share_jobs(jobs, SHARE, service.is_emulated(device))
+        return model, io
     if model := service.target_model_of(hub, source.described):
         job = source.described.get("link_job") or source.described["compile_job"]
         print(f"{source.path} was made by {job}: it is not uploaded again")
@@ -353,20 +362,65 @@ def main():
     flags.set_constants_from_flags(globals())
     if LAYOUT not in ("", "NCTHW", "NTHWC"):
         common.refuse(f"LAYOUT is {LAYOUT!r}, possible are NCTHW, NTHWC and, for what the model says, nothing")
-    path, clips = model_file(), find_clips()
+    path = model_file()
+    own_onnx.check_wanted(wanted_of_onnx())
+    clips = find_clips()
     if LOCAL:
         with only_run():
             run_here(path, clips)
         return
     with only_run(), service.hub_errors_in_one_sentence():
-        run(read_model(path), clips)
+        bring_logits(read_source(path), clips)
 
 
-def run(source, clips):
-    """All that is done while the lock on OUTPUT_H5 is held."""
+@dataclass
+class Run:
+    """What is known while the lock on OUTPUT_H5 is held."""
+
+    source: Source
+    device: Any  # qai_hub.Device
+    good: dict  # {clip: (digest, shape, type)}
+    bad: dict  # {clip: why it is left out}
+    result: dict  # of an earlier run, as read_result has it
+    state: State
+    attributes: dict  # of OUTPUT_H5: what the logits are of
+
+    @property
+    def model_key(self):
+        """What the state calls the model by."""
+        return key_of(self.source.sha256, self.attributes["device"], wanted_layout(), PRECISION)
+
+
+def attributes_of(source, device):
+    """What OUTPUT_H5 says of its logits, as far as it decides about them."""
+    described = source.described
+    attributes = {"model": source.path.name, "model_sha256": source.sha256}
+    attributes["device"] = DEVICE_NAME + (" (emulated on a CPU)" if service.is_emulated(device) else "")
+    if "output_kind" in described:
+        attributes["output_kind"] = described["output_kind"]
+    if source.onnx_model and PRECISION != "float":
+        attributes["precision"] = PRECISION
+    return attributes | {key: json.dumps(described[key]) for key in ("classes", "clip") if described.get(key)}
+
+
+def check_clips_of_model(source):
+    """Exit with code 2 and one sentence if the clips in data_path were made otherwise than those of the model.
+
+    By its description; says it where the model is older than its checkpoint.
+    """
     described = source.described
     if "input" in described:
         check_io(described)
+    description.check_age(described, source.path)
+    if described.get("clip"):
+        shape = model_io.ncthw(described["input"]["shape"]) if "input" in described else (BATCH, C, T, H, W)
+        tensors.check_tensors(data_path, source.path, description.clip_of(described, source.path, shape))
+
+
+def bring_logits(source, clips):
+    """All that is done while the lock on OUTPUT_H5 is held."""
+    described = source.described
+    check_clips_of_model(source)
     hub = service.connect_to_hub()
     device = service.find_device(hub, DEVICE_NAME)
     onnx_graphs.check_hub_binary(source.path, device)
@@ -374,61 +428,54 @@ def run(source, clips):
     good, bad = examine(clips, result.get("examined", {}), state)
     if "input" in described:
         check_fit(good, described["input"])
-    attributes = {
-        "model": source.path.name,
-        "model_sha256": source.sha256,
-        "device": DEVICE_NAME + (" (emulated on a CPU)" if service.is_emulated(device) else ""),
-    }
-    if "output_kind" in described:
-        attributes["output_kind"] = described["output_kind"]
-    if described.get("classes"):
-        attributes["classes"] = json.dumps(described["classes"])
-    model_key = key_of(source.sha256, attributes["device"], wanted_layout())
-    io = known_io(source, state.read(model_key), result)
+    run = Run(source, device, good, bad, result, state, attributes_of(source, device))
+    io = known_io(source, state.read(run.model_key), result)
     chunks, failed = [], {}
     if io:
-        chunks = make_chunks(clips, good, io, attributes)
-        if not bad and is_complete(result, chunks, attributes):
+        chunks = make_chunks(clips, good, io, run.attributes)
+        if not bad and is_complete(result, chunks, run.attributes):
             state.remove([])
             print(f"{OUTPUT_H5} is complete for this model and these clips; delete it to run them again")
             return
         take_over(OUTPUT_H5, result, chunks, state)
-    attributes["model_path"] = str(source.path.resolve())  # evaluate.py looks whether it still holds this model
     if not chunks or not all(state.has_logits(chunk.key) for chunk in chunks):
-        inference = prepare(hub, device, source, io, good, result, attributes, state, model_key)
-        io, chunks = inference.io, make_chunks(clips, good, inference.io, attributes)
+        inference = prepare(hub, run, io)
+        io, chunks = inference.target.io, make_chunks(clips, good, inference.target.io, run.attributes)
         failed = infer(inference, chunks, state)
-    finish(chunks, failed, bad, io, result, attributes, state, model_key)
+    finish(run, chunks, failed, io)
 
 
-def prepare(hub, device, source, io, good, result, attributes, state, model_key):
+def prepare(hub, run, io):
     """Bring the model to AI Hub and one clip through it, unless an earlier run has; returns its Inference."""
-    patiently, record = Patience(RETRY_SECONDS, PATIENCE_SECONDS), state.read(model_key)
-    model, hub_io = model_on_hub(hub, source, device, record, patiently)
-    state.update(model_key, model=model.model_id)
-    io = io or hub_io or (source.described if source.onnx_model else None)
+    source, state = run.source, run.state
+    patiently, record = Patience(RETRY_SECONDS, PATIENCE_SECONDS), state.read(run.model_key)
+    model, hub_io = model_on_hub(hub, source, run.device, record, patiently)
+    state.update(run.model_key, model=model.model_id)
+    io = io or hub_io or (source.described if source.onnx_model and PRECISION == "float" else None)
     layout_known = bool(io or wanted_layout())
     io = io or from_constants(wanted_layout())
     check_io(io)
-    check_fit(good, io["input"])
-    print(f"model     {source.path} on {attributes['device']}")
+    check_fit(run.good, io["input"])
+    print(f"model     {source.path} on {run.attributes['device']}")
     print(f"input     {model_io.describe(io['input'])}{'' if layout_known else ', a guess'}")
-    qairt_version = source.described.get("qairt_version") or service.qairt_version_of(model)
-    inference = Inference(
-        hub, model, device, io, data_path, {clip: digest for clip, (digest, *_) in good.items()}, state, patiently,
-        service.job_options(qairt_version, INFERENCE_OPTIONS), Path(OUTPUT_H5).stem,
-    )  # fmt: skip
-    if not record.get("io") and len(good) > 1:
-        clip, expected = expected_logits(source, good, result)
-        inference.probe(clip or next(iter(good)), expected, layout_known)
-        state.update(model_key, io=io)
+    options = service.job_options(
+        source.described.get("qairt_version") or service.qairt_version_of(model), INFERENCE_OPTIONS
+    )
+    target = Target(hub, model, run.device, io, options, Path(OUTPUT_H5).stem)
+    clips = Clips(data_path, {clip: digest for clip, (digest, *_) in run.good.items()})
+    inference = Inference(target, clips, state, patiently)
+    if not record.get("io") and len(run.good) > 1:
+        clip, expected = expected_logits(source, run.good, run.result)
+        inference.probe(clip or next(iter(run.good)), expected, layout_known)
+        state.update(run.model_key, io=io)
     return inference
 
 
 def infer(inference, chunks, state):
     """Bring the chunks' logits into the state; returns {chunk number: why not}."""
     largest = max(len(chunk.clips) for chunk in chunks)
-    needed = 2 * largest * bytes_of_clip(inference.io["input"])  # two datasets lie there, before they are compressed
+    # two datasets lie there, before they are compressed
+    needed = 2 * largest * bytes_of_clip(inference.target.io["input"])
     common.check_space(state.folder, needed, f"make room or lower --max-chunk-bytes (now {MAX_CHUNK_BYTES:,})")
     print(f"clips     {sum(len(chunk.clips) for chunk in chunks):,} in {len(chunks):,} chunks of at most {largest}")
     try:
@@ -447,9 +494,9 @@ def is_complete(result, chunks, attributes):
     return attributes.items() <= result["attributes"].items()
 
 
-def finish(chunks, failed, bad, io, result, attributes, state, model_key):
+def finish(run, chunks, failed, io):
     """Write OUTPUT_H5 and say what is not in it; exit code 1 if something is not."""
-    for clip, reason in bad.items():
+    for clip, reason in run.bad.items():
         print(f"left out {clip}: {reason}")
     by_number = {chunk.number: chunk for chunk in chunks}
     for number, reason in sorted(failed.items()):
@@ -460,21 +507,23 @@ def finish(chunks, failed, bad, io, result, attributes, state, model_key):
               f"run the same command again; --allow-partial writes what there is")  # fmt: skip
         raise SystemExit(1)
     there = [chunk for chunk in chunks if chunk.number not in failed]
-    if result:
-        keep_aside(Path(OUTPUT_H5), result, there, attributes["model_sha256"])
-    jobs = [state.read(chunk.key).get("job", "") for chunk in there]
-    attributes = attributes | {"job_ids": json.dumps(jobs), "io": json.dumps(io)}
+    if run.result:
+        keep_aside(Path(OUTPUT_H5), run.result, there, run.source.sha256)
+    jobs = [run.state.read(chunk.key).get("job", "") for chunk in there]
+    # evaluate.py looks whether model_path still holds this model
+    attributes = run.attributes | {"model_path": str(run.source.path.resolve())}
+    attributes |= {"job_ids": json.dumps(jobs), "io": json.dumps(io)}
     name = io["output"]["name"] or "output_0"
-    num_clips, num_classes = sum(len(chunk.clips) for chunk in there), state.logits(there[0].key).shape[1]
-    write_result(OUTPUT_H5, there, state, name, attributes)
-    state.remove([model_key, *(chunk.key for chunk in there)])
+    num_clips, num_classes = sum(len(chunk.clips) for chunk in there), run.state.logits(there[0].key).shape[1]
+    write_result(OUTPUT_H5, there, run.state, name, attributes)
+    run.state.remove([run.model_key, *(chunk.key for chunk in there)])
     missing = sum(len(by_number[number].clips) for number in failed)
     print(f"wrote {OUTPUT_H5}: {num_clips:,} clips, {num_classes} {attributes.get('output_kind', 'scores')} each"
-          + (f"; {len(bad):,} clips left out" if bad else "")
+          + (f"; {len(run.bad):,} clips left out" if run.bad else "")
           + (f"; {missing:,} clips of failed chunks missing" if missing else ""))  # fmt: skip
     classes = json.loads(attributes.get("classes", "[]"))
     print(f"next: {logits_file.evaluate_command(OUTPUT_H5, Path(data_path, 'manifest.jsonl'), classes)}")
-    if bad or failed:
+    if run.bad or failed:
         raise SystemExit(1)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import video
+from torchvision.ops import StochasticDepth
 
 import processes
 import starting
@@ -40,14 +41,18 @@ def settle_layers(args):
     Exits with code 2 if the network does not have such a layer, or cannot take clips of that size.
     """
     with torch.device("meta"):
-        children = [name for name, _ in torchvision.models.get_model(args.model).named_children()]
+        model = torchvision.models.get_model(args.model, num_classes=args.num_classes)
+    children = [name for name, _ in model.named_children()]
+    if args.drop_path is not None:
+        set_drop_path(model, args)
     layers = args.trainable_layers or (["layer4", "head"] if "layer4" in children else ["all"])
     args.trainable_layers = [children[-1] if name in HEADS else name for name in layers]
     for unknown in [name for name in args.trainable_layers if name not in children and name != "all"]:
         known = " ".join(children)
         common.refuse(f"{args.model} has no layer {unknown}: --trainable-layers takes all or some of {known}")
     try:
-        flops_of_step(args.model, args.num_classes, args.clip_len, *args.train_crop_size, *args.trainable_layers)
+        with torch.device("meta"):  # nothing is computed, but every shape is checked
+            model(torch.empty(1, 3, args.clip_len, *args.train_crop_size))
     except (RuntimeError, ValueError) as e:
         size = f"{args.clip_len} frames of {args.train_crop_size[0]} x {args.train_crop_size[1]}"
         common.refuse(f"{args.model} does not take clips of {size} ({utils.first_line(e)}); leave the sizes to it")
@@ -63,6 +68,8 @@ def make_model(args, checkpoint):
     elif args.weights:
         state = processes.from_main_process(lambda: of_registry(args.model, args.weights, utils.log))
         start_from(model, state, args.weights, utils.log)
+    if args.drop_path is not None:
+        set_drop_path(model, args)
     freeze(model, args)
     if not (checkpoint or args.weights or args.trainable_layers == ["all"]):
         utils.log(f"training from scratch: all layers but {' '.join(args.trainable_layers)} are random and stay so")
@@ -279,23 +286,59 @@ def float32_on_gpu():
 
 
 def make_optimizer(model, args):
-    """SGD or AdamW; with --lr-head and --no-decay-norm, groups of parameters of their own for the head and norms."""
-    groups = {}
-    head = list(dict(model.named_children()))[-1]
+    """SGD or AdamW, with a group of parameters for each rate and weight decay that the flags give some of them.
+
+    --lr-head is the head's own rate, --layer-decay lowers those of the layers below, --no-decay-norm spares norms.
+    """
+    groups, head, depths = {}, list(dict(model.named_children()))[-1], depths_of(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            of_head = args.lr_head is not None and name.split(".")[0] == head
+            below = max(depths.values()) - depths.get(layer_of(name, depths), 0)
+            rate = args.lr * args.layer_decay**below
+            if args.lr_head is not None and name.split(".")[0] == head:
+                rate = args.lr_head
             decays = not (args.no_decay_norm and parameter.ndim == 1)  # norms and biases have one dimension
-            groups.setdefault((of_head, decays), []).append(parameter)
+            groups.setdefault((rate, args.weight_decay if decays else 0.0), []).append(parameter)
     groups = [
-        dict(
-            params=parameters,
-            lr=(args.lr_head if of_head else args.lr) * args.world_size,
-            weight_decay=args.weight_decay if decays else 0.0,
-        )
-        for (of_head, decays), parameters in groups.items()
+        dict(params=parameters, lr=rate * args.world_size, weight_decay=decay)
+        for (rate, decay), parameters in groups.items()
     ]
-    return torch.optim.AdamW(groups) if args.opt == "adamw" else torch.optim.SGD(groups, momentum=args.momentum)
+    if args.opt == "adamw":
+        return torch.optim.AdamW(groups, betas=tuple(args.betas))
+    return torch.optim.SGD(groups, momentum=args.momentum)
+
+
+def depths_of(model):
+    """{name of a layer: its depth} for --layer-decay: blocks count one by one, what precedes them is 0 together.
+
+    What follows the last block has one depth together, the head's, as in BEiT and VideoMAE. A block is an item of a
+    sequence that has parts of its own.
+    """
+    layers = []
+    for name, child in model.named_children():
+        parts = [part for part, block in child.named_children() if part.isdecimal() and any(block.children())]
+        layers += [f"{name}.{part}" for part in parts] or [name]
+    blocks = [i for i, name in enumerate(layers) if "." in name] or [0]
+    first, last = blocks[0], blocks[-1]
+    return {name: min(max(i - first + 1, 0), last - first + 2) for i, name in enumerate(layers)}
+
+
+def layer_of(parameter, depths):
+    """The layer of `depths_of` that holds a parameter: the first part of its name, or the first two."""
+    parts = parameter.split(".")
+    return parts[0] if parts[0] in depths else ".".join(parts[:2])
+
+
+def set_drop_path(model, args):
+    """Let --drop-path be the largest probability of dropping a residual path; it rises linearly from 0 at the first.
+
+    Exits with code 2 for a network that drops none.
+    """
+    droppers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    if not droppers:
+        common.refuse(f"--drop-path: {args.model} has no paths that can be dropped, leave the flag away")
+    for i, dropper in enumerate(droppers):
+        dropper.p = args.drop_path * i / max(1, len(droppers) - 1)
 
 
 def make_scheduler(optimizer, steps_per_epoch, args):

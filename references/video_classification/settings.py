@@ -13,12 +13,14 @@ import processes
 import splits
 import starting
 import utils
+from arguments import get_args_parser
 from torchvision_patches import clip
 from torchvision_patches.frame_rule import RULE_VERSION
 
 # Settings that --resume must find as they were, to continue the run that was interrupted and no other.
 RECIPE = """
-    weights batch_size clips_per_video opt lr lr_head no_decay_norm momentum weight_decay lr_scheduler lr_milestones
+    weights batch_size clips_per_video opt lr lr_head layer_decay drop_path betas no_decay_norm momentum
+    weight_decay lr_scheduler lr_milestones
     lr_gamma lr_warmup_epochs lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema
     clip_grad_norm accumulate sync_bn class_balanced color_jitter hflip_prob mixup_alpha videomix_prob stackmix_prob
     rand_augment hold_out hold_out_seed train_splits teacher_logits distill_alpha distill_temperature
@@ -143,11 +145,11 @@ def refuse_sizes(args):
 ADVICE = "or train on from its weights alone: --resume-weights-only and another --output-dir"
 
 
-def refuse_other_recipe(args, checkpoint, defaults):
-    """--resume continues exactly, or not at all. defaults: of the flags, {name: value}."""
+def refuse_other_recipe(args, checkpoint):
+    """--resume continues exactly, or not at all."""
     if "train_set" not in checkpoint:
         common.refuse(f"{args.resume} was written by another script and cannot be continued exactly; {ADVICE}")
-    changed = []
+    changed, defaults = [], vars(get_args_parser().parse_args(["--data-path", ""]))
     for key in RECIPE if args.lr_scheduler == "multistep" else [*RECIPE, "epochs"]:
         before, now = checkpoint["args"].get(key, defaults.get(key)), getattr(args, key)
         if key == "cache_frames":  # wherever it lies

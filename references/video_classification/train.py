@@ -9,7 +9,6 @@ Writes  OUTPUT_DIR/checkpoint.pth, model_<epoch>.pth, model_best.pth, metrics.js
     $ torchrun --nproc-per-node 8 -- references/video_classification/train.py …   # --batch-size is that of one process
 """
 
-import argparse
 import json
 import math
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 # tools/ can shadow a package or a file here. `import common` then does the same for torchvision_patches.
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import common
-from common import flags, provenance
+from common import calibration, flags, provenance
 from common.names import digits
 
 import torch
@@ -37,6 +36,7 @@ import starting
 import teachers
 import transforms
 import utils
+from arguments import get_args_parser
 from learner import Learner
 
 
@@ -64,7 +64,7 @@ def train_one_epoch(learner, loader, bad_videos, epoch, args, time_left=None):
         num_clips += len(batch.clips)
         meters["loss"].update(loss, len(batch.clips))
         meters["acc1"].update(100 * right, len(batch.clips))
-        meters["lr"].update(learner.optimizer.param_groups[0]["lr"])
+        meters["lr"].update(max(group["lr"] for group in learner.optimizer.param_groups))
     seconds = time.perf_counter() - start
     totals = torch.tensor(
         [meters["loss"].global_avg * num_clips, meters["acc1"].global_avg * num_clips, num_clips, bad_videos.count],
@@ -76,7 +76,7 @@ def train_one_epoch(learner, loader, bad_videos, epoch, args, time_left=None):
     bad_videos.check(int(bad), bad_videos.num_clips, "clips")
     utils.log(f"Epoch: [{epoch}]  {int(clips):,} clips in {seconds:.1f} s, {int(bad)} that did not decode replaced")
     return {
-        "lr": learner.optimizer.param_groups[0]["lr"],
+        "lr": max(group["lr"] for group in learner.optimizer.param_groups),
         "train_loss": loss / clips,
         "train_acc1": acc1 / clips,
         "bad_clips": int(bad),
@@ -102,7 +102,7 @@ def evaluate(model, loader, bad_videos, args, header="Test:", exact=True):
     A video's prediction is the mean of the softmax of its clips. Returns accuracies in percent (clip_acc1, clip_acc5,
     video_acc1, video_acc5, mean_class_acc: the mean over the classes of the videos' Acc@1; with --clips-per-video also
     first_clip_acc1, of the first clips alone, as the contest scores them), val_loss, and num_clips, num_videos: what
-    could be decoded.
+    could be decoded; and the logits of each video's first clip, float64 (videos, classes), NaN where it is not known.
     """
     model = models.unwrapped(model).eval()
     metric_logger = utils.MetricLogger()
@@ -110,7 +110,7 @@ def evaluate(model, loader, bad_videos, args, header="Test:", exact=True):
     labels = dataset.labels.to(args.device)
     k, device_type = min(5, args.num_classes), torch.device(args.device).type
     video_scores = torch.zeros(len(labels), args.num_classes, dtype=torch.float64, device=args.device)
-    first_clips = torch.zeros(len(labels), 2, dtype=torch.float64, device=args.device)  # seen, right
+    first_logits, first_seen = torch.zeros_like(video_scores), torch.zeros_like(video_scores[:, :1])
     totals = torch.zeros(5, dtype=torch.float64, device=args.device)  # loss, Acc@1, Acc@5, clips, failures
     num_clips = torch.tensor(len(loader.sampler), device=args.device)
     processes.reduce_across_processes(num_clips)
@@ -130,19 +130,40 @@ def evaluate(model, loader, bad_videos, args, header="Test:", exact=True):
         loss = nn.functional.cross_entropy(output, targets, reduction="sum")
         totals[:4] += torch.stack([loss, right[:, 0].sum(), right.sum(), loss.new_tensor(len(clips))])
         video_scores.index_add_(0, video_idx, output.softmax(1))
-        is_first = (batch.clip_idx == dataset.starts[batch.video_idx]).to(args.device)
-        first_clips.index_add_(0, video_idx, torch.stack([is_first, is_first & right[:, 0]], 1).double())
+        is_first = (batch.clip_idx == dataset.starts[batch.video_idx]).to(args.device)[:, None]
+        first_logits.index_add_(0, video_idx, output * is_first)
+        first_seen.index_add_(0, video_idx, is_first.double())
         metric_logger.meters["acc1"].update(100 * right[:, 0].float().mean(), len(clips))
     totals[4] = bad_videos.count
-    processes.reduce_across_processes(totals, video_scores, first_clips)
+    processes.reduce_across_processes(totals, video_scores, first_logits, first_seen)
     bad_videos.check(int(totals[4]), bad_videos.num_clips, "clips")
     metrics = report(totals.tolist(), video_scores, labels, k)
-    seen, right = (first_clips > 0).double().sum(0).tolist()  # a video of one clip has it several times
-    if args.clips_per_video > 1 and seen:
-        first = metrics["first_clip_acc1"] = 100 * right / seen
-        more, d = metrics["video_acc1"] - first, digits(seen)
+    first_logits = first_logits / first_seen  # a video of one clip has it several times
+    seen = first_seen[:, 0] > 0
+    if args.clips_per_video > 1 and seen.any():
+        right = first_logits[seen].argmax(1) == labels[seen]
+        first = metrics["first_clip_acc1"] = 100 * right.double().mean().item()
+        more, d = metrics["video_acc1"] - first, digits(len(right))
         utils.log(f" * First clip, which the contest scores, Acc@1 {first:.{d}f}; several clips: {more:+.{d}f} points")
-    return metrics
+    return metrics, first_logits.cpu()
+
+
+def calibrated(logits, labels):
+    """The temperature and threshold of common/calibration.py for a checkpoint, {} where these clips do not tell them.
+
+    logits: float64 (videos, classes), of videos that were not trained on; rows of NaN are left out.
+    """
+    known = logits.isfinite().all(1)
+    if known.sum() < calibration.FEWEST_ANSWERS:
+        return {}
+    found = calibration.fit(logits[known].numpy(), labels[known].numpy())
+    low, high = calibration.TEMPERATURES
+    if not 1.1 * low < found.temperature < high / 1.1:  # it has run away: few clips, or none of them wrong
+        return {}
+    promise = f"{100 * calibration.WANTED:g} % of the answers"
+    text = f'"not sure" below {100 * found.threshold:.0f} %, so that {promise} are right' if found.threshold else ""
+    utils.log(f" * Temperature {found.temperature:.2f}; {text or f'no threshold makes {promise} right'}")
+    return found._asdict()
 
 
 def report(totals, video_scores, labels, k):
@@ -191,7 +212,7 @@ def main(args):
         recompute_statistics(model, checkpoint, class_map, held_out, bad_videos, args)
     if args.save_logits:
         return teachers.save_logits(model, class_map, held_out, bad_videos, args)
-    metrics = evaluate(model, validation_loader(class_map, held_out, bad_videos, args), bad_videos, args)
+    metrics, _ = evaluate(model, validation_loader(class_map, held_out, bad_videos, args), bad_videos, args)
     if "val" in checkpoint.get("train_splits", []) and not held_out.videos:
         metrics["saw_val"] = True
         utils.log(" * This network was trained on val, too: these figures say nothing about other videos")
@@ -228,7 +249,7 @@ def train(args, checkpoint, class_map, held_out, bad_videos):
     classes = sorted(class_map, key=class_map.get)
     continued = checkpoint if starting.continues(args) else None
     if continued:
-        settings.refuse_other_recipe(args, continued, vars(get_args_parser().parse_args(["--data-path", ""])))
+        settings.refuse_other_recipe(args, continued)
     loader_test = validation_loader(class_map, held_out, bad_videos, args)
     promised = getattr(loader_test.dataset.video_clips, "missing", 0)
     loader = training_loader(class_map, held_out, bad_videos, args, promised)
@@ -243,15 +264,11 @@ def train(args, checkpoint, class_map, held_out, bad_videos):
     learner = Learner(args, checkpoint, steps, classes)
     start_epoch, best, last_metrics = args.start_epoch, -1.0, None
     if continued:
-        start_epoch, best, last_metrics = (checkpoint[key] for key in ("epoch", "best_acc1", "metrics"))
-        start_epoch += 1
+        start_epoch, best, last_metrics = checkpoint["epoch"] + 1, checkpoint["best_acc1"], checkpoint["metrics"]
         utils.log(f"{args.resume} has {start_epoch} epochs behind it; {max(0, args.epochs - start_epoch)} to go")
     utils.check_space(learner.raw, args.epochs - start_epoch, args)
     history = utils.TrainingHistory(args, start_epoch, last_metrics) if processes.is_main_process() else None
-    known = {"classes": classes, "train_set": loader.dataset.summary()} | settings.clip_of(args).as_dict()
-    # what the weights that it starts from have seen, this network has seen
-    known["train_splits"] = sorted({*args.train_splits, *(checkpoint or {}).get("train_splits", [])})
-    known["held_out"] = held_out.key() if held_out.videos else None
+    known = facts(args, checkpoint, loader.dataset, class_map, held_out)
     if history:
         known["git"] = provenance.git_state()
         held_out.write(args.output_dir)
@@ -262,7 +279,8 @@ def train(args, checkpoint, class_map, held_out, bad_videos):
         loader.sampler.set_epoch(epoch)
         bad_videos.start(args.world_size * len(loader.sampler))
         time_left = partial(utils.time_left, begin, args.epochs - start_epoch, epoch - start_epoch)
-        metrics = {"epoch": epoch} | train_one_epoch(learner, loader, bad_videos, epoch, args, time_left)
+        sureness, metrics = {}, {"epoch": epoch}
+        metrics |= train_one_epoch(learner, loader, bad_videos, epoch, args, time_left)
         if bn_batches:
             utils.log(f"BatchNorm: [{epoch}]  its statistics anew, over {bn_batches} batches (--bn-clips)")
         for network in learner.networks() if bn_batches else ():
@@ -270,19 +288,30 @@ def train(args, checkpoint, class_map, held_out, bad_videos):
         processes.same_buffers(*learner.networks())
         is_last = epoch == args.epochs - 1
         if (epoch + 1) % args.eval_every == 0 or is_last:
-            metrics |= evaluate(learner.networks()[-1], loader_test, bad_videos, args, exact=is_last)
+            figures, logits = evaluate(learner.networks()[-1], loader_test, bad_videos, args, exact=is_last)
+            metrics |= figures
+            if held_out.videos or "val" not in known["train_splits"]:
+                sureness = calibrated(logits, loader_test.dataset.labels)
         metrics["seconds"] = time.perf_counter() - begin
         is_best = metrics.get("video_acc1", -1.0) > best
         best = max(best, metrics.get("video_acc1", -1.0))
-        state = learner.state() | {"epoch": epoch, "args": vars(args), "best_acc1": best, "metrics": metrics}
         if epoch == start_epoch and args.overwrite and not continued:
             utils.remove_earlier_run(args.output_dir)
-        save(state | known, is_best, args)
+        now = {"epoch": epoch, "args": vars(args), "best_acc1": best, "metrics": metrics} | sureness
+        save(learner.state() | known | now, is_best, args)
         if history:
             history.append(metrics)
     d = digits(len(loader_test.dataset.samples))
     utils.log(f"Training time {(time.perf_counter() - begin) / 60:.1f} min; best Video Acc@1 {best:.{d}f}")
     print_next_steps(args, held_out)
+
+
+def facts(args, checkpoint, dataset, class_map, held_out):
+    """What every checkpoint of a run says beside weights, for the steps that follow."""
+    about = {"classes": sorted(class_map, key=class_map.get), "train_set": dataset.summary()}
+    about |= settings.clip_of(args).as_dict() | {"held_out": held_out.key() if held_out.videos else None}
+    # what the weights that it starts from have seen, this network has seen
+    return about | {"train_splits": sorted({*args.train_splits, *(checkpoint or {}).get("train_splits", [])})}
 
 
 def print_next_steps(args, held_out):
@@ -304,135 +333,8 @@ def save(state, is_best, args):
     utils.save_on_master(state, output_dir / "checkpoint.pth", *others)
 
 
-DEFAULT_MAP = Path(__file__).resolve().parents[2] / "class_map.json"
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The text above as it stands, and each flag's default."""
-
-
-def positive(text):
-    """A whole number from 1 on, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 on is needed, not {text}")
-    return int(text)
-
-
-def share(text):
-    """A part of a whole, 0 or more and less than 1, for argparse."""
-    if not 0 <= float(text) < 1:
-        raise argparse.ArgumentTypeError(f"a share from 0 to less than 1 is needed, not {text}")
-    return float(text)
-
-
-def get_args_parser(add_help=True):
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s --data-path DIR [flags]",
-        description=__doc__,
-        add_help=add_help,
-        formatter_class=HelpFormatter,
-    )
-    group = parser.add_argument_group("what one needs first")
-    add, out = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    add("--data-path", required=True, help="folder that holds train/<class>/<video> and val/<class>/<video>")
-    add("--class-map", default=str(DEFAULT_MAP), help="JSON object {class folder name: index}")
-    add("--weights", help="start from torchvision's (say KINETICS400_V1), a file or a name on Hugging Face's Hub")
-    add("--trainable-layers", nargs="+", help="modules that learn, or: all; None: layer4 and the head")
-    add("--epochs", default=15, type=positive, help="passes over the training videos")
-    add("-b", "--batch-size", default=24, type=positive, help="clips a step, in each process")
-    add("--lr", default=0.01, type=float, help="initial (onecycle: highest); multiplied by the number of processes")
-    add("--amp", action="store_true", help="bfloat16, or float16 on a GPU without; on a CPU in frozen layers only")
-    out("--output-dir", default=".", help="for checkpoints, metrics.jsonl and curves.png")
-    run = dict(dest="output_dir", default=argparse.SUPPRESS, metavar="NAME", type=flags.run_folder)
-    out("--run", **run, help="--output-dir runs/NAME, where later steps with the same --run look")
-    add("--resume", default="", help="checkpoint to continue exactly; auto: OUTPUT_DIR/checkpoint.pth, if it is there")
-
-    group = parser.add_argument_group("data, model and machine")
-    add = group.add_argument
-    add("--model", help="a video model of torchvision; None: the checkpoint's, else r2plus1d_18")
-    add("--train-splits", default=["train"], nargs="+", choices=["train", "val"], help="folders that are trained on")
-    add("--extra-data", default=[], nargs="+", metavar="DIR", help="more roots with train/<class>/<video> to train on")
-    add("--hold-out", type=share, help="validate on this part of train; None: the checkpoint's; 0: validate on val/")
-    add("--hold-out-seed", default=0, type=int, help="which part; the same one for all that are averaged or ensembled")
-    add("--groups", default="", metavar="FILE", help="who is in which video: --hold-out never divides a group")
-    add("--cache-dataset", action="store_true", help="keep the index of the videos in DATA_PATH/<split>.index.npz")
-    add("--cache-frames", default="", metavar="DIR", help="decode each video once: keep resized frames, 66 kB each")
-    add("--device", help="cuda, cuda:1, … or cpu; None: cuda where there is one")
-    add("-j", "--workers", default=10, type=int, help="decoding processes, at most one for each core; 0: none")
-    add("--print-freq", default=10, type=positive, help="batches between two log lines")
-    add("--seed", default=0, type=int, help="all randomness follows from it")
-    add("--use-deterministic-algorithms", action="store_true", help="bit for bit on GPUs too; slower")
-
-    group = parser.add_argument_group("clips")
-    add = group.add_argument
-    add("--clip-len", type=int, help="frames; None: the checkpoint's, else 16, as export expects (the original: 8)")
-    add("--frame-rate", type=float, help="fps at which frames are picked; None: the checkpoint's, else 4")
-    add("--clips-per-video", default=1, type=positive, help="an epoch, random ones; in validation evenly spread")
-    sizes, crop = (dict(nargs=n, type=int, metavar="PIXELS") for n in ("+", 2))
-    add("--val-resize-size", **sizes, help="height and width, or the shorter side; None: the checkpoint's or network's")
-    add("--val-crop-size", **crop, help="height and width; None: the checkpoint's or the network's own")
-    add("--train-resize-size", **sizes, help="None: as in validation")
-    add("--train-crop-size", **crop, help="None: as in validation")
-    upright = dict(action=argparse.BooleanOptionalAction, default=None)
-    add("--rotate", **upright, help="turn frames upright as players do; None: the checkpoint's, else as they lie")
-    add("--keep-aspect", action="store_true", help="resize the shorter side only: a portrait video is not squashed")
-    add("--max-bad-share", default=0.1, type=float, help="share of clips that may fail to decode before the run stops")
-
-    group = parser.add_argument_group("recipe")
-    add = group.add_argument
-    add("--opt", default="sgd", choices=["sgd", "adamw"])
-    add("--lr-head", type=float, help="that of the last layer; None: as --lr")
-    add("--momentum", default=0.9, type=float, help="of SGD")
-    add("--wd", "--weight-decay", default=1e-4, type=float, dest="weight_decay")
-    add("--no-decay-norm", action="store_true", help="no weight decay on norms and biases")
-    add("--lr-scheduler", default="multistep", choices=["multistep", "cosine", "onecycle"])
-    add("--lr-milestones", default=[20, 30, 40], nargs="+", type=int, help="epochs (multistep)")
-    add("--lr-gamma", default=0.1, type=float, help="factor at a milestone (multistep)")
-    add("--lr-warmup-epochs", default=10, type=int, help="(multistep and cosine; onecycle has its own warm-up)")
-    add("--lr-warmup-method", default="linear", choices=["linear", "constant"])
-    add("--lr-warmup-decay", default=0.001, type=float, help="factor at the start of warm-up")
-    add("--fold-frozen", action="store_true", help="compute frozen BatchNorm (on a GPU all) within convolutions")
-    add("--label-smoothing", default=0.0, type=float)
-    add("--clip-grad-norm", default=0.0, type=float, help="largest norm of the gradient; 0: any")
-    add("--accumulate", default=1, type=positive, help="batches whose gradients make one step")
-    add("--model-ema", default=0.0, type=float, help="decay, say 0.999: validate and save averaged weights; 0: do not")
-    add("--class-balanced", action="store_true", help="draw clips so that all classes come equally often")
-    add("--hflip-prob", default=0.5, type=float, help="of a mirrored clip; classes that name a side never are")
-    add("--rand-augment", action="store_true", help="torchvision's RandAugment, one draw for all frames of a clip")
-    add("--color-jitter", default=0.0, type=float, help="largest relative change of brightness, contrast, saturation")
-    add("--mixup-alpha", default=0.0, type=float, help="0: no MixUp")
-    add("--videomix-prob", default=0.0, type=float, help="of a clip with a box of another one, the same in all frames")
-    add("--stackmix-prob", default=0.0, type=float, help="of a clip that ends with the frames of another one")
-    add("--bn-clips", default=512, type=int, help="BatchNorm's statistics anew from these after short epochs; 0: never")
-    add("--teacher-logits", nargs="+", default=[], metavar="FILE", help="learn from these, too; several are averaged")
-    add("--distill-alpha", default=0.5, type=float, help="weight of the teachers' part of the loss")
-    add("--distill-temperature", default=2.0, type=float)
-    add("--sync-bn", action="store_true", help="BatchNorm over all processes (GPUs only)")
-
-    group = parser.add_argument_group("validation, saving and resuming")
-    add = group.add_argument
-    add("--test-only", action="store_true", help="validate the checkpoint of --resume")
-    add("--eval-every", default=1, type=positive, help="epochs between two validations; the last is always validated")
-    add("--save-every", default=1, type=int, help="epochs between two model_<epoch>.pth; 0: only the last and the best")
-    add("--overwrite", action="store_true", help="start a new run in an OUTPUT_DIR that holds another one's checkpoint")
-    add("--save-logits", default="", metavar="FILE", help="with --test-only: what it says of all clips of --split")
-    add("--recompute-statistics", default="", metavar="FILE", help="with --test-only: BatchNorm's; saved here")
-    add("--split", default="train", choices=["train", "val"], help="of --save-logits")
-    add("--views", default=1, type=positive, help="of --save-logits; beyond the centre: random crops, flips, averaged")
-    add("--resume-weights-only", action="store_true", help="take only the weights of --resume, and start a new run")
-    add("--start-epoch", default=0, type=int, help="first epoch of a new run; --resume goes on after its own")
-    add("--tensorboard", action="store_true", help="also write for TensorBoard, into OUTPUT_DIR")
-
-    group = parser.add_argument_group("taken for the sake of the original's command lines")
-    add = group.add_argument
-    add("--dist-url", default="env://", help="where processes meet")
-    add("--world-size", default=1, type=int, help="torchrun decides")
-    add("--kinetics-version", default="400", help="the class map decides")
-    return parser
-
-
 if __name__ == "__main__":
-    args = get_args_parser().parse_args()
+    args = get_args_parser(__doc__).parse_args()
     try:
         main(args)
         processes.leave()

@@ -46,6 +46,19 @@ def of_bundle(path):
     return described
 
 
+def check_age(described, path):
+    """Say it where a checkpoint has changed since a model was made of it: its logits are those of the old weights."""
+    paths, hashes = described.get("checkpoint"), described.get("checkpoint_sha256")
+    if isinstance(paths, str):
+        paths, hashes = [paths], [hashes]
+    for checkpoint, sha256 in zip(paths or (), hashes or ()):
+        if sha256 and Path(checkpoint).is_file() and common.sha256_of(checkpoint) != sha256:
+            print(
+                f"the checkpoint {checkpoint} is newer than the export {path}: what follows is of the weights that it "
+                f"had then; export it again for its own"
+            )
+
+
 def clip_of(described, path, shape):
     """The ClipDescription of a model that takes `shape` = (N, C, T, H, W), by what `read_description` found.
 

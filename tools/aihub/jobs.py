@@ -10,6 +10,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import common
 from common import machine
@@ -119,37 +120,73 @@ def still_there(get, identifier, patiently):
     return found
 
 
+class Target(NamedTuple):
+    """One model at AI Hub on one device, and the form of its jobs."""
+
+    hub: Any  # the client's module
+    model: Any  # qai_hub.Model
+    device: Any  # qai_hub.Device
+    io: dict  # what the model takes and gives, as model_io.io_of has it; a guess is corrected by the probe
+    options: str  # of every inference job
+    name: str  # of its jobs at AI Hub
+
+
+class Clips(NamedTuple):
+    """The clips that go through a model."""
+
+    folder: str  # they lie in
+    digests: dict  # {path of a clip in the folder: model_io.clip_digest of it}
+
+
 class Inference:
-    """One model at AI Hub on one device, and the clips under `data_path` that shall go through it.
+    """Clips on their way through a Target. state: what survives a crash."""
 
-    io: what the model takes and gives, as model_io.io_of has it. digests: {clip: model_io.clip_digest of it}.
-    state: what survives a crash. options: of every inference job. name: what jobs are called at AI Hub.
-    """
-
-    def __init__(self, hub, model, device, io, data_path, digests, state, patiently, options, name):
-        self.hub, self.model, self.device, self.io = hub, model, device, io
-        self.data_path, self.digests, self.state = data_path, digests, state
-        self.patiently, self.options, self.name = patiently, options, name
+    def __init__(self, target, clips, state, patiently):
+        self.target, self.clips, self.state, self.patiently = target, clips, state, patiently
 
     def write(self, path, clips):
-        return write_dataset(path, self.data_path, clips, self.digests, self.io["input"])
+        return write_dataset(path, self.clips.folder, clips, self.clips.digests, self.target.io["input"])
 
     def upload(self, path, what):
-        return self.patiently(what, self.hub.upload_dataset, str(path), name=what)
+        return self.patiently(what, self.target.hub.upload_dataset, str(path), name=what)
 
     def submit(self, dataset, what):
         # the client's own wait for a service that asks to slow down, of 10 minutes, is left to `patiently`
-        return self.patiently(what, self.hub.submit_inference_job, self.model, self.device, dataset, profile=False,
-                              options=self.options, name=f"{self.name} {what}", retry=False)  # fmt: skip
+        hub, model, device, _, options, name = self.target
+        return self.patiently(what, hub.submit_inference_job, model, device, dataset, profile=False, options=options,
+                              name=f"{name} {what}", retry=False)  # fmt: skip
 
     # --- one clip -----------------------------------------------------------------------------------------------------
 
     def probe(self, clip, expected=None, layout_known=True):
         """Send one clip and check what comes back: what is wrong ends here, after one small job.
 
-        expected: its logits, float32 (num_classes,), or None. layout_known: False if `io` is but a guess; it is
-        corrected by what the job tells. Raises service.JobFailedError; exits with code 2 if nothing tells the layout.
+        expected: its logits, float32 (num_classes,), or None. layout_known: False if the target's io is but a guess; it
+        is corrected by what the job tells, and the clip sent again. Raises service.JobFailedError; exits with code 2 if
+        nothing tells the layout.
         """
+        tensor = self.target.io["input"]
+        job, status, told = self.send_one(clip)
+        if told and self.contradicted(told):
+            if layout_known:
+                raise service.JobFailedError(
+                    f"the device says that the model takes {told}, its description {model_io.describe(tensor)}; export "
+                    f"the model again; see {job.url}"
+                )
+            ((name, (shape, dtype)),) = told.items()
+            tensor |= {"name": name, "shape": tuple(shape), "dtype": dtype}
+            print(f"the probe says that the model takes {model_io.describe(tensor)}; it is sent so")
+            job, status, _ = self.send_one(clip)
+        elif not told and not layout_known:
+            common.refuse(
+                "nothing says in which layout the model takes its clips, and AI Hub does not tell either; set LAYOUT "
+                "to NCTHW or NTHWC, or keep the .json that example_export.py writes beside a model"
+            )
+        logits = logits_of(job, status, 1, self.target.io["output"], self.patiently)[0]
+        self.check_logits(clip, logits, expected, job.url)
+
+    def send_one(self, clip):
+        """(job, its status, what it says of the model's inputs {name: (shape, type)}) of a finished job on one clip."""
         with tempfile.TemporaryDirectory(prefix="upload-", dir=self.state.folder) as folder:
             dataset = self.upload(self.write(Path(folder, "probe.h5"), [clip]), "probe")
         job = self.submit(dataset, "probe")
@@ -158,27 +195,12 @@ class Inference:
         while not (status := self.patiently(job.url, job.get_status)).finished:
             time.sleep(seconds)
             seconds = min(10, 1.5 * seconds)
-        told = self.patiently(job.url, self.hub.get_job, job.job_id).shapes  # of some models known only now
-        if told and self.contradicted(told):
-            if layout_known:
-                raise service.JobFailedError(
-                    f"the device says that the model takes {told}, its description "
-                    f"{model_io.describe(self.io['input'])}; export the model again; see {job.url}"
-                )
-            ((name, (shape, dtype)),) = told.items()
-            self.io["input"] |= {"name": name, "shape": tuple(shape), "dtype": dtype}
-            print(f"the probe says that the model takes {model_io.describe(self.io['input'])}; it is sent so")
-            return self.probe(clip, expected)
-        if not told and not layout_known:
-            common.refuse(
-                "nothing says in which layout the model takes its clips, and AI Hub does not tell either; set LAYOUT "
-                "to NCTHW or NTHWC, or keep the .json that example_export.py writes beside a model"
-            )
-        self.check_logits(clip, logits_of(job, status, 1, self.io["output"], self.patiently)[0], expected, job.url)
+        # of some models known only now
+        return job, status, self.patiently(job.url, self.target.hub.get_job, job.job_id).shapes
 
     def contradicted(self, told):
         """Whether a job's {name: (shape, dtype)} differ from what is known of the model's input; sizes and order."""
-        tensor = self.io["input"]
+        tensor = self.target.io["input"]
         return {name: tuple(shape) for name, (shape, _) in told.items()} != {tensor["name"]: tuple(tensor["shape"])}
 
     @staticmethod
@@ -231,7 +253,7 @@ class Inference:
                         continue
                     del running[chunk.number]
                     try:
-                        logits = logits_of(job, status, len(chunk.clips), self.io["output"], self.patiently)
+                        logits = logits_of(job, status, len(chunk.clips), self.target.io["output"], self.patiently)
                         self.state.save_logits(chunk.key, logits)
                         bar.update(len(chunk.clips))
                         continue
@@ -259,10 +281,10 @@ class Inference:
         from tqdm import tqdm
 
         known = self.state.read(chunk.key)
-        if job := still_there(self.hub.get_job, known.get("job"), self.patiently):
+        if job := still_there(self.target.hub.get_job, known.get("job"), self.patiently):
             return job
         what = f"chunk {chunk.number}"
-        dataset = still_there(self.hub.get_dataset, known.get("dataset"), self.patiently)
+        dataset = still_there(self.target.hub.get_dataset, known.get("dataset"), self.patiently)
         if not dataset:
             path = written.take(chunk)
             if waiting and not self.state.read(waiting[0].key).get("dataset"):

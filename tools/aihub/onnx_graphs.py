@@ -22,16 +22,46 @@ def torch_to_onnx(module, shape, name="video"):
 
     Opset 17 and the tracing exporter, as AI Hub's own packages do; the graph's nodes carry the modules' names.
     """
+    import torch
+
+    return traced_to_onnx(module.eval(), (torch.zeros(shape),), input_names=[name], output_names=["class_probs"])
+
+
+def traced_to_onnx(module, inputs, **names):
+    """Trace a torch module on `inputs`; returns an onnx.ModelProto. names: input_names and output_names."""
     import onnx
     import torch
 
     content = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing: shapes are fixed here
-        torch.onnx.export(module.eval(), (torch.zeros(shape),), content, input_names=[name],
-                          output_names=["class_probs"], opset_version=17, dynamo=False)  # fmt: skip
+        torch.onnx.export(module, inputs, content, opset_version=17, dynamo=False, **names)
     return onnx.load_from_string(content.getvalue())
 
+
+def program_to_onnx(module, inputs, input_names):
+    """The module of a torch.export program as an onnx.ModelProto.
+
+    The tracing exporter cannot look into the list that tensor_split gives, which MViT calls: slices are the same.
+    """
+    import torch
+
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.tensor_split.indices:
+            node.target = slices_of
+    module.recompile()
+    with torch.no_grad():
+        traced = torch.jit.trace(module, inputs, check_trace=False)
+    return traced_to_onnx(traced, inputs, input_names=input_names)
+
+
+def slices_of(tensor, indices, dim=0):
+    """What torch.tensor_split gives."""
+    ends = [*indices, tensor.shape[dim]]
+    return [tensor.narrow(dim, start, end - start) for start, end in zip([0, *indices], ends)]
+
+
+QUANTISING = ("QuantizeLinear", "DequantizeLinear")
 
 # --- inputs and outputs -----------------------------------------------------------------------------------------------
 
@@ -108,6 +138,15 @@ def expose_quantized_io(graph):
         if producer.op_type == "DequantizeLinear" and not readers:
             take_off(producer, value, producer.input[0])
     return quantizers
+
+
+def output_kind(graph):
+    """"probabilities" where a graph's one output comes of a softmax, "logits" otherwise."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    node = made_by.get(graph.output[0].name)
+    while node is not None and node.op_type in ("Identity", "Cast", "Reshape", "Squeeze", "Flatten", *QUANTISING):
+        node = made_by.get(node.input[0])
+    return "probabilities" if node is not None and node.op_type == "Softmax" else "logits"
 
 
 def fix_open_dimensions(proto, clip_shape):

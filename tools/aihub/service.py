@@ -14,8 +14,6 @@ from pathlib import Path
 
 import common
 
-from aihub.model_io import io_of
-
 LATENCY_GATE_MS = 34  # LPCVC 2026, track 2: a valid entry is faster than this on the Dragonwing IQ-9075 EVK
 
 
@@ -157,30 +155,6 @@ def target_model_of(hub, described):
         return hub.get_job(job_id).get_target_model() if job_id else None
     except UserError:
         return None
-
-
-def compile_onnx(hub, model, input_specs, device, compile_options="", link_options=""):
-    """Compile an ONNX model to a QNN context binary: directly or, where that is refused, to a DLC that is then linked.
-
-    Returns (hub model, its description as `io_of` gives it). Raises JobFailedError.
-    """
-    from qai_hub.client import UserError
-
-    source = hub.upload_model(model, name="model.onnx")
-    direct, dlc = (f"--target_runtime {runtime} {compile_options}".strip() for runtime in
-                   ("qnn_context_binary", "qnn_dlc"))  # fmt: skip
-    try:
-        job = hub.submit_compile_job(source, device, input_specs=input_specs, options=direct)
-        wait_for(job)
-        return job.get_target_model(), io_of(job.get_target_model())
-    except (UserError, JobFailedError) as e:
-        print(f"not compiled directly ({sentence_of(e)}); compiling to a DLC and linking it instead")
-    job = hub.submit_compile_job(source, device, input_specs=input_specs, options=dlc)
-    wait_for(job)
-    link = hub.submit_link_job([job.get_target_model()], device, options=link_options)
-    wait_for(link)
-    # the hub does not describe every linked binary; the DLC that it was made of takes and gives the same
-    return link.get_target_model(), io_of(link.get_target_model()) or io_of(job.get_target_model())
 
 
 def print_profile(job, device):

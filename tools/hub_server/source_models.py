@@ -1,7 +1,6 @@
 """Source models as ONNX, and what compile options do to the inputs and outputs of an ONNX graph."""
 
 import contextlib
-import io
 import json
 import os
 import tempfile
@@ -82,24 +81,18 @@ def exported_program_to_onnx(path, specs):
     ]
     if specs and [(t.shape, t.dtype) for t in specs] != [(t.shape, t.dtype) for t in own]:
         raise EmulatedJobError(f"input_specs {listed(specs)} contradict the exported program's {listed(own)}")
-    return torch_to_onnx(program.module(), specs or own)
+    return as_onnx(program.module(), specs or own)
 
 
-def torch_to_onnx(module, specs):
-    """Trace a torch module on zeros; the input names are those of `specs`."""
-    import onnx
+def as_onnx(module, specs):
+    """Trace the module of a torch.export program on zeros; the input names are those of `specs`."""
     import torch
 
     inputs = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in specs)
-    buffer = io.BytesIO()
     try:
-        with torch.no_grad():
-            traced = torch.jit.trace(module, inputs, check_trace=False)
-            names = [t.name for t in specs]
-            torch.onnx.export(traced, inputs, buffer, input_names=names, opset_version=17, dynamo=False)
+        return onnx_graphs.program_to_onnx(module, inputs, [t.name for t in specs])
     except Exception as e:
         raise EmulatedJobError(f"the model does not run on inputs {listed(specs)}: {e}") from e
-    return onnx.load_from_string(buffer.getvalue())
 
 
 def fix_input_shapes(proto, specs):

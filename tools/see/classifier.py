@@ -5,6 +5,7 @@ binary of the local hub (onnxruntime, on the CPU), or one made for Qualcomm's ch
 Qualcomm's emulator). Definitions only, no constant that a user edits.
 """
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,10 +90,13 @@ def load_onnx(path):
         common.refuse(f"{path} takes {given[0].shape}, with open dimensions; export it with fixed ones")
     tensors = [described(tensor, known.get(key)) for key, tensor in (("input", given[0]), ("output", made[0]))]
 
+    gives_probabilities = known.get("output_kind", onnx_graphs.output_kind(graph_of(content))) == "probabilities"
+
     def logits(clips):
         inputs = [{given[0].name: model_io.as_model_input(clip[None], tensors[0])} for clip in clips]
         rows = [session.run(None, named)[0] for named in inputs]
-        return np.concatenate([model_io.as_logits(row.reshape(1, -1), tensors[1]) for row in rows])
+        rows = np.concatenate([model_io.as_logits(row.reshape(1, -1), tensors[1]) for row in rows])
+        return np.log(rows.clip(min=1e-9)) if gives_probabilities else rows
 
     num_classes = int(np.prod(made[0].shape))
     classes = known.get("classes") or numbered(path, num_classes)
@@ -128,6 +132,14 @@ def read_model(path):
     head, content = binary
     known = {"input": head["inputs"][0], "output": head["outputs"][0], "clip": head.get("clip")}
     return content, known | description.read_description(path)
+
+
+def graph_of(content):
+    """The graph of an ONNX file by its path or bytes, without weights beside it."""
+    import onnx
+
+    file = content if isinstance(content, str) else io.BytesIO(content)
+    return onnx.load(file, load_external_data=False).graph
 
 
 def described(tensor, known):
