@@ -609,6 +609,20 @@ def test_result_of_an_older_checkpoint_and_clips_of_other_videos(run, folder):
     assert said in lines()[1]
 
 
+def test_a_model_that_saw_val_is_said_beside_its_figure(run, folder):
+    model = folder / "resnet_2plus1d.bin"
+    model.write_bytes(b"a model")
+    digest = hashlib.sha256(b"a model").hexdigest()
+    for splits in ["train"], ["train", "val"]:
+        model.with_suffix(".json").write_text(json.dumps({"sha256": digest, "train_splits": splits}))
+        scores = [scores for _, scores in CASE]
+        write_h5(folder / "dataset-export.h5", scores, model_path=str(model), model_sha256=digest)
+        result, last = run()
+        said = "trained on val, too: of other videos this says nothing"
+        assert (said in result.stdout) == last["trained_on_val"] == ("val" in splits)
+        assert (said in (folder / "report/report.html").read_text(encoding="utf-8")) == ("val" in splits)
+
+
 # --- the report ------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,11 @@
 """Logits of clips: the HDF5 file that evaluate.py reads, and how two sets of them agree."""
 
+import re
+
 import common
 from common import flags
+
+MISSING = "clips without a prediction"
 
 
 def agreement(logits, expected):
@@ -44,3 +48,44 @@ def write_logits(file, rows, tensor_paths, output_name):
         group.create_dataset(f"batch_{i}", data=row[None])  # 368 bytes: gzip would make it 3 KB
     group.attrs.update({"name": output_name, "order": 0, "batch_count": len(tensor_paths)})
     file.create_dataset("tensor_paths", data=tensor_paths, dtype=h5py.string_dtype())
+
+
+def find_batches(file, path):
+    """The group with the predictions and the sorted numbers of its batch_<i>; exits with code 2 if there is none."""
+    outputs = list(file["data"]) if "data" in file else []
+    if len(outputs) > 1:
+        common.refuse(f"{path} holds {len(outputs)} model outputs; this model has one, its class scores")
+    group = file["data"][outputs[0]] if outputs else {}
+    numbers = sorted(int(name[6:]) for name in group if re.fullmatch(r"batch_\d+", name))
+    if not numbers:
+        common.refuse(f"{path} holds no prediction (data/0/batch_<i>); run tools/run_inference.py again")
+    dtype = group[f"batch_{numbers[0]}"].dtype
+    if dtype.kind != "f":
+        common.refuse(
+            f"{path} holds {dtype} values, a quantised output without its scale; run tools/run_inference.py, which "
+            "stores float32 logits"
+        )
+    return group, numbers
+
+
+def read_batches(group, numbers, num_classes):
+    """Returns (scores float32 (len(numbers), num_classes), {row: why this row cannot be used})."""
+    import h5py
+    import numpy as np
+    from tqdm import tqdm
+
+    scores, unusable = np.full((len(numbers), num_classes), np.nan, np.float32), {}
+    for row, number in enumerate(tqdm(numbers, desc="reading", unit=" predictions", unit_scale=True, delay=2)):
+        try:  # h5py's low level, because group[name][()] takes three times as long
+            dataset = h5py.h5d.open(group.id, b"batch_%d" % number)
+            if dataset.shape in ((num_classes,), (1, num_classes)):
+                dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, scores[row].reshape(dataset.shape))
+            else:
+                unusable[row] = f"predictions of shape {dataset.shape} for {num_classes} classes"
+        except KeyError:
+            unusable[row] = MISSING
+        except OSError:
+            unusable[row] = "predictions damaged in the file"
+    for row in np.flatnonzero(~np.isfinite(scores).all(axis=1)).tolist():
+        unusable.setdefault(row, "predictions with NaN or infinite values")
+    return scores, unusable

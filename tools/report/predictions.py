@@ -14,9 +14,10 @@ from common.names import composed, shortened
 
 import numpy as np
 
+from aihub import logits_file
+
 OF_MODEL = ("precision", "checkpoint", "checkpoint_sha256", "train_splits", "compile_job")  # and its model's .json
 ABOUT = ("model", "model_path", "model_sha256", "device", "job_ids", "output_kind")  # what an HDF5 may say of itself
-MISSING = "clips without a prediction"
 
 
 @dataclass
@@ -133,9 +134,9 @@ def read_predictions(path, rows, manifest, class_map):
     with file:
         try:
             about, classes = read_attributes(file, path), classes_of(file, path, class_map, notes)
-            group, numbers = find_batches(file, path)
+            group, numbers = logits_file.find_batches(file, path)
             paths, numbers = paths_of(file, path, numbers, rows, manifest)
-            return about, classes, paths, *read_batches(group, numbers, len(classes)), notes
+            return about, classes, paths, *logits_file.read_batches(group, numbers, len(classes)), notes
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as e:  # whatever else an HDF5 may hold
             common.refuse(
                 f"{path} is an HDF5 file, but not laid out as AI Hub's, with a dataset data/0/batch_<i> for each clip "
@@ -208,46 +209,6 @@ def paths_of(file, path, numbers, rows, manifest):
     )
 
 
-def find_batches(file, path):
-    """The group with the predictions and the sorted numbers of its batch_<i>; exits with code 2 if there is none."""
-    outputs = list(file["data"]) if "data" in file else []
-    if len(outputs) > 1:
-        common.refuse(f"{path} holds {len(outputs)} model outputs; this model has one, its class scores")
-    group = file["data"][outputs[0]] if outputs else {}
-    numbers = sorted(int(name[6:]) for name in group if re.fullmatch(r"batch_\d+", name))
-    if not numbers:
-        common.refuse(f"{path} holds no prediction (data/0/batch_<i>); run tools/run_inference.py again")
-    dtype = group[f"batch_{numbers[0]}"].dtype
-    if dtype.kind != "f":
-        common.refuse(
-            f"{path} holds {dtype} values, a quantised output without its scale; run tools/run_inference.py, which "
-            "stores float32 logits"
-        )
-    return group, numbers
-
-
-def read_batches(group, numbers, num_classes):
-    """Returns (scores float32 (len(numbers), num_classes), {row: why this row cannot be used})."""
-    import h5py
-    from tqdm import tqdm
-
-    scores, unusable = np.full((len(numbers), num_classes), np.nan, np.float32), {}
-    for row, number in enumerate(tqdm(numbers, desc="reading", unit=" predictions", unit_scale=True, delay=2)):
-        try:  # h5py's low level, because group[name][()] takes three times as long
-            dataset = h5py.h5d.open(group.id, b"batch_%d" % number)
-            if dataset.shape in ((num_classes,), (1, num_classes)):
-                dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, scores[row].reshape(dataset.shape))
-            else:
-                unusable[row] = f"predictions of shape {dataset.shape} for {num_classes} classes"
-        except KeyError:
-            unusable[row] = MISSING
-        except OSError:
-            unusable[row] = "predictions damaged in the file"
-    for row in np.flatnonzero(~np.isfinite(scores).all(axis=1)).tolist():
-        unusable.setdefault(row, "predictions with NaN or infinite values")
-    return scores, unusable
-
-
 # --- what fits -------------------------------------------------------------------------------------------------------
 
 
@@ -272,7 +233,7 @@ def match(paths, unusable, rows, labels):
             name = f"{row['tensor_path']}: {row['label']}"
             left_out.setdefault("labels that are no class of the model", []).append(name)
         elif clip not in prediction_of:
-            left_out.setdefault(MISSING, []).append(row["tensor_path"])
+            left_out.setdefault(logits_file.MISSING, []).append(row["tensor_path"])
         elif prediction_of[clip] in unusable:
             left_out.setdefault(unusable[prediction_of[clip]], []).append(row["tensor_path"])
         else:
