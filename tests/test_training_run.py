@@ -516,6 +516,7 @@ def test_a_teacher_is_asked_once_and_listened_to(videos, reference, tmp_path):
     ask = ["--data-path", videos, "--device", "cpu", "--workers", 0, "--resume", tmp_path / "checkpoint.pth"]
     ask += ["--test-only", "--save-logits", logits, "--batch-size", 5]
     out, _ = train(*ask)
+    assert "val: " not in out, "a split is read that is not needed"
     table, about = np.load(logits), json.loads((tmp_path / "teacher.npy.json").read_text())
     assert "10 of 10 windows; 0 did not decode" in out.replace(f"{len(table)} of {len(table)}", "10 of 10")
     assert table.dtype == np.float16 and table.shape == (sum(n for _, n in about["videos"].values()), 92)

@@ -52,10 +52,11 @@ def settle(args):
     if checkpoint:
         checkpoint = starting.without_other_head(checkpoint, classes, args)
     datasets.refuse_small_shared_memory(args)
-    if args.cache_frames and (args.extra_data or args.train_splits != ["train"]):
-        common.refuse("--cache-frames holds one folder a split: leave it away with --extra-data and --train-splits")
     held_out = processes.from_main_process(lambda: splits.settled_hold_out(args, checkpoint, class_map))
     args.hold_out, args.hold_out_seed = held_out.share, held_out.seed
+    folders = {*args.train_splits, *(name.split("/")[0] for name in held_out.videos)}
+    if args.cache_frames and (args.extra_data or folders != {"train"}):
+        common.refuse("--cache-frames holds one folder a split: leave it away with --extra-data and --train-splits")
     if "val" in args.train_splits and not held_out.videos:
         utils.log("val is trained on, too: its accuracy says nothing about other videos")
     return checkpoint, class_map, held_out
