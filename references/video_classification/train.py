@@ -235,8 +235,9 @@ def validation_loader(class_map, held_out, bad_videos, args):
     return datasets.make_loader(dataset, clips, args)
 
 
-def training_loader(class_map, held_out, bad_videos, args, promised=0):
-    """The loader of training clips. promised: bytes that validation will take of the disk of --cache-frames."""
+def training_loader(class_map, held_out, bad_videos, args, validated=None):
+    """The loader of training clips. validated: the videos of validation, whose frames --cache-frames will keep, too."""
+    promised = getattr(validated, "missing", 0)
     preset = presets.for_training(args)
     dataset = datasets.load_dataset("train", class_map, preset, bad_videos, args, held_out, promised)
     share = args.rank, args.world_size, args.class_balanced
@@ -251,8 +252,7 @@ def train(args, checkpoint, class_map, held_out, bad_videos):
     if continued:
         settings.refuse_other_recipe(args, continued)
     loader_test = validation_loader(class_map, held_out, bad_videos, args)
-    promised = getattr(loader_test.dataset.video_clips, "missing", 0)
-    loader = training_loader(class_map, held_out, bad_videos, args, promised)
+    loader = training_loader(class_map, held_out, bad_videos, args, loader_test.dataset.video_clips)
     datasets.name_untrained_classes(loader.dataset, loader_test.dataset, classes)
     if continued:
         settings.refuse_other_videos(args, continued, loader.dataset.summary())
