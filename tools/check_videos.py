@@ -28,6 +28,7 @@ Exit codes: 0 all healthy, 1 faults found (listed), 2 wrong usage or a broken pa
 """
 
 import contextlib
+import filecmp
 import importlib
 import itertools
 import os
@@ -351,7 +352,11 @@ def check_share(videos, unreadable, journal):
 def next_training():
     """The command that trains on ROOT as the README has it: with QEVD's classes, with others, without a GPU."""
     folders = [folder for folder in (Path(ROOT, "train"), Path(ROOT, "val")) if folder.is_dir()]
-    own = common.class_map_with(label for folder in folders for label in finding.class_folders(folder))
+    kept, mine = Path(ROOT, "class_map.json"), Path("my_class_map.json")  # split_videos.py's copy, and its map
+    if kept.exists():
+        own = mine if mine.exists() and filecmp.cmp(mine, kept, shallow=False) else kept
+    else:
+        own = common.class_map_with(label for folder in folders for label in finding.class_folders(folder))
     with_map = f" --class-map {shlex.quote(str(own))}" if own and own.parent != common.REPO else ""
     train = f"python references/video_classification/train.py --data-path {shlex.quote(ROOT)}{with_map}"
     if not shutil.which("nvidia-smi"):  # few videos, as one has them without a GPU

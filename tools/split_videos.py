@@ -8,50 +8,49 @@ Writes  DEST/{train,val}/<class>/<video>, links or copies (MODE); DEST/split.csv
     $ python tools/split_videos.py --groups 'person(\\d+)'     # all videos of a person go to one side
 
 The side is decided once, by a hash of the group's name or, without a group, of the content, and read from split.csv
-ever after: add, delete, rename or relabel videos in SOURCE and run it again. Copies of one video stay together. What
-check_videos.py repaired in DEST stays as long as the source is the same, what it took away stays away. The copy of a
-video that is deleted in SOURCE stays; its link goes. A new VAL_SHARE counts for new videos; GROUPS that join videos of
-both sides are refused.
+ever after: add, delete, rename or relabel videos in SOURCE and run it again. Copies of one video stay together, also
+those that were encoded again or mirrored; what may be parts of one recording is named. What check_videos.py repaired in
+DEST stays as long as the source is the same, what it took away stays away. The copy of a video that is deleted in
+SOURCE stays; its link goes. A new VAL_SHARE counts for new videos; GROUPS that join videos of both sides are refused.
 
 Exit codes: 0 all videos are in place, 1 some cannot be read or placed (listed), 2 wrong usage, full disk.
 """
 
 import csv
-import errno
 import hashlib
 import json
 import os
 import re
-import shutil
 import stat
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import common
-from common import finding, flags
-from common.names import shortened
+from common import finding, flags, machine
+from common.groups import read_groups
+from common.names import class_name, look_alikes, printable, shortened
 
 from tqdm import tqdm
 
-from videos import sides
+from videos import placing, sides
+from videos.appearance import UNREADABLE, alike, appearance_of
 
 # ----------------------------------------------------------------------------------------------------------------------
 SOURCE = "./my_videos"  # folder of class folders: SOURCE/<class>/<video>
 DEST = "./my_dataset"  # gets train/<class>/ and val/<class>/
 CLASS_MAP = "./my_class_map.json"  # {class: index}, written, later extended; train.py's --class-map
-VAL_SHARE = 0.2  # share of the groups of a class that go to val, between 0 and 1
-GROUPS = ""  # what stays together: a regular expression whose match in <class>/<video> names the group, or a .csv file
+VAL_SHARE = 0.2  # share of the videos of a class that go to val, between 0 and 1
+GROUPS = ""  # what stays together: a regular expression whose match in <class>/<video> names the group, or a file
 MODE = "symlink"  # symlink (no space, needs SOURCE to stay), hardlink (same file system, no space) or copy
 # ----------------------------------------------------------------------------------------------------------------------
 
-MODES = ("symlink", "hardlink", "copy")
 SIDES = ("train", "val")
 OUTCOMES = ("placed", "already there", "kept as repaired", "taken out before")
-COLUMNS = ["video", "side", "group", "fingerprint", "size", "mtime_ns"]  # of split.csv
+COLUMNS = ["video", "side", "group", "fingerprint", "appearance", "size", "mtime_ns"]  # of split.csv
 PIECE = 1 << 16  # bytes
-STOPPING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EXDEV, errno.EPERM)  # every video would meet them
+TIME_LIMIT = 60  # s, in which a video must show what it looks like
 
 
 @dataclass(slots=True)
@@ -62,12 +61,18 @@ class Video:
     side: str = ""
     group: str = ""  # "": none
     fingerprint: str = ""
+    appearance: str = ""  # of videos.appearance; "": not looked at yet
     size: int = 0  # bytes; 0 in a row: not placed yet
     mtime_ns: int = 0
+    shows: str = ""  # the least fingerprint of its twins and its own
 
     @property
     def label(self):
-        return self.video.split("/")[0].replace(" ", "_")
+        return class_name(self.video.split("/")[0])
+
+    @property
+    def decodes(self):
+        return self.appearance != UNREADABLE
 
     @property
     def target(self):
@@ -80,8 +85,9 @@ class Video:
 
     @property
     def keys(self):
-        """What holds videos together: equal content, equal group."""
-        return [("content", self.fingerprint)] + [("group", self.group)] * bool(self.group)
+        """What holds videos together: equal content, equal pictures, equal group."""
+        contents = dict.fromkeys([self.fingerprint, self.shows or self.fingerprint])
+        return [("content", content) for content in contents] + [("group", self.group)] * bool(self.group)
 
     @property
     def decision(self):
@@ -93,8 +99,7 @@ class Video:
 
 def check_settings():
     """Exit with code 2 and one sentence for settings that cannot be meant."""
-    if MODE not in MODES:
-        common.refuse(f"MODE is {MODE!r}; it must be one of {', '.join(MODES)}")
+    placing.check_mode(MODE)
     if not 0 < VAL_SHARE < 1:
         common.refuse(f"VAL_SHARE is {VAL_SHARE:g}; it must lie between 0 and 1, say 0.2")
     if not os.path.isdir(SOURCE):
@@ -121,10 +126,13 @@ def find_videos():
         folder = video.video.split("/")[0]
         if labels.setdefault(video.label, folder) != folder:
             common.refuse(f"{labels[video.label]!r} and {folder!r} in {SOURCE} would be one class; rename one of them")
+    if twice := look_alikes(set(labels.values())):
+        common.refuse(f"{shortened(twice)} in {SOURCE} look like one class under two names; rename one of them")
     classes = finding.class_folders(SOURCE)
     for folder in sorted(entry.name for entry in os.scandir(SOURCE) if entry.is_dir()):
         if folder not in labels.values() and folder not in {path.split("/")[0] for path in found.failures}:
-            print(f"left out: {folder}/, {'no video in it' if folder in classes else 'not a folder of yours'}")
+            why = "no video in it" if folder in classes else "not a folder of yours"
+            print(f"left out: {printable(folder)}/, {why}")
     others = [f"{number:,} x {ending or 'no ending'}" for ending, number in found.other_endings.most_common()]
     lost = [path for path in found.misplaced if "/" not in path]
     others += [f"{len(lost):,} that lie in no class: {shortened(lost, 3)}"] * bool(lost)
@@ -181,7 +189,7 @@ def look_at(video, row):
         if not video.size or not stat.S_ISREG(status.st_mode):
             return "it is empty" if stat.S_ISREG(status.st_mode) else "it is no file"
         if row and (row.size, row.mtime_ns) == (video.size, video.mtime_ns):
-            video.fingerprint = row.fingerprint
+            video.fingerprint, video.appearance = row.fingerprint, row.appearance
             return ""
         # start, middle and end: whole files would take hours, and no two recordings agree in these and the size
         digest = hashlib.sha256(str(video.size).encode())
@@ -195,70 +203,92 @@ def look_at(video, row):
     return ""
 
 
+def look_for_twins(videos):
+    """Set each video's `appearance` and `shows`; name copies that are not equal byte for byte, and parts of recordings.
+
+    A decoder that hangs or crashes costs its own video only, which counts as one that does not decode.
+    """
+    from torchvision_patches.pool import outcomes_of
+
+    todo = defaultdict(list)
+    for video in videos:
+        video.shows = video.fingerprint
+        if not video.appearance:
+            todo[video.source].append(video)
+    if todo:
+        looks = outcomes_of(appearance_of, deque(todo), min(len(todo), machine.num_workers()), TIME_LIMIT)
+        for source, appearance, _ in tqdm(looks, "looking", len(todo), unit="video", disable=None):
+            for video in todo[source]:
+                video.appearance = appearance or UNREADABLE
+    by_name = {video.video: video for video in videos}
+    first, shows = {}, {}
+    for video in videos:  # copies look alike anyway
+        first.setdefault(video.fingerprint, video)
+    twins, parts = alike({video.video: video.appearance for video in first.values()})
+
+    def least(fingerprint):
+        return least(shows[fingerprint]) if fingerprint in shows else fingerprint
+
+    for pair in twins:
+        one, other = sorted(least(by_name[name].fingerprint) for name in pair)
+        if one != other:
+            shows[other] = one
+    for video in videos:
+        video.shows = least(video.fingerprint)
+    if bad := [video.video for video in videos if not video.decodes]:
+        print(f"{len(bad):,} videos show no picture and count in no share; see check_videos.py: {shortened(bad, 5)}")
+    if twins:
+        print(f"{len(twins):,} pairs show the same, encoded again or mirrored, and share their side: {pairs(twins)}")
+    apart = [pair for pair in parts if not by_name[pair[0]].group or by_name[pair[0]].group != by_name[pair[1]].group]
+    if apart:
+        print(f"{len(apart):,} pairs may be parts of one recording: {pairs(apart)}; if so, GROUPS keeps them together")
+
+
+def pairs(names):
+    """Some pairs of names as text."""
+    return shortened([" and ".join(pair) for pair in names], 5)
+
+
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
 def set_groups(videos):
-    """Give each video its group by GROUPS, and say which have none. Exits with code 2 where GROUPS cannot be used."""
+    """Give each video its group by GROUPS, and say how many have one. Exits with code 2 where GROUPS cannot be used."""
     if not GROUPS:
         return
-    group_of = groups_by_table() if GROUPS.lower().endswith(".csv") else groups_by_pattern()
+    names = [video.video for video in videos]
+    if os.path.exists(GROUPS) or GROUPS.lower().endswith((".csv", ".json")):
+        groups = read_groups(GROUPS, names)
+    else:
+        groups = groups_by_pattern(names)
     for video in videos:
-        video.group = group_of(video.video)
-    alone = [video.video for video in videos if not video.group]
-    if len(alone) == len(videos):
-        common.refuse(f"GROUPS = {GROUPS!r} finds a group for none of {len(videos):,} videos, as {videos[0].video}")
-    if alone:
+        video.group = groups.get(video.video, "")
+    print(f"{len(groups):,} of {len(videos):,} videos have a group, of {len(set(groups.values())):,} groups")
+    if alone := [name for name in names if name not in groups]:
         print(f"{len(alone):,} videos are in no group, each is one of its own: {shortened(alone)}")
-    print(f"{len({video.group for video in videos} - {''}):,} groups of {len(videos) - len(alone):,} videos")
 
 
-def groups_by_pattern():
-    """A function that gives a video its group by the regular expression GROUPS: what its brackets match, or all."""
+def groups_by_pattern(names):
+    """{video: group} by the regular expression GROUPS, whose brackets give the group, or else all that it matches."""
     try:
         pattern = re.compile(GROUPS)
     except re.error as e:
-        common.refuse(f"GROUPS = {GROUPS!r} is no regular expression ({e})")
-
-    def group_of(video):
-        found = pattern.search(video)
-        return "/".join(part or "" for part in found.groups() or [found[0]]) if found else ""
-
-    return group_of
-
-
-def groups_by_table():
-    """A function that gives a video its group by the file GROUPS, with columns video (path or file name) and group."""
-    groups = {}
-    try:
-        with open(GROUPS, newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file):
-                video, group = row["video"].strip().replace("\\", "/"), row["group"].strip()
-                if groups.setdefault(video, group) != group:
-                    common.refuse(f"{GROUPS} puts {video} into {groups[video]!r} and {group!r}; join the two groups")
-    except OSError as e:
-        common.refuse(f"cannot read GROUPS = {GROUPS}: {e.strerror}")
-    except (ValueError, KeyError, AttributeError, csv.Error) as e:
-        common.refuse(f"{GROUPS} is no table with the columns video and group ({e!r})")
-    return lambda video: groups.get(video) or groups.get(video.rpartition("/")[2], "")
+        common.refuse(f"GROUPS = {GROUPS!r} is no file, and no regular expression ({e})")
+    matches = {name: pattern.search(name) for name in names}
+    groups = {name: "/".join(part or "" for part in found.groups() or [found[0]])
+              for name, found in matches.items() if found}  # fmt: skip
+    groups = {name: group for name, group in groups.items() if group}
+    if not groups:
+        common.refuse(f"GROUPS = {GROUPS!r} finds a group for none of {len(names):,} videos, as {printable(names[0])}")
+    return groups
 
 
 # --- placing ----------------------------------------------------------------------------------------------------------
 
 
-def is_current(video):
-    """Whether the target looks as placing the video would leave it."""
-    there = os.lstat(video.target)
-    if MODE == "symlink":
-        return stat.S_ISLNK(there.st_mode) and os.path.realpath(video.target) == os.path.realpath(video.source)
-    if MODE == "hardlink":
-        return os.path.samestat(there, os.stat(video.source))
-    return stat.S_ISREG(there.st_mode) and is_copy(there, video)
-
-
-def is_copy(there, video):
-    """Whether a file has the size and time of a video, or of a row's when it was placed; FAT keeps times to 2 s."""
-    return there.st_size == video.size and abs(there.st_mtime_ns - video.mtime_ns) <= 2e9
+def is_copy(there, row):
+    """Whether a file has the size and time of a row's when it was placed; FAT keeps times to 2 s."""
+    return there.st_size == row.size and abs(there.st_mtime_ns - row.mtime_ns) <= 2e9
 
 
 def outcome_of(video, row):
@@ -266,23 +296,10 @@ def outcome_of(video, row):
     same = row.fingerprint in ("", video.fingerprint)
     if not os.path.lexists(video.target):
         return "taken out before" if row.size and same and row.target == video.target else "placed"
-    if same and is_current(video):
+    if same and placing.is_placed(video.source, video.target, MODE):
         return "already there"
     unchanged = os.path.islink(video.target) or is_copy(os.lstat(video.target), row)
     return "placed" if unchanged or not same else "kept as repaired"
-
-
-def place(video):
-    """Put a video at its target, which is whole or as before at every moment."""
-    os.makedirs(os.path.dirname(video.target), exist_ok=True)
-    with common.written_then_renamed(video.target) as temporary:
-        source = os.path.realpath(video.source)
-        if MODE == "symlink":
-            os.symlink(source, temporary)
-        elif MODE == "hardlink":
-            os.link(source, temporary)
-        else:
-            shutil.copy2(source, temporary)
 
 
 def follow_renames(videos, placed):
@@ -318,19 +335,15 @@ def place_all(videos, rows, failed):
             todo.append(video)
         else:
             placed[video.video] = video
-    if MODE == "copy" and todo:
-        common.check_space(DEST, sum(video.size for video in todo), "make room, or use MODE symlink or hardlink")
+    placing.check_disk(todo, DEST, MODE)
     write_split(rows, placed)  # before the first link: a run that is killed must not decide anew
     try:
-        for video in tqdm(todo, MODE, unit="video", disable=None):
-            try:
-                place(video)
-                placed[video.video] = video
-            except OSError as e:
-                if e.errno in STOPPING_ERRORS or getattr(e, "winerror", 0) == 1314:  # Windows: no right to make links
-                    common.refuse(f"stopped: {e}; what is placed stays; mend this, or use another MODE than {MODE}")
-                failed[video.video] = f"it could not be placed: {e.strerror}"
+        for video, failure in placing.place_all(todo, MODE):
+            if failure:
+                failed[video.video] = failure
                 done["placed"] -= 1
+            else:
+                placed[video.video] = video
     finally:
         write_split(rows, placed)
     if gone := len(placed.keys() - {video.video for video in videos}):
@@ -344,16 +357,23 @@ def place_all(videos, rows, failed):
 def write_class_map(labels, first_run):
     """Write CLASS_MAP, old classes with their indices, new ones behind them; returns {class: index}.
 
-    Exits with code 2 if there is a map on the first run that lacks one of the classes: it is someone else's.
+    DEST keeps a copy, so that an index never gets another meaning. Exits with code 2 if CLASS_MAP disagrees with it, or
+    if on the first run there is a CLASS_MAP that lacks one of the classes: it is someone else's.
     """
-    known = common.load_class_map(CLASS_MAP) if os.path.exists(CLASS_MAP) else {}
+    kept = Path(DEST, "class_map.json")
+    before = common.load_class_map(kept) if kept.exists() else {}
+    known = common.load_class_map(CLASS_MAP) if os.path.exists(CLASS_MAP) else before
+    if others := [f"{index} is {label}, not {known.get(label)}" for label, index in before.items()
+                  if known.get(label) != index]:  # fmt: skip
+        common.refuse(f"in {DEST} {shortened(others, 3)} as in {CLASS_MAP}; name another CLASS_MAP")
     new = sorted(labels - known.keys())
     if new and known and first_run:
         common.refuse(f"{CLASS_MAP} is there already and lacks {shortened(new)}; name another CLASS_MAP")
-    if new:
-        known |= {label: index for index, label in enumerate(new, len(known))}
-        Path(CLASS_MAP).absolute().parent.mkdir(parents=True, exist_ok=True)
-        common.write_text(CLASS_MAP, json.dumps(known, indent=4) + "\n")
+    known |= {label: index for index, label in enumerate(new, len(known))}
+    for path in (Path(CLASS_MAP).absolute(), kept):
+        if not path.exists() or common.load_class_map(path) != known:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            common.write_text(path, json.dumps(known, indent=4) + "\n")
     return known
 
 
@@ -369,7 +389,7 @@ def report(videos, class_map, done, failed):
     print(f"{'all':{width}}  {train:>9,}{val:>9,}   {val / max(1, train + val):.1%} val\n")
     if gone := [label for label in class_map if not any(counts[side][label] for side in SIDES)]:
         print(f"no video at all, yet in {CLASS_MAP}: {shortened(gone)}; a network learns a class in vain; to "
-              f"train without, delete {CLASS_MAP} and run again")  # fmt: skip
+              "train without, name a new DEST and CLASS_MAP")  # fmt: skip
     for side, other, rest in (("train", "val", "it cannot be learned"), ("val", "train", "it is not judged")):
         if lacking := [label for label in class_map if counts[other][label] and not counts[side][label]]:
             print(f"no {side} video, so {rest}: {shortened(lacking)}; add videos of another group and run again")
@@ -384,7 +404,7 @@ def report(videos, class_map, done, failed):
     if done["taken out before"]:
         print("what was taken out of DEST stays out; set its size in split.csv to 0 to have it back")
     for video, why in sorted(failed.items()):
-        print(f"failed: {os.path.join(SOURCE, video)}: {why}")
+        print(f"failed: {printable(os.path.join(SOURCE, video))}: {why}")
     total = sum(done[outcome] for outcome in OUTCOMES) + len(failed)
     parts = [f"{outcome} {done[outcome]:,}" for outcome in OUTCOMES if done[outcome] or outcome == "placed"]
     print(f"found {total:,} = {' + '.join(parts)} + failed {len(failed):,}")
@@ -404,16 +424,16 @@ def main():
     if not videos:
         common.refuse(f"none of the {len(failed):,} videos in {SOURCE} can be read: {next(iter(failed.values()))}")
     set_groups(videos)
+    look_for_twins(videos)
     known = {("name", name): row.side for name, row in placed.items()}
     sides.set_sides(videos, known | {key: row.side for row in rows for key in row.keys}, VAL_SHARE)
     try:
         class_map = write_class_map({video.label for video in videos}, first_run=not rows)
-        os.makedirs(DEST, exist_ok=True)
         done = place_all(videos, rows, failed)
     except OSError as e:
         common.refuse(f"{e.filename or DEST} cannot be written ({e.strerror}); mend this and start again")
     report(videos, class_map, done, failed)
-    print(f"next: python references/video_classification/train.py --data-path {DEST} --class-map {CLASS_MAP}")
+    print(f"next: {flags.next_command('check_videos.py', DEST, ROOT=DEST)}")
     raise SystemExit(1 if failed else 0)
 
 
