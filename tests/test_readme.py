@@ -233,19 +233,19 @@ def test_own_videos_and_processes_that_share_the_check(shell, tmp_path):
         for i in range(4):
             write_video(tmp_path / "my_videos" / name / f"{i}.mp4", 60 + 20 * i, height=72, width=96, seed=i)
     printed = ""
-    for command in RUN_HERE[:6]:
+    for command in RUN_HERE[:7]:
         printed = shell(command + (" --epochs 1 --batch-size 4 --device cpu --bn-clips 0" if TRAIN in command else ""))
     assert '"n": 2' in printed.splitlines()[-1], printed
     assert (tmp_path / "report/report.html").exists()
     shutil.rmtree(tmp_path / "preprocessed_tensors")  # the other way, with clips of 8 frames
-    train, preprocess, calibrate = RUN_HERE[6:9]
+    train, preprocess, calibrate = RUN_HERE[7:10]
     shell(train + " --epochs 1 --device cpu")
     assert torch.load(tmp_path / "checkpoint.pth")["clip_len"] == 8
     for command, folder, number in (preprocess, "preprocessed_tensors", 2), (calibrate, "calibration_tensors", 6):
         assert f"{number} clips in" in shell(command)
         assert {np.load(path).shape[2] for path in (tmp_path / folder).rglob("*.npy")} == {8}
     (tmp_path / "QEVD_organized").symlink_to("my_dataset")
-    shell(RUN_HERE[9])
+    shell(RUN_HERE[10])
     assert len((tmp_path / "bad_videos.csv").read_text().splitlines()) == 1 + 8
 
 
