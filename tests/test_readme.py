@@ -246,7 +246,7 @@ def test_own_videos_and_processes_that_share_the_check(shell, tmp_path):
         assert {np.load(path).shape[2] for path in (tmp_path / folder).rglob("*.npy")} == {8}
     (tmp_path / "QEVD_organized").symlink_to("my_dataset")
     shell(RUN_HERE[10])
-    assert len((tmp_path / "bad_videos.csv").read_text().splitlines()) == 1 + 8
+    assert len((tmp_path / "bad_videos.csv").read_text().splitlines()) == 1 + 2 * 8  # under both names of the folder
 
 
 # the two names of transformers that the page's lines use: a network whose logits tell the frames' mean colour
