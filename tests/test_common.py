@@ -239,14 +239,15 @@ def test_shares():
     torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     assert machine.launcher(torchrun | array(1, 0, 1, 1, 2)) == (3, 8, 1, 2)
     assert machine.launcher({"RANK": "3", "WORLD_SIZE": "8"}) == (3, 8, 3, 8), "LOCAL_RANK need not be set"
-    srun = {"SLURM_PROCID": "9", "SLURM_NTASKS": "20", "SLURM_LOCALID": "1"}
+    srun = {"SLURM_PROCID": "9", "SLURM_NTASKS": "20", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
     assert machine.launcher(srun | {"SLURM_TASKS_PER_NODE": "8(x2),4"}) == (9, 20, 1, 8)
-    assert machine.launcher({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}) == (1, 2, 1, 2)
+    assert machine.launcher({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}) == (1, 2, 1, 2)
     for tasks in (range(8), range(1, 9), range(0, 16, 2), range(5, 12, 3)):
         settings = (tasks[0], tasks[-1], tasks.step, len(tasks))
         shares = [machine.launcher(array(task, *settings))[:2] for task in tasks]
         assert shares == [(i, len(tasks)) for i in range(len(tasks))], f"--array {tasks}"
     inside = array(1, 0, 1, 1, 2) | {"SLURM_PROCID": "1", "SLURM_NTASKS": "3", "SLURM_LOCALID": "1"}
+    inside["SLURM_STEP_ID"] = "0"
     assert machine.launcher(inside)[:2] == (4, 6), "an srun of 3 processes in the second of two array tasks"
     assert machine.launcher(inside, array=False)[:2] == (1, 3), "training: each task of an array is a run by itself"
 
@@ -255,6 +256,18 @@ def test_launcher_variables_that_make_no_sense_are_refused(capsys):
     assert "WORLD_SIZE is None" in refused(capsys, machine.launcher, {"RANK": "0"})
     assert "'two'" in refused(capsys, machine.launcher, {"RANK": "0", "WORLD_SIZE": "two"})
     assert "process 8 of 8" in refused(capsys, machine.launcher, {"RANK": "8", "WORLD_SIZE": "8"})
+
+
+def test_a_batch_script_without_srun_is_refused(capsys, monkeypatch):
+    """It would do an eighth, or train alone; what does not share its work runs there, with all cores."""
+    batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}
+    for more in {}, array(1, 0, 3, 1, 4):
+        assert "has 8 tasks" in refused(capsys, machine.launcher, batch | more)
+    assert machine.launcher(batch | {"SLURM_NTASKS": "1"}) == (0, 1, 0, 1)
+    assert machine.launcher({"SLURM_NTASKS": "8"}) == (0, 1, 0, 1), "a shell of salloc"
+    for name, value in batch.items():
+        monkeypatch.setenv(name, value)
+    assert machine.num_workers() == machine.num_cores()
 
 
 def test_an_array_with_gaps_is_noticed(capsys):

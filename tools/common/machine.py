@@ -25,7 +25,8 @@ def launcher(environ=os.environ, array=True):
     `torchrun` sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; `srun` sets SLURM_PROCID, SLURM_NTASKS,
     SLURM_LOCALID and SLURM_TASKS_PER_NODE; a SLURM array sets SLURM_ARRAY_TASK_ID, _MIN, _STEP and _COUNT, and each of
     its tasks may hold an `srun` of its own. `array=False` takes each task of an array for a run by itself, as training
-    does. Exits with code 2 and one sentence where the variables contradict one another.
+    does. Exits with code 2 and one sentence where the variables contradict one another, and in the script of a SLURM
+    job of several tasks, where one process runs and only `srun` would start the others.
     """
 
     def number(name, default=None):
@@ -43,6 +44,9 @@ def launcher(environ=os.environ, array=True):
         rank, world_size = number("SLURM_PROCID", 0), 1
         if "SLURM_PROCID" in environ:
             world_size = number("SLURM_NTASKS", 1)
+        if in_batch_script(environ):
+            refuse(f"this SLURM job has {world_size} tasks, but one process was started: put srun before python, or "
+                   f"ask for one task (--ntasks 1)")  # fmt: skip
         # "8(x2),4" says: 8 processes on each of two machines, 4 on the third; machines are mostly filled alike
         per_node = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE") or str(world_size)
         most = max(map(int, re.findall(r"(?:^|,)(\d+)", per_node)), default=1)
@@ -59,6 +63,11 @@ def launcher(environ=os.environ, array=True):
     return Launcher(rank, world_size, local_rank, local_world_size)
 
 
+def in_batch_script(environ=os.environ):
+    """Whether this is the script of a SLURM job of several tasks itself; in what `srun` starts, a step has a number."""
+    return environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in environ and "SLURM_STEP_ID" not in environ
+
+
 def num_cores():
     """CPU cores that this process may use: by its affinity and by the quota of its cgroup (containers, SLURM)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -71,22 +80,15 @@ def cgroup_quota(root=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")):
     with contextlib.suppress(OSError, ValueError):  # no Linux, or no cgroups
         for line in own.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            base = root / ("cpu" if controllers else "")
-            for folder in (base / path.lstrip("/"), *(base / path.lstrip("/")).parents):
-                if not folder.is_relative_to(base):
-                    break
-                with contextlib.suppress(OSError, ValueError):
-                    if controllers:
-                        most, period = ((folder / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
-                    else:
-                        most, period = (folder / "cpu.max").read_text().split()
-                    if float(most) > 0:  # "max" is a ValueError; version 1 says -1
-                        quota = min(quota, float(most) / float(period))
+            base, files = ("cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")) if controllers else ("", ("cpu.max",))
+            for folder in (Path(path), *Path(path).parents) if {"", "cpu"} & {*controllers.split(",")} else ():
+                with contextlib.suppress(OSError, ValueError):  # "max" is no number
+                    texts = [(root / base / str(folder).lstrip("/") / file).read_text() for file in files]
+                    most, period = map(float, " ".join(texts).split())
+                    quota = min(quota, most / period if most > 0 else math.inf)  # version 1 says -1
     return quota
 
 
 def num_workers(wanted=0):
     """How many worker processes to start: `wanted`, or for 0 this process's part of the cores of its machine."""
-    return wanted or max(1, num_cores() // launcher().local_world_size)
+    return wanted or max(1, num_cores() // (1 if in_batch_script() else launcher().local_world_size))
