@@ -16,6 +16,7 @@ $ python tools/compile_offline.py --model r3d_18 --num-frames 32 --precision w8a
 $ python tools/compile_offline.py --compare r2plus1d_18 r3d_18 mc3_18
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -38,6 +39,7 @@ checkpoint_weights = []               # how much each checkpoint's vote counts, 
 mirror = False                        # True = the mirror image of a clip votes, too; twice the time
 model = []                            # instead: an untrained network, any of torchvision's; several vote, in one model
 num_frames = 0                        # frames a clip; 0 = as the source says, 16 for an untrained network
+crop_size = 0                         # pixels of a side of an untrained network's frames; 0 = as its weights have it
 num_classes = 0                       # 0 = as the source says, as many as class_map.json for an untrained network
 precision = ""                        # float, w8a8 or w8a16; "" = as the source is, float for one without bits
 soc = 77                              # Qualcomm's number of the chip; 77 is that of the Dragonwing IQ-9075
@@ -72,8 +74,8 @@ def check_constants():
         common.refuse("checkpoint, model and compare exclude one another: set one of them")
     for name in dict.fromkeys(model + compare):
         sources.check_network(name)
-    if min(num_frames, num_classes, num_clips, *compare_frames, 0) < 0 or num_calibration_samples < 1:
-        common.refuse("frames, classes and clips cannot be negative, and num_calibration_samples must be 1 or more")
+    if min(num_frames, crop_size, num_classes, num_clips, *compare_frames, 0) < 0 or num_calibration_samples < 1:
+        common.refuse("frames, sizes, classes and clips are 0 or more, and num_calibration_samples is 1 or more")
     if (checkpoint_weights or mirror) and not checkpoint:
         common.refuse("checkpoint_weights and mirror are about the votes of checkpoints: name them with --checkpoint")
     if compare and num_clips:
@@ -85,7 +87,7 @@ def check_constants():
 def find_source():
     """The UncompiledNetwork that the constants name. Exits with code 2 and one sentence if it cannot be used."""
     if model:
-        return sources.untrained(model, num_frames, num_classes, precision)
+        return sources.untrained(model, num_frames, num_classes, precision, crop_size)
     if checkpoint:
         vote = {"weights": checkpoint_weights, "mirrored": mirror}
         return sources.trained(checkpoint, num_frames, num_classes, precision, **vote)
@@ -164,6 +166,7 @@ def reader_of(uncompiled, folder):
 def key_of(uncompiled, rows):
     """A hash of all that decides a binary: what was made with another key is another binary."""
     parts = [compiler.WHEELS, soc, uncompiled.sha256, uncompiled.network, uncompiled.shape, uncompiled.precision]
+    parts += [uncompiled.about.get(name) for name in ("clip", "classes")]  # which stand beside it
     if rows:
         parts += [onnx_graphs.QUANTIZATION_VERSION]
         parts += [[clip_runs.identity_of(CALIBRATION_DIR, row) for row in rows]]
@@ -178,10 +181,11 @@ def compiled_before(uncompiled, key):
     """The CompiledBinary in output_dir that has this key, or None."""
     for file in sorted(Path(output_dir).glob(f"{stem_of(uncompiled)}-v*.json")):
         path = file.with_suffix(".bin")
-        description = sources.read_description(path)
-        if description.get("key") == key:
-            print(f"{path} is compiled already; delete it to compile it again")
-            return binary_runs.CompiledBinary(path, description)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # another file, or no whole one
+            described = json.loads(file.read_text(encoding="utf-8"))
+            if described["key"] == key and described["sha256"] == common.sha256_of(path):
+                print(f"{path} is compiled already; delete it to compile it again")
+                return binary_runs.CompiledBinary(path, described)
     return None
 
 
@@ -295,7 +299,7 @@ def compare_networks():
     accuracies = latency.read_results(results)
     compiler.install(qnn_dir)
     file = Path(output_dir, "latency.jsonl")
-    common_part = {"soc": soc, "num_classes": num_classes, "wheels": compiler.WHEELS}
+    common_part = {"soc": soc, "num_classes": num_classes, "crop_size": crop_size, "wheels": compiler.WHEELS}
     wanted = [{"network": name, "frames": frames, "precision": of, **common_part}
               for name in compare for frames in compare_frames for of in compare_precisions]  # fmt: skip
     rows = [row for row in json_lines.read_rows(file) if {key: row.get(key) for key in wanted[0]} in wanted]
@@ -303,7 +307,7 @@ def compare_networks():
 
     def graphs():
         for row in missing:
-            uncompiled = sources.untrained([row["network"]], row["frames"], num_classes, row["precision"])
+            uncompiled = sources.untrained([row["network"]], row["frames"], num_classes, row["precision"], crop_size)
             yield row, sources.deployed_graph(uncompiled, calibration_clips(uncompiled, []))[0]
 
     number = machine.num_workers(num_processes)

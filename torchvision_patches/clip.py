@@ -6,9 +6,6 @@ description beside a compiled model (under "clip"). Which class is which logit s
 
 from typing import NamedTuple
 
-from torchvision.models import get_model_weights
-
-from torchvision_patches import networks  # noqa: F401  (the registry with the networks that torchvision lacks)
 from torchvision_patches.frame_rule import RULE_VERSION
 
 DEFAULT_MODEL = "r2plus1d_18"  # the contest's
@@ -54,7 +51,9 @@ def of_network(model_name=DEFAULT_MODEL, clip_len=OFFICIAL_CLIP_LEN, frame_rate=
 
     Raises ValueError for a name that the registry does not have.
     """
-    preset = get_model_weights(model_name).DEFAULT.transforms()
+    from torchvision_patches import networks  # a board that runs a compiled network has no torchvision
+
+    preset = networks.get_model_weights(model_name).DEFAULT.transforms()
     sizes = (tuple(getattr(preset, key)) for key in ("resize_size", "crop_size", "mean", "std"))
     return ClipDescription(model_name, clip_len, float(frame_rate), False, *sizes, RULE_VERSION)
 
@@ -71,7 +70,7 @@ def described(saved, args=None):
     told |= {"rotate": args.get("rotate")}
     told |= {key: saved[key] for key in ClipDescription._fields if saved.get(key) is not None}
     told = {key: value for key, value in told.items() if value is not None}
-    default = of_network(told.get("model_name", DEFAULT_MODEL))
-    types = {key: type(value) for key, value in default._asdict().items()}
-    values = {key: types[key](told[key]) if key in told else getattr(default, key) for key in types}
-    return ClipDescription(**values), [key for key in types if key not in told]
+    untold = [key for key in ClipDescription._fields if key not in told]
+    default = of_network(told.get("model_name", DEFAULT_MODEL))._asdict() if untold else {}
+    values = {key: of_type(told[key]) for key, of_type in ClipDescription.__annotations__.items() if key in told}
+    return ClipDescription(**{key: default[key] for key in untold}, **values), untold

@@ -8,25 +8,10 @@ grey level. Only the pixels that the crop's bilinear taps read are touched, 224 
 import torch
 from torchvision.models.video import R2Plus1D_18_Weights
 
+from torchvision_patches.spatial_numpy import bilinear_taps, centre_of
+
 # resize_size (128, 171) and crop_size (112, 112) in (height, width); mean and std per RGB channel, for values in [0, 1]
 PRESET = R2Plus1D_18_Weights.KINETICS400_V1.transforms()
-
-
-def bilinear_taps(size_in, size_out, first, count):
-    """Where output pixels `first … first + count - 1` come from when `size_in` pixels are resized to `size_out`.
-
-    Half-pixel centres, clamped at the border, no antialias, in float32: torch.nn.functional.interpolate's arithmetic.
-    Returns (low, high, weight of high): int64, int64 and float32 tensors of shape (count,).
-    """
-    centres = torch.arange(first, first + count, dtype=torch.float32) + 0.5
-    source = (centres * (size_in / size_out) - 0.5).clamp(min=0)
-    low = source.long().clamp(max=size_in - 1)
-    return low, (low + 1).clamp(max=size_in - 1), source - low
-
-
-def centre_of(resize_size, crop_size):
-    """Where a crop from the centre starts, (row, column), rounded as torchvision's center_crop rounds it."""
-    return [round((resized - cropped) / 2) for resized, cropped in zip(resize_size, crop_size)]
 
 
 def resize_and_crop(
@@ -44,8 +29,10 @@ def resize_and_crop(
     top, left = centre[0] if top is None else top, centre[1] if left is None else left
     if not (0 <= top <= height - crop_height and 0 <= left <= width - crop_width):
         raise ValueError(f"a crop of {crop_size} at ({top}, {left}) does not lie inside a frame of {resize_size}")
-    low_row, high_row, row_weight = bilinear_taps(clip.shape[1], height, top, crop_height)
-    low_column, high_column, column_weight = bilinear_taps(clip.shape[2], width, left, crop_width)
+    row_taps = bilinear_taps(clip.shape[1], height, top, crop_height)
+    column_taps = bilinear_taps(clip.shape[2], width, left, crop_width)
+    low_row, high_row, row_weight = map(torch.from_numpy, row_taps)
+    low_column, high_column, column_weight = map(torch.from_numpy, column_taps)
     rows, columns = torch.cat([low_row, high_row]), torch.cat([low_column, high_column])
     pixels = (rows[:, None] * clip.shape[2] + columns).flatten()
     column_weight = column_weight.repeat_interleave(3)  # (crop_width * 3,), one for each colour of a pixel

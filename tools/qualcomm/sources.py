@@ -68,16 +68,18 @@ def check_network(name):
             )
 
 
-def untrained(names, frames, classes, precision):
-    """A video network of the registry with random weights, or several that vote, at the frame size that is theirs.
+def untrained(names, frames, classes, precision, side=0):
+    """A video network of the registry with random weights, or several that vote.
 
-    `frames` and `classes` 0 mean 16 and as many as class_map.json has.
+    `frames` and `classes` 0 mean 16 and as many as class_map.json has; `side` 0 the frame size that is theirs.
     """
     from torchvision.models import get_model_weights
 
     from qevd_r2plus1d import model as recipe
 
     voters = [recipe.untrained(name, frames, classes, seed) for seed, name in enumerate(names)]
+    if side:
+        voters = [voter._replace(description=at_size(voter.description, side)) for voter in voters]
     clips = voters[0].description
     for name, voter in zip(names, voters):
         least = get_model_weights(name).DEFAULT.meta.get("min_temporal_size") or 1
@@ -87,11 +89,18 @@ def untrained(names, frames, classes, precision):
             common.refuse(f"{names[0]} and {name} take different clips, so they cannot vote: {', '.join(differences)}")
     name = names[0] if len(names) == 1 else f"{'_'.join(dict.fromkeys(names))}-{len(names)}-networks"
     return UncompiledNetwork(
-        name=f"{name}-untrained-{clips.clip_len}-frames", made_from=f"{' + '.join(names)} with random weights",
+        name=f"{name}-untrained-{clips.clip_len}-frames" + f"-of-{side}" * bool(side),
+        made_from=f"{' + '.join(names)} with random weights",
         sha256=f"{voters[0].num_classes} classes", precision=precision or "float",
         shape=(1, 3, clips.clip_len, *clips.crop_size), network=" + ".join(names), about={"clip": clips.as_dict()},
         torch_model=recipe.QevdR2Plus1D(voters, recipe.shares_of([], voters)),
     )  # fmt: skip
+
+
+def at_size(clips, side):
+    """A ClipDescription of frames of another size, of which the crop cuts off as much."""
+    resized = tuple(round(length * side / clips.crop_size[0]) for length in clips.resize_size)
+    return clips._replace(resize_size=resized, crop_size=(side, side))
 
 
 def trained(checkpoints, frames, classes, precision, **vote):

@@ -5,6 +5,7 @@ binary of the local hub (onnxruntime, on the CPU), or one made for Qualcomm's ch
 Qualcomm's emulator). Definitions only, no constant that a user edits.
 """
 
+import importlib.util
 import io
 from pathlib import Path
 from typing import NamedTuple
@@ -109,6 +110,11 @@ def load_onnx(path):
 def load_for_chip(binary):
     """A CompiledBinary, as a session that stays open."""
     session = binary_runs.BinarySession(binary, common.REPO / ".qnn")
+    if not binary.description.get("clip") and not importlib.util.find_spec("torchvision"):
+        common.refuse(
+            f"nothing beside {binary.path} says how its clips are made: compile it from its checkpoint, and keep the "
+            f".json that tools/compile_offline.py writes beside it"
+        )
     num_classes = int(np.prod(binary.description["output"]["shape"]))
     classes = binary.description.get("classes") or numbered(binary.path, num_classes)
     clips = description.clip_of(binary.description, binary.path, session.clip_shape)
