@@ -54,7 +54,7 @@ def reference():
     import train
 
     found = [getattr(train, name) for name in ("datasets", "models", "settings", "teachers", "transforms", "utils")]
-    found += [train, train.datasets.splits]
+    found += [train, train.datasets.splits, train.models.layers]
     yield types.SimpleNamespace(**{module.__name__: module for module in found})
     sys.path.remove(folder)
     for name in set(sys.modules) - before:
@@ -263,6 +263,38 @@ def test_folding_frozen_batchnorm_changes_rounding_only(reference):
     assert torch.equal(copy.deepcopy(folded)(clips), folded(clips))
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_padded_channels_change_rounding_only(reference, flat):
+    """Outputs, gradients, statistics, in training and validation; names, values and number of weights stay."""
+    torch.manual_seed(0)
+    plain = torchvision.models.get_model("r2plus1d_18", num_classes=5)
+    fast = copy.deepcopy(plain)
+    reference.layers.pad_channels(fast, 8, flat)
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+    assert [p.shape for p in fast.parameters()] == [p.shape for p in plain.parameters()]
+    seen = []
+    for module in fast.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.register_forward_hook(lambda _, inputs, output: seen.append(output.shape[1]))
+    clips = torch.randn(2, 3, 4, 32, 32).contiguous(memory_format=torch.channels_last_3d)
+    outputs = []
+    for model in plain, fast:
+        model.double()  # float32 rounds by 1e-5 itself, and differently in each form
+        outputs.append(model(clips.double()))
+        outputs[-1].square().sum().backward()
+    assert not [channels for channels in seen if channels % 8] and 48 in seen and 928 in seen, seen
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-9, rtol=1e-9)
+    for (name, ours), theirs in zip(fast.named_parameters(), plain.parameters()):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-9, rtol=1e-7, msg=name)
+    for name, value in fast.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], atol=1e-9, rtol=1e-9, msg=name)
+    for model in plain, fast:
+        model.eval().float()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(clips), plain(clips), atol=1e-5, rtol=1e-5)
+    assert torch.equal(copy.deepcopy(fast)(clips), fast(clips))
+
+
 @pytest.mark.parametrize("name", ["r2plus1d_18", "mc3_18"])
 def test_every_batchnorm_is_folded_and_its_relu_on_gpus(reference, monkeypatch, name):
     """cuDNN's two kernels stand here as what they compute; test_gpu.py has the real ones."""
@@ -278,8 +310,8 @@ def test_every_batchnorm_is_folded_and_its_relu_on_gpus(reference, monkeypatch, 
             for values in module.running_var, module.weight.data:
                 values.uniform_(0.5, 2.0)
     clips = torch.rand(1, 3, 4, 28, 28)
-    for on_gpu in False, True:
-        folded = reference.models.folded(copy.deepcopy(model), on_gpu)
+    for on_gpu, multiple in (False, 1), (True, 1), (False, 8), (True, 8):
+        folded = reference.layers.folded(copy.deepcopy(model), on_gpu, multiple)
         kinds = {type(module) for module in folded.modules()}
         assert torch.nn.BatchNorm3d not in kinds and (torch.nn.ReLU in kinds) != on_gpu
         with torch.no_grad():

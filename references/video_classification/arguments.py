@@ -96,6 +96,7 @@ def get_args_parser(description=None):
     add("--lr-warmup-method", default="linear", choices=["linear", "constant"])
     add("--lr-warmup-decay", default=0.001, type=float, help="factor at the start of warm-up")
     add("--fold-frozen", action="store_true", help="compute frozen BatchNorm (on a GPU all) within convolutions")
+    add("--pad-channels", default=1, type=positive, help="compute with multiples of it, say 8 on a GPU; same results")
     add("--label-smoothing", default=0.0, type=float)
     add("--clip-grad-norm", default=0.0, type=float, help="largest norm of the gradient; 0: any")
     add("--accumulate", default=1, type=positive, help="batches whose gradients make one step")

@@ -1,7 +1,6 @@
 """Which network is trained, the weights it starts from, what of it learns, and how it computes."""
 
 import contextlib
-import copy
 import functools
 import math
 import os
@@ -17,9 +16,9 @@ import torchvision
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import video
 from torchvision.ops import StochasticDepth
 
+import layers
 import processes
 import starting
 import utils
@@ -79,7 +78,10 @@ def make_model(args, checkpoint):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = networks.channels_last(model.to(args.device))
     if args.fold_frozen and not args.test_only:
-        fold_frozen(model, args)
+        frozen = [name for name, _ in model.named_children() if not learns(name, args)]
+        layers.fold(model, frozen, "cuda" in args.device, args.pad_channels)
+    if args.pad_channels > 1:
+        layers.pad_channels(model, args.pad_channels)
     return model
 
 
@@ -112,71 +114,6 @@ def set_train_mode(model, args):
     model.train()
     for name, child in unwrapped(model).named_children():
         child.train(learns(name, args))
-
-
-def fold_frozen(model, args):
-    """Let frozen modules compute with BatchNorm folded into the convolution before it; weights are saved as they are.
-
-    On a GPU a convolution's ReLU and a block's sum are computed with it, too. Outputs differ by rounding only.
-    """
-    for name, child in model.named_children():
-        if not learns(name, args) and list(child.parameters()):
-            frozen = folded(copy.deepcopy(child).eval(), "cuda" in args.device).requires_grad_(False)
-            child.forward = frozen.forward  # an attribute, not a child: it is in no state_dict
-
-
-def folded(module, on_gpu):
-    """The module with what is folded in it; an nn.Sequential is another one, with those within it taken apart."""
-    if not isinstance(module, nn.Sequential):
-        for name, child in module.named_children():
-            setattr(module, name, folded(child, on_gpu))
-        return FrozenBlock(module) if on_gpu and isinstance(module, video.resnet.BasicBlock) else module
-    parts = []
-    for part in leaves(module):
-        last = parts[-1] if parts and isinstance(parts[-1], nn.Conv3d) else None
-        if last and isinstance(part, nn.BatchNorm3d):
-            parts[-1] = nn.utils.fusion.fuse_conv_bn_eval(last, part)
-        elif last and isinstance(part, nn.ReLU) and on_gpu:
-            parts[-1] = FrozenConvolution(last)
-        else:
-            parts.append(folded(part, on_gpu))
-    return nn.Sequential(*parts)
-
-
-def leaves(sequence):
-    for part in sequence:
-        yield from leaves(part) if isinstance(part, nn.Sequential) else [part]
-
-
-class FrozenConvolution(nn.Module):
-    """A convolution, its bias, what is added to it, and ReLU in one kernel of cuDNN.
-
-    Without it each of them passes over the whole result once more; torch.compile does not help there.
-    """
-
-    def __init__(self, conv):
-        super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-        self.geometry = conv.stride, conv.padding, conv.dilation, conv.groups
-
-    def forward(self, clips, summand=None):
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else clips.dtype
-        clips, weight, bias = (x.to(dtype) for x in (clips, self.weight, self.bias))
-        if summand is None:
-            return torch.cudnn_convolution_relu(clips, weight, bias, *self.geometry)
-        return torch.cudnn_convolution_add_relu(clips, weight, summand.to(dtype), 1.0, bias, *self.geometry)
-
-
-class FrozenBlock(nn.Module):
-    """torchvision's residual block, folded already; its last convolution adds the shortcut."""
-
-    def __init__(self, block):
-        super().__init__()
-        self.first = nn.Sequential(*block.conv1, *block.conv2[:-1])
-        self.last, self.shortcut = FrozenConvolution(block.conv2[-1]), block.downsample or nn.Identity()
-
-    def forward(self, clips):
-        return self.last(self.first(clips), self.shortcut(clips))
 
 
 def distributed(model, args):

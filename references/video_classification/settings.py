@@ -24,7 +24,7 @@ RECIPE = """
     lr_gamma lr_warmup_epochs lr_warmup_method lr_warmup_decay trainable_layers amp label_smoothing model_ema
     clip_grad_norm accumulate sync_bn class_balanced color_jitter hflip_prob mixup_alpha videomix_prob stackmix_prob
     rand_augment hold_out hold_out_seed train_splits teacher_logits distill_alpha distill_temperature
-    bn_clips fold_frozen train_resize_size train_crop_size cache_frames seed world_size
+    bn_clips fold_frozen pad_channels train_resize_size train_crop_size cache_frames seed world_size
 """.split()  # noqa: SIM905
 # torchvision's names of the flags that say a field of the clip's description
 FLAGS = {"model_name": "model", "resize_size": "val_resize_size", "crop_size": "val_crop_size"}
