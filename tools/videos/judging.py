@@ -36,6 +36,8 @@ def outermost_boxes(path):
 
     MP4/MOV boxes are 4 bytes size, 4 bytes kind (ISO/IEC 14496-12, 4.2); AVI is RIFF chunks, 4 bytes kind, 4 bytes
     size; Matroska is an EBML header and one Segment (RFC 8794). Sizes that say "unknown" are left out.
+    FFmpeg's own log does not tell as much: "moov atom not found" is all it says of a web page and of a cut video alike,
+    and nothing of an AVI that ends between two packets or of fragments that are missing.
     """
     ends, size = {}, os.path.getsize(path)
     with open(path, "rb") as file:
@@ -132,10 +134,10 @@ def all_are_read(path):
 
 
 def facts_and_missing(path, seen):
-    """(the index's Facts of a file, how many of the frames that they name were not met while everything was decoded).
+    """What the index says of a file, against what was decoded of it.
 
-    As `read_frames` does it: times that a header gives are taken only if the frames bear them out.
-    Raises UnreadableVideo.
+    Times that a header gives are taken only if the decoded frames have them, as `read_frames` does it. Returns (the
+    index's Facts, the number of frames in them that were not decoded). Raises UnreadableVideo.
     """
     from torchvision_patches.decoding import facts_of, has_times
 
