@@ -92,7 +92,7 @@ def test_a_run_with_a_name_and_float_and_w8a8_side_by_side(tmp_path, videos, run
     rows = read_table(tmp_path)
     own, w8a8 = rows["."], rows["w8a8"]
     assert own["checkpoint"] == w8a8["checkpoint"] != "", "w8a8 was exported from the run without a name"
-    assert own["trained_on"] and own["validated_on"] == "val" and own["val_videos"] == "4"
+    assert own["commit"] and own["validated_on"] == "val" and own["val_videos"] == "4"
     assert own["compile_job"] and w8a8["compile_job"] and own["compile_job"] != w8a8["compile_job"]
     assert own["w8a8_top1"] == w8a8["w8a8_top1"] != "", "what evaluate.py --compare said of the second model"
     assert own["float_top1"] == w8a8["float_top1"] != "", "and of the first, of the same checkpoint"
@@ -142,7 +142,7 @@ def test_a_table_of_runs(tmp_path, run_script):
     flags = [column for column in a if column.startswith("--")]
     assert flags == ["--model-ema", "--hold-out"], "the others are the same, or no part of the recipe"
     assert (a["--model-ema"], b["--model-ema"], b["--hold-out"]) == ("0.999", "", "0.1")
-    assert (a["trained_on"], b["trained_on"]) == ("0123456789", "0123456789, changed")
+    assert (a["commit"], b["commit"]) == ("0123456789", "0123456789, changed")
     assert (a["val_top1"], a["val_low"], a["validated_on"]) == ("90.0", "85.059", "val"), "Wilson's, of 180 of 200"
     assert b["validated_on"] == "10 % of train"
     assert (a["float_top1"], a["w8a8_top1"], a["estimated_ms"], a["profiled_ms"]) == ("88.5", "87.0", "4.4", "4.5")

@@ -29,7 +29,7 @@ OUT = "runs/table"  # of the two files, without their endings
 NO_RECIPE = {"output_dir", "resume", "data_path", "class_map", "device", "workers", "print_freq", "rank", "world_size"}
 NO_RECIPE |= {"gpu", "distributed", "dist_url", "local_rank", "local_world_size", "overwrite", "tensorboard", "run"}
 NO_RECIPE |= {"cache_dataset", "cache_frames", "save_every", "eval_every", "start_epoch", "test_only", "save_logits"}
-AFTER = ("trained_on", "checkpoint", "epoch", "validated_on", "val_top1", "val_low", "val_high", "val_videos",
+AFTER = ("commit", "checkpoint", "epoch", "validated_on", "val_top1", "val_low", "val_high", "val_videos",
          "precision", "float_top1", "w8a8_top1", "deployed_low", "deployed_high", "estimated_ms", "profiled_ms",
          "compile_job", "shared", "leaderboard", "local_minus_leaderboard", "notes")  # fmt: skip
 
@@ -174,7 +174,7 @@ def row_of(run, figures):
     about = report.get("about", {})
     row |= {"run": run["name"], "checkpoint": run["sha256"][:12], "epoch": saved.get("epoch", "")}
     if git:
-        row["trained_on"] = f"{git['commit'][:10]}{'' if git['clean'] else ', changed'}"
+        row["commit"] = f"{git['commit'][:10]}{'' if git['clean'] else ', changed'}"
     if "video_acc1" in metrics:
         n = metrics["num_videos"]
         row["val_low"], row["val_high"] = wilson(round(metrics["video_acc1"] * n / 100), n)
@@ -187,7 +187,7 @@ def row_of(run, figures):
     deployed = report.get("figures", {})
     row |= {"deployed_low": deployed.get("ci95_low", ""), "deployed_high": deployed.get("ci95_high", "")}
     estimate = run["estimate"].get("estimated_ms")  # low, middle, high; None for a chip without a model of time
-    row |= {"estimated_ms": estimate[1] if estimate else "", "profiled_ms": export.get("profiled_ms", "")}
+    row |= {"estimated_ms": round(estimate[1], 2) if estimate else "", "profiled_ms": export.get("profiled_ms", "")}
     row |= {"compile_job": export.get("compile_job", ""), "shared": export.get("shared", "")}
     local = deployed.get("top1", row["val_top1"])
     if run["score"] is not None:
