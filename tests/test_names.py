@@ -60,3 +60,9 @@ def test_class_maps_in_every_encoding_and_form(tmp_path, capsys):
     path.write_text(json.dumps({"cafe\u0301": 0, "caf\u00e9": 1}))
     with pytest.raises(SystemExit):
         common.load_class_map(path)
+
+
+def test_a_refusal_shows_any_name(capsys):
+    with pytest.raises(SystemExit):
+        common.refuse(f"{os.fsdecode(b'caf' + bytes([0xE9]))} and \u202ename\x1b[0m;\nsecond line")
+    assert capsys.readouterr().err == "error: caf\\xe9 and \\u202ename\\x1b[0m;\nsecond line\n"

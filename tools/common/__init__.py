@@ -27,7 +27,8 @@ from common import names  # noqa: E402 (standard library only, as all here)
 
 def refuse(message):
     """Print one sentence that says what is wrong, where and what to do; exit with code 2 (usage or configuration)."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    lines = map(names.printable, str(message).split("\n"))  # names of files in it may be any bytes
+    print("error: " + "\n".join(lines), file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 
