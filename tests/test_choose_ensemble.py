@@ -20,7 +20,8 @@ def write_member(folder, name, logits, description=None, **attributes):
     model = run / "resnet_2plus1d.bin"
     model.write_bytes(name.encode())
     digest = hashlib.sha256(name.encode()).hexdigest()
-    about = {"sha256": digest, "checkpoint": f"{name}/checkpoint.pth", "clip": {"clip_len": 16}} | (description or {})
+    about = {"sha256": digest, "checkpoint": f"{name}/checkpoint.pth", "clip": {"clip_len": 16}, "precision": "w8a8"}
+    about |= description or {}
     model.with_suffix(".json").write_text(json.dumps(about))
     estimate = {"made_from_sha256": digest, "estimated_ms": [8.0, 9.0, 10.0], "precision": "w8a8"}
     (run / "qevd_r2plus1d-w8a8-v73.json").write_text(json.dumps(estimate))
@@ -70,9 +71,9 @@ def test_who_errs_elsewhere_joins(tmp_path, members, run_script):
     assert report["steps"][-1]["top1"] == 100.0, "two of three are right on every video"
     assert report["n"] + report["n_chosen_on"] == NUM
     assert report["difference_low"] > 10 and "can be told apart" in result.stdout
-    assert f"next: python tools/local_hub.py python tools/example_export.py --checkpoint {first[0]}/checkpoint.pth" in (
-        result.stdout
-    )
+    made_of = " ".join(f"{name[0]}/checkpoint.pth" for name in (first, *others)) + " --precision w8a8\n"
+    assert f"next: python tools/local_hub.py python tools/example_export.py --checkpoint {made_of}" in result.stdout
+    assert f"as one graph: python tools/compile_offline.py --checkpoint {made_of}" in result.stdout
     # the figure is that of videos which nothing was chosen by
     told = np.array([zlib.crc32(f"{CLASSES[label]}/{i}.mp4".encode()) % 2 == 1 for i, label in enumerate(members)])
     with h5py.File(tmp_path / first) as file:
@@ -103,11 +104,13 @@ def test_a_person_is_on_one_side(tmp_path, members, run_script):
 def test_what_cannot_vote_together_is_refused(tmp_path, members, run_script):
     logits = voter(members, np.zeros(NUM, bool), 9)
     write_member(tmp_path, "longer", logits, {"clip": {"clip_len": 32}})
+    write_member(tmp_path, "mirrored", logits, {"mirrored": True})
     write_member(tmp_path, "again", logits, {"checkpoint": "a/checkpoint.pth"})
     write_member(tmp_path, "other", logits, classes=json.dumps(["squats", "lunges", "planks"]))
     (write_member(tmp_path, "unknown", logits), (tmp_path / "unknown/qevd_r2plus1d-w8a8-v73.json").unlink())
     for name, said in {
-        "longer": "a.h5 takes clips of clip_len 16, longer.h5 of 32",
+        "longer": "a.h5 has clip_len 16, longer.h5 has 32",
+        "mirrored": "a.h5 has mirrored False, mirrored.h5 has True",
         "again": "two of the files are of the checkpoint a/checkpoint.pth",
         "other": "labels that are no class of the model",
         "unknown": "nothing says how long the model of unknown.h5 takes",

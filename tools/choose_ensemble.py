@@ -46,6 +46,7 @@ class Member(NamedTuple):
     predictions: Any  # predictions.Predictions, in the classes of the first member
     logits: np.ndarray  # float64 (n, num_classes)
     checkpoint: str  # "" where nothing says it
+    mirrored: bool  # whether its predictions are those of the clip and its mirror image
     milliseconds: float
 
 
@@ -81,7 +82,8 @@ def read_members(rows):
         if not isinstance(checkpoint, str):
             common.refuse(f"{path} is of a model in which several networks vote; name each one's own predictions")
         one = one.in_classes(first.classes)
-        members.append(Member(path, one, one.logits().astype(np.float64), checkpoint, milliseconds))
+        mirrored = bool(known.get("mirrored"))
+        members.append(Member(path, one, one.logits().astype(np.float64), checkpoint, mirrored, milliseconds))
     named = [member.checkpoint for member in members if member.checkpoint]
     if len(set(named)) < len(named):
         twice = next(name for name in named if named.count(name) > 1)
@@ -97,12 +99,13 @@ def refuse_strangers(first, of_first, one, known):
         common.refuse(f"{here} and {there} are of other classes ({len(odd)} differ, {odd[0]!r} is one): none can vote")
     if not np.array_equal(one.clips, first.clips):
         common.refuse(f"{here} and {there} hold predictions of other videos; run inference of both on {manifest}")
-    ours, theirs = (dict(of.get("clip") or {}, model_name=None) for of in (of_first, known))
+    ours, theirs = (dict(of.get("clip") or {}, mirrored=bool(of.get("mirrored"))) for of in (of_first, known))
+    ours.pop("model_name", None)  # different networks may vote
     differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
     if differing:
         key = differing[0]
         common.refuse(
-            f"{there} takes clips of {key} {ours[key]}, {here} of {theirs[key]}: networks in one model take one clip"
+            f"{there} has {key} {ours[key]}, {here} has {theirs[key]}: networks in one model see one clip in one way"
         )
 
 
@@ -237,7 +240,11 @@ def print_command(chosen):
         print(f"the checkpoint of {unknown[0]} is not known; export by tools/example_export.py --checkpoint A B …")
         return
     paths = [member.checkpoint for member in chosen]
-    print(f"next: {flags.next_command('example_export.py', '', checkpoint=paths)}")
+    made_of = dict(checkpoint=paths, mirror=chosen[0].mirrored)
+    if len(precisions := {member.predictions.about.get("precision", "float") for member in chosen}) == 1:
+        made_of["precision"] = precisions.pop()
+    print(f"next: {flags.next_command('example_export.py', '', **made_of)}")
+    print(f"its latency as one graph: {flags.next_command('compile_offline.py', '', **made_of)}")
 
 
 if __name__ == "__main__":
