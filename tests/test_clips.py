@@ -289,28 +289,12 @@ def test_rotation_is_told_and_applied_only_on_demand(tmp_path, degrees):
     path.write_bytes(header[0] + header[1] + header[2].replace(*matrices, 1))
 
     clips = VideoClips([str(path)], 16, 1, 4)
-    assert decoding.facts_of(path).rotation == degrees
+    pts, _ = frame_times(path)
+    assert decoding.frames_and_rotation(path, pts[8:9], [8])[1] == degrees
     assert np.array_equal(clips.get_clip(0)[0].numpy(), plain), "the official preprocessing does not turn frames"
     clips.rotate = True
     upright = clips.subset([0]).get_clip(0)[0].numpy()
     assert np.array_equal(upright, np.rot90(plain, -degrees // 90, axes=(1, 2))), "not turned clockwise"
-
-
-def test_facts_that_surprise(tmp_path):
-    """A header that says 1000 frames a second, as browsers write it, and a first stream that no one would look at."""
-    times = np.cumsum(np.random.default_rng(0).integers(30, 60, 80)).tolist()
-    facts = decoding.facts_of(write_video(tmp_path / "browser.mkv", 80, fps=1000, pts=times, options={"bf": "0"}))
-    assert facts.fps == 1000 and facts.real_fps == pytest.approx(79_000 / (times[-1] - times[0]), rel=1e-3)
-    path = tmp_path / "two.mp4"
-    with av.open(str(path), "w") as container:
-        for size in 32, 64:
-            stream = container.add_stream("libx264", rate=30)
-            stream.height = stream.width = size
-        for stream in container.streams.video:
-            picture = np.zeros((stream.height, stream.width, 3), np.uint8)
-            for packet in [*stream.encode(av.VideoFrame.from_ndarray(picture)), *stream.encode()]:
-                container.mux(packet)
-    assert decoding.facts_of(path).num_streams == 2 and decoding.facts_of(tmp_path / "browser.mkv").num_streams == 1
 
 
 def test_a_read_that_stalls_is_given_up_and_named(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import calibration
+from common import calibration, flags
 from common.names import shortened
 
 import av
@@ -27,7 +27,8 @@ from drawn_exercises import CLASSES, write_exercises, write_onnx
 from make_videos import write_still
 from qevd_r2plus1d import Model
 from see import annotated_copy, drawing, timeline
-from small_models import small_onnx
+from torchvision_patches import clip as clip_module
+from torchvision_patches.clip import first_clip, of_network
 
 SCRIPT = "tools/predict.py"
 SQUATS = str(CLASSES.index("squats"))
@@ -57,7 +58,7 @@ def run(monkeypatch, tmp_path, capsys):
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
             patch.chdir(tmp_path)
             patch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
-            for name in ("VIDEOS", "CHECKPOINT", "OUT", "PICTURES", "CSV", "JSONL", "TIMELINE", "STRIDE"):
+            for name in flags.constants_of(Path(predict.__file__).read_text()):
                 patch.setattr(predict, name, constants.get(name, getattr(predict, name)))  # flags change them
             predict.main()
         printed = capsys.readouterr()
@@ -76,8 +77,8 @@ def jsonl(path):
 
 def test_a_folder_of_all_kinds_of_files(exercises, run_script, tmp_path):
     """As a user runs it: right labels, pictures, tables; bad files are a line each, and the counts add up."""
-    flags = ("--csv", "all.csv", "--jsonl", "all.jsonl", "--checkpoint", exercises / "tiny.onnx")
-    printed = run_script(SCRIPT, exercises / "in", "absent*.mp4", *flags, code=1).stdout
+    options = ("--csv", "all.csv", "--jsonl", "all.jsonl", "--checkpoint", exercises / "tiny.onnx")
+    printed = run_script(SCRIPT, exercises / "in", "absent*.mp4", *options, code=1).stdout
     assert "7 videos = 3 classified + 4 failed" in printed, printed
     for why in ("broken.mp4: ", "empty.avi: ", "gone.mov: it is a link to nothing"):
         assert f"failed: {exercises / 'in'}/{why}" in printed, printed
@@ -93,16 +94,16 @@ def test_a_folder_of_all_kinds_of_files(exercises, run_script, tmp_path):
     turned = rows[f"{CLASSES[0]}.mp4"]
     assert turned["rotation"] == 90 and "players turn it by 90° clockwise" in printed
     assert turned["frame_indices"] == [int(i * 10 / 6) for i in range(16)], "3 s: sampled at ceil(16 / 3) = 6 fps"
-    run_script(SCRIPT, exercises / f"in/{CLASSES[0]}.mp4", *flags, "--rotate")
+    run_script(SCRIPT, exercises / f"in/{CLASSES[0]}.mp4", *options, "--rotate")
     upright = jsonl(tmp_path / "all.jsonl")[f"{CLASSES[0]}.mp4"]
-    assert upright["rotation"] == 0 and upright["logits"] != turned["logits"]
+    assert upright["rotation"] == 90 and upright["logits"] != turned["logits"]
     assert turned["times"][-1] == 2.5 and rows["broken.mp4"]["error"] and not table[f"{CLASSES[0]}.mp4"]["error"]
 
 
 def test_the_picture_shows_what_the_model_saw(exercises, run, tmp_path):
     video = exercises / "in/deeper" / f"{CLASSES[1]}.mp4"
     run(video, CHECKPOINT=str(exercises / "tiny.onnx"))
-    clip = predict.read_clip(str(video), 16, 4)
+    clip = first_clip(str(video), of_network())
     image = Image.open(tmp_path / f"predictions/{CLASSES[1]}.png")
     shown = np.asarray(image).astype(float)
     for i, frame in enumerate(drawing.images_of(clip.pixels, 160)):
@@ -163,7 +164,7 @@ def test_a_checkpoint_gives_the_deployed_networks_logits(exercises, run, tmp_pat
     printed = run(video, video, JSONL="rows.jsonl")
     assert "3 classes, 8 frames at 4 fps" in printed and "1 videos = 1 classified" in printed
     with torch.inference_mode():
-        clip = torch.from_numpy(predict.read_clip(str(video), 8, 4).pixels)[None]
+        clip = torch.from_numpy(first_clip(str(video), of_network(clip_len=8)).pixels)[None]
         expected = Model.from_pretrained(str(tmp_path / "checkpoint.pth"))(clip)[0]
     row = jsonl(tmp_path / "rows.jsonl")[video.name]
     np.testing.assert_allclose(row["logits"], expected, atol=1e-4)
@@ -174,14 +175,12 @@ def test_models_that_cannot_run_here_are_refused(exercises, run, tmp_path):
     video = exercises / f"in/{CLASSES[0]}.mp4"
     (tmp_path / "text.bin").write_text("a binary of another maker")
     (tmp_path / "text.onnx").write_text("no model")
-    (tmp_path / "small.onnx").write_bytes(small_onnx(name="clip").SerializeToString())
     shutil.copy(exercises / "tiny.onnx", tmp_path / "other.onnx")
     (tmp_path / "other.json").write_text(json.dumps({"sha256": "0", "classes": CLASSES}))
     for model, sentence in {
         "absent.pth": "there is no absent.pth",
-        "text.bin": "text.bin is no checkpoint (.pth), ONNX model or binary of the local hub",
+        "text.bin": "nothing beside text.bin says what its graph is called",
         "text.onnx": "onnxruntime cannot run text.onnx",
-        "small.onnx": "takes frames of 16 x 16 pixels",
         "other.onnx": "other.json describes another file",
     }.items():
         refused = run(video, CHECKPOINT=model, code=2)
@@ -201,20 +200,20 @@ def test_classes_without_names_are_numbered(exercises, run, tmp_path):
     assert "does not name its 3 classes" in printed and f"  class {SQUATS}" in printed
 
 
-READ_CLIP = predict.read_clip
+READ_CLIP = first_clip
 
 
-def hang_if_broken(video, *rest):
+def hang_if_broken(video, **rest):
     if "broken" in str(video):
         time.sleep(60)
-    return READ_CLIP(video, *rest)
+    return READ_CLIP(video, **rest)
 
 
-def crash_if_broken(video, *rest):
+def crash_if_broken(video, **rest):
     if "broken" in str(video):
         faulthandler.disable()  # pytest's would print a page about what is meant to happen
         os.kill(os.getpid(), signal.SIGSEGV)
-    return READ_CLIP(video, *rest)
+    return READ_CLIP(video, **rest)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +221,7 @@ def crash_if_broken(video, *rest):
 )
 def test_a_decoder_that_hangs_or_crashes_fails_one_video_only(exercises, run, monkeypatch, fault, reason):
     monkeypatch.setattr(predict, "TIMEOUT", 5)
-    monkeypatch.setattr(predict, "read_clip", fault)
+    monkeypatch.setattr(clip_module, "first_clip", fault)
     videos = [exercises / "in/broken.mp4", exercises / f"in/{CLASSES[0]}.mp4"]
     printed = run(*videos, code=1, CHECKPOINT=str(exercises / "tiny.onnx"), PICTURES=False)
     assert reason in printed and "2 videos = 1 classified + 1 failed" in printed, printed
@@ -242,6 +241,47 @@ def test_names_of_pictures_are_different():
     names = predict.names_of(["a/x.mp4", "b/x.mp4", "b/X.mov", "b/y.mp4", "/c/b/x.mp4"])
     assert names["b/y.mp4"] == "y" and names["a/x.mp4"] == "a__x.mp4"
     assert len({name.lower() for name in names.values()}) == 5, names
+
+
+def test_names_that_are_long_or_no_text_or_look_like_a_flag(exercises, run, tmp_path):
+    """Each has a row with its exact name, and a picture; the folder names the class of all but one."""
+    folder = tmp_path / "squats"
+    folder.mkdir()
+    video = exercises / "in/deeper/squats.mp4"
+    long = "深" * 83 + "蹲.mp4"  # 256 bytes with .png
+    for name in (long[:80] + ".mp4", long[1:], "-x.mp4"):
+        os.link(video, folder / name)
+    os.link(video, os.fsencode(folder) + b"/caf\xe9.mp4")
+    os.link(video, tmp_path / "-x.mp4")
+    options = ("--csv", "p.csv", "--jsonl", "p.jsonl", "--checkpoint", exercises / "tiny.onnx")
+    printed = run(folder, *options, "--", "-x.mp4")
+    assert "5 videos = 5 classified + 0 failed" in printed and "caf\\xe9.mp4: 4.0 s, 10 fps; right" in printed, printed
+    assert "right: 4 of 4 videos whose folder names a class, 100.0 %" in printed
+    assert len(list((tmp_path / "predictions").glob("*.png"))) == 5
+    with open(tmp_path / "p.csv", newline="", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    listed = {os.fsencode(row["video"]) for row in rows}
+    assert listed == {b"-x.mp4", *(os.fsencode(path) for path in folder.iterdir())}
+    assert sorted(row["right"] for row in rows) == ["", "yes", "yes", "yes", "yes"]
+    lines = (tmp_path / "p.jsonl").read_text().splitlines()
+    assert {row["video"] for row in map(json.loads, lines)} == {row["video"] for row in rows}
+    wrong = tmp_path / CLASSES[0]
+    folder.rename(wrong)
+    printed = run(wrong / "-x.mp4", *options[4:])
+    assert f"; wrong: its folder is {CLASSES[0]}" in printed and "right: 0 of 1" in printed
+
+
+def test_a_models_own_rate_is_taken_and_another_refused(exercises, run, tmp_path):
+    torch.manual_seed(0)
+    network = torchvision.models.get_model("mc3_18", num_classes=2)
+    checkpoint = {"model": network.state_dict(), "model_name": "mc3_18", "clip_len": 8, "classes": ["a", "b"]}
+    torch.save(checkpoint | {"frame_rate": 2.5, "rotate": True}, tmp_path / "checkpoint.pth")
+    video = exercises / f"in/{CLASSES[0]}.mp4"
+    run(video, JSONL="rows.jsonl", PICTURES=False)
+    assert jsonl(tmp_path / "rows.jsonl")[video.name]["frame_indices"] == [int(i * 10 / 3) for i in range(8)]
+    refused = run(video, "--frame-rate", 4, code=2)
+    assert "checkpoint.pth was trained on clips of frame_rate 2.5, and frame_rate 4 is asked for" in refused
+    assert "rotate True, and rotate False is asked for" in run(video, "--rotate", "false", code=2)
 
 
 # --- timelines --------------------------------------------------------------------------------------------------------
@@ -270,12 +310,48 @@ def test_a_recording_of_three_exercises(exercises, run, tmp_path):
     assert not np.array_equal(copied[0][1][340:], copied[90][1][340:]), "the strip says the same for two exercises"
 
 
-def content_of(path):
+def content_of(path, sound=True):
     """([(seconds, RGB)], [sound packets as bytes]) of a file."""
     with av.open(str(path)) as container:
         frames = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     with av.open(str(path)) as container:
-        return frames, [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+        return frames, [bytes(packet) for packet in container.demux(audio=0) if packet.size] if sound else []
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 15])
+def test_a_recording_shorter_than_a_clip_is_one_segment(exercises, run, tmp_path, num_frames):
+    write_still(tmp_path / "short.mp4", num_frames, height=48, width=64)
+    run("--timeline", tmp_path / "short.mp4", CHECKPOINT=str(exercises / "tiny.onnx"))
+    (segment,) = (tmp_path / "predictions/short-segments.csv").read_text().splitlines()[1:]
+    assert segment.startswith(f"0.00,{num_frames / 30:.2f},")
+    frames, _ = content_of(tmp_path / "predictions/short-annotated.mp4", sound=False)
+    assert len(frames) == num_frames and (tmp_path / "predictions/short-timeline.png").exists()
+
+
+@pytest.mark.parametrize("codec, rate", [("pcm_s16le", 192_000), ("pcm_s16le", 37_800), ("libmp3lame", 8_000)])
+def test_sound_that_an_mp4_file_cannot_hold_as_it_is(tmp_path, codec, rate):
+    """It becomes AAC at the rate next to its own: a second of it stays a second."""
+    with av.open(str(tmp_path / "in.mov"), "w") as container:
+        picture, sound = container.add_stream("mpeg4", rate=10), container.add_stream(codec, rate=rate)
+        picture.width, picture.height, picture.pix_fmt, sound.codec_context.layout = 64, 48, "yuv420p", "mono"
+        for _ in range(10):
+            grey = np.full((72, 64), 128, np.uint8)
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(grey, format="yuv420p")))
+        wave = (20_000 * np.sin(np.arange(rate) * 0.1)).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+        frame.sample_rate = rate
+        container.mux([*sound.encode(frame), *sound.encode(), *picture.encode()])
+    segments = [drawing.Segment(0, 1, "squats", 0.9)]
+    assert annotated_copy.annotate(tmp_path / "in.mov", tmp_path / "out.mp4", segments) == ""
+    with av.open(str(tmp_path / "out.mp4")) as copy:
+        seconds = sum(frame.samples / frame.sample_rate for frame in copy.decode(audio=0))
+    assert seconds == pytest.approx(1, abs=0.2)
+
+
+def test_runners_up_have_a_lane(tmp_path):
+    moments = np.array([[0.7, 0.25, 0.05], [0.6, 0.35, 0.05], [np.nan] * 3])
+    segments = timeline.segments_of(np.arange(4), moments, ["a", "b", "c"])
+    assert drawing.lanes_of(segments, moments, ["a", "b", "c"]) == ["a", "b"]
 
 
 def test_an_avi_without_times_and_with_uncompressed_sound(exercises, run, tmp_path):
@@ -341,37 +417,36 @@ finally:
 
 def test_moments_and_segments():
     """A clip lasts until its next frame would come; a moment takes the mean of the clips that show it."""
-    plan = timeline.Plan(np.arange(24), np.arange(24), np.arange(24) / 4, 6.0, 0)
+    sampled = timeline.SampledFrames(np.arange(24), np.arange(24), np.arange(24) / 4, 6.0)
     starts = timeline.starts_of(24, 16, 4)
     assert starts == [0, 4, 8] and timeline.starts_of(16, 16, 4) == [0] and timeline.starts_of(19, 16, 2) == [0, 2, 3]
     rows = np.array([[1, 0], [0.4, 0.6], [0, 1]], np.float32)
-    edges, moments = timeline.moments_of(rows, np.array(starts), plan, 16, 1.0)
+    edges, moments = timeline.moments_of(rows, np.array(starts), sampled, 16, 1.0)
     assert edges.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert moments[:, 0] == pytest.approx([1, 0.7, 1.4 / 3, 1.4 / 3, 0.2, 0])
     segments = timeline.segments_of(edges, moments, ["a", "b"])
     assert [(s.start, s.end, s.label) for s in segments] == [(0, 2, "a"), (2, 6, "b")]
     rows[1:] = np.nan
-    segments = timeline.segments_of(*timeline.moments_of(rows, np.array(starts), plan, 16, 1.0), ["a", "b"])
+    segments = timeline.segments_of(*timeline.moments_of(rows, np.array(starts), sampled, 16, 1.0), ["a", "b"])
     assert [(s.start, s.end, s.label) for s in segments] == [(0, 4, "a"), (4, 6, "")]
 
 
-def test_planes_are_joined_without_a_change_of_colour(tmp_path):
-    """A full-range file tagged BT.709 keeps its planes and tags, within the encoder's loss."""
+def test_a_copy_shows_the_recordings_colours(tmp_path):
+    """A full-range file, tagged BT.709, of odd size: grey stays grey, within the encoder's loss."""
     with av.open(str(tmp_path / "in.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
         stream.width, stream.height, stream.pix_fmt = 98, 66, "yuvj420p"
         stream.codec_context.colorspace = 1
         for _ in range(10):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((99, 98), 77, np.uint8), format="yuvj420p")))
+            planes = np.concatenate([np.full((66, 98), 77, np.uint8), np.full((33, 98), 128, np.uint8)])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuvj420p")))
         container.mux(stream.encode())
-    segments = [timeline.Segment(0, 0.5, "a_very_long_name_of_a_class_that_cannot_fit", 0.9)]
-    segments.append(timeline.Segment(0.5, 1, "", 0))
+    segments = [drawing.Segment(0, 0.5, "a_very_long_name_of_a_class_that_cannot_fit", 0.9)]
+    segments.append(drawing.Segment(0.5, 1, "", 0))
     assert not annotated_copy.annotate(tmp_path / "in.mp4", tmp_path / "out.mp4", segments)
-    with av.open(str(tmp_path / "out.mp4")) as container:
-        frames = list(container.decode(video=0))
-    assert len(frames) == 10 and frames[0].colorspace == 1 and frames[0].color_range == 2
-    y, cb, _ = annotated_copy.planes_of(frames[0].reformat(format="yuvj420p"))
-    assert y.shape == (66 + 28, 98) and np.abs(y[:66].astype(int) - 77).max() <= 3 and abs(int(cb[5, 5]) - 77) <= 3
+    frames, _ = content_of(tmp_path / "out.mp4", sound=False)
+    assert len(frames) == 10 and frames[0][1].shape == (66 + 28, 98, 3)
+    assert np.abs(frames[0][1][:60].astype(int) - 77).max() <= 3
 
 
 def test_names_that_no_picture_can_hold_are_shortened():

@@ -2,14 +2,15 @@
 
 Reads   VIDEOS: files, folders (searched to the bottom) and patterns; CHECKPOINT. No labels, no class folders.
 Writes  OUT/<name>.png for each video: the frames that the model saw, with their times, and the five best classes;
-        CSV and JSONL, one row a video, if they are named. With --timeline, for each recording:
+        CSV and JSONL, one row a video, if they are named, with whether it is right where the video's folder has the
+        name of a class. With --timeline, for each recording:
         OUT/<name>-timeline.png, -segments.csv and -annotated.mp4 (the label burnt in, sound kept)
 
     $ python tools/predict.py squats.mp4 more_videos/ --checkpoint checkpoint.pth
     $ python tools/predict.py session.mp4 --timeline
 
-A video is judged by its first clip of the official frame rule, read by the code of training and preprocessing, and a
-timeline by all clips of that rule that start STRIDE seconds apart.
+A video is judged by its first clip of the official frame rule, made as the network was trained on, and a timeline by
+all clips of that rule that start STRIDE seconds apart.
 
 Exit codes: 0 all videos are classified, 1 some cannot be (listed), 2 wrong usage, unusable model, full disk.
 """
@@ -23,12 +24,15 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import common
-from common import finding, flags, machine
+from common import finding, flags, machine, names
+from common.calibration import best, softmax
+from common.checkpoints import load_checkpoint
 
 import numpy as np
+
+from aihub.description import read_description
 
 # ----------------------------------------------------------------------------------------------------------------------
 VIDEOS = []  # files, folders, patterns such as 'clips/*.mp4'
@@ -39,25 +43,37 @@ CSV = ""  # a file for one row a video ("": none)
 JSONL = ""  # the same with all logits, one JSON object a line ("": none)
 TIMELINE = False  # true: label every moment of long recordings
 STRIDE = 1.0  # seconds between the clips of a timeline
-FRAME_RATE = 4  # frames per second at which a video is sampled; what the model was trained on
-ROTATE = False  # true: turn videos upright as their files ask players to; the official pipeline does not
+FRAME_RATE = 0  # frames per second at which a video is sampled; 0: as the model was trained
+ROTATE = None  # true: turn videos upright as their files ask players to; None: as the model was trained
 NUM_WORKERS = 0  # processes that decode; 0: one a core
 TIMEOUT = 120  # seconds after which a video that does not finish decoding has failed
 # ----------------------------------------------------------------------------------------------------------------------
 
 BAR = 30  # characters of the longest bar in the terminal
+CHECKPOINTS = ".pth", ".pt", ".safetensors"  # what see/classifier.py takes for one
 WITH_BARS = 10  # with more videos than these, each gets one line
 
 
-class Clip(NamedTuple):
-    """The first clip of a video as the model takes it."""
+def clip_description(classifier):
+    """The ClipDescription of what the network takes, with FRAME_RATE and ROTATE where its file does not tell them.
 
-    pixels: np.ndarray  # float32 (3, T, 112, 112), RGB in [0, 1]
-    frame_indices: list  # T numbers of frames
-    times: list  # T times in seconds, from the first frame of the video
-    num_frames: int  # of the video
-    fps: float
-    rotation: int  # degrees clockwise by which players turn the video, and it was not turned
+    Exits with code 2 and one sentence if they contradict it.
+    """
+    from torchvision_patches import clip
+
+    wanted = {"frame_rate": float(FRAME_RATE)} if FRAME_RATE else {}
+    wanted |= {} if ROTATE is None else {"rotate": ROTATE}
+    if not wanted:
+        return classifier.description
+    if Path(CHECKPOINT).suffix in CHECKPOINTS:
+        saved = load_checkpoint(CHECKPOINT)
+        _, untold = clip.described(saved, saved["args"])
+    else:
+        _, untold = clip.described(read_description(CHECKPOINT).get("clip") or {})
+    try:
+        return clip.agreed(classifier.description, untold, wanted, CHECKPOINT)
+    except ValueError as e:
+        common.refuse(str(e))
 
 
 def find_videos():
@@ -82,7 +98,7 @@ def find_videos():
 
 def names_of(videos):
     """{video: name of its files in OUT}: the file's, with ending, folder and number where two have the same."""
-    names, taken = {}, set()
+    result, taken = {}, set()
     stems = Counter(Path(video).stem.lower() for video in videos)
     for video in videos:
         path = Path(video)
@@ -92,84 +108,47 @@ def names_of(videos):
             number += 1
             name = f"{name.rpartition(' ')[0] if number > 2 else name} {number}"
         taken.add(name.lower())
-        names[video] = name
-    return names
-
-
-# --- reading (in child processes) ------------------------------------------------------------------------------------
-
-
-def read_clip(path, clip_len, frame_rate, rotate=False):
-    """The Clip of a video, as preprocess_and_save.py reads it. Raises UnreadableVideo."""
-    import torch
-
-    from torchvision_patches.decoding import facts_of, has_times, opened, read_frames
-    from torchvision_patches.spatial import resize_and_crop
-    from torchvision_patches.video_utils import VideoClips
-
-    pts, fps, _, rotation, _ = facts_of(path)
-    clips, indices = VideoClips.compute_clips_for_video(torch.from_numpy(pts), clip_len, 1, fps, frame_rate)
-    frames = read_frames(path, clips[0].numpy(), indices[0].numpy(), rotate=rotate)  # (T, H, W, 3)
-    with opened(path) as (_, stream):
-        tick = float(stream.time_base) if has_times(pts) else 1 / fps
-    seconds = (clips[0].numpy() - pts[0]) * tick
-    pixels = resize_and_crop(torch.from_numpy(frames)).numpy()
-    return Clip(pixels, indices[0].tolist(), seconds.round(6).tolist(), len(pts), fps, 0 if rotate else rotation)
-
-
-def results_of(function, arguments):
-    """Call `function(*each of arguments)` in worker processes; yields (arguments, result or None, why not) in order."""
-    import torchvision_patches.video_utils  # noqa: F401 (once, before the processes are forked, not in each of them)
-    from torchvision_patches.decoding import UnreadableVideo
-    from torchvision_patches.pool import WorkerLost, outcomes_of
-
-    work, num_workers = partial(called, function), machine.num_workers(NUM_WORKERS)
-    for each, result, error in outcomes_of(work, deque(arguments), num_workers, TIMEOUT, in_order=True):
-        if isinstance(error, (UnreadableVideo, WorkerLost)):
-            yield each, None, error.reason
-        elif isinstance(error, (OSError, MemoryError)):
-            yield each, None, str(error) or "it does not fit into memory"
-        elif error:
-            raise error
-        else:
-            yield each, result, ""
-
-
-def called(function, arguments):
-    return function(*arguments)
+        result[video] = name
+    return result
 
 
 # --- one prediction a video -------------------------------------------------------------------------------------------
 
 
 def predictions_of(videos, classifier):
-    """Yields (video, Clip or None, logits float32 (num_classes,) or None, why not), in order, as they come."""
-    waiting = []
-    arguments = [(video, classifier.description.clip_len, FRAME_RATE, ROTATE) for video in videos]
-    for (video, *_), clip, why in results_of(read_clip, arguments):
-        waiting.append((video, clip, why))
-        if sum(1 for _, clip, _ in waiting if clip) == classifier.batch_size:
+    """Yield (video, FirstClip or None, logits float32 (num_classes,) or None, why not), in order, as they come."""
+    from torchvision_patches.clip import first_clip, resize_function
+    from torchvision_patches.pool import outcomes_of
+
+    resize_function()  # once, before the processes are forked, not in each of them
+    read, waiting = partial(first_clip, description=classifier.description), []
+    for outcome in outcomes_of(read, deque(videos), machine.num_workers(NUM_WORKERS), TIMEOUT, in_order=True):
+        waiting.append(outcome)
+        if sum(1 for each in waiting if each.value) == classifier.batch_size:
             yield from classified(waiting, classifier)
             waiting = []
     yield from classified(waiting, classifier)
 
 
-def classified(waiting, classifier):
-    clips = [clip.pixels for _, clip, _ in waiting if clip]
+def classified(outcomes, classifier):
+    """What `predictions_of` yields, of some outcomes of `first_clip`."""
+    clips = [outcome.value.pixels for outcome in outcomes if outcome.value]
     rows = iter(classifier.logits(np.stack(clips)) if clips else ())
-    for video, clip, why in waiting:
-        yield video, clip, next(rows) if clip else None, why
+    for outcome in outcomes:
+        yield outcome.item, outcome.value, next(rows) if outcome.value else None, outcome.why_not()
 
 
-def predict_all(videos, failed, names, classifier):
-    """Classify each video by its first clip; print, draw and list it. Videos that fail go to `failed`."""
-    from common.calibration import best, softmax
+def predict_all(videos, failed, names_in_out, classifier):
+    """Classify each video by its first clip; print, draw and list it. Videos that fail go to `failed`.
 
+    Returns for each classified video whose folder has the name of a class whether it is right, as a list.
+    """
     from tqdm import tqdm
 
     from see.drawing import draw_clip
 
-    few = len(videos) <= WITH_BARS
+    few, right = len(videos) <= WITH_BARS, []
+    labels = {names.class_name(name): name for name in classifier.classes}
     with (
         table_of_videos() as write,
         tqdm(total=len(videos), unit="video", disable=few or None) as bar,
@@ -183,34 +162,37 @@ def predict_all(videos, failed, names, classifier):
                 write({"video": video, "error": why})
                 continue
             five = best(softmax(logits), classifier.classes)
-            bar.write(lines_of(video, clip, five) if few else line_of(video, five))
+            label = labels.get(names.class_name(Path(video).absolute().parent.name), "")
+            right += [five[0][0] == label] if label else []
+            bar.write(lines_of(video, clip, five, label) if few else line_of(video, five, label))
             if PICTURES:
                 if drawing:
                     drawing.result()  # one at a time: each holds a clip
-                picture = Path(OUT, names[video] + ".png")
+                picture = Path(OUT, names.file_name(names_in_out[video], ".png"))
                 drawing = painter.submit(draw_clip, picture, video, clip, five, classifier.about)
-            row = {"video": video, "error": "", "classes": five, "logits": logits.tolist()}
+            row = {"video": video, "error": "", "classes": five, "logits": logits.tolist(), "label": label}
+            row["right"] = ("yes" if right[-1] else "no") if label else ""
             write(row | {key: value for key, value in clip._asdict().items() if key != "pixels"})
         for video, why in failed.items():
-            if video not in names:  # what names no file at all
+            if video not in names_in_out:  # what names no file at all
                 write({"video": video, "error": why})
         if drawing:
             drawing.result()
+    return right
 
 
 @contextlib.contextmanager
 def table_of_videos():
     """Yields a function that writes one row, a dict, to CSV and JSONL; both are complete at the end, or absent."""
     columns = ["video", "error", *(f"{what}_{i}" for i in range(1, 6) for what in ("class", "probability"))]
-    columns += ["num_frames", "fps", "rotation"]
+    columns += ["num_frames", "fps", "rotation", "label", "right"]
     with contextlib.ExitStack() as stack:
         files = {}
         for name in filter(None, (CSV, JSONL)):
             Path(name).absolute().parent.mkdir(parents=True, exist_ok=True)
             temporary = stack.enter_context(common.written_then_renamed(name))
-            files[name] = stack.enter_context(
-                open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace")
-            )
+            exact = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # names are bytes
+            files[name] = stack.enter_context(open(temporary, "w", **exact))
         if CSV:
             table = csv.DictWriter(files[CSV], columns, extrasaction="ignore")
             table.writeheader()
@@ -225,28 +207,40 @@ def table_of_videos():
         yield write
 
 
-def lines_of(video, clip, five):
+def lines_of(video, clip, five, label):
     """What is printed of a video: its file, what is odd about it, and its five best classes with bars."""
     from see.drawing import about_rotation
 
-    width = max(len(name) for name, _ in five)
-    lines = [f"\n{video}: {clip.num_frames / clip.fps:.1f} s, {clip.fps:.3g} fps{about_rotation(clip.rotation)}"]
+    width, about = max(len(name) for name, _ in five), f"{clip.num_frames / clip.fps:.1f} s, {clip.fps:.3g} fps"
+    about += about_rotation(clip.rotation) + verdict_on(five, label)
+    lines = [f"\n{names.printable(video)}: {about}"]
     lines += [f"  {name:{width}}  {'█' * round(BAR * p):{BAR}} {100 * p:5.1f} %" for name, p in five]
     return "\n".join(lines)
 
 
-def line_of(video, five):
-    return f"{video}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in five[:2])
+def line_of(video, five, label):
+    """The one line of a video among many."""
+    two = ", ".join(f"{name} {100 * p:.1f} %" for name, p in five[:2])
+    return f"{names.printable(video)}: {two}{verdict_on(five, label)}"
+
+
+def verdict_on(five, label):
+    """Whether the best class is the one that the video's folder names, as text; "" if that names none."""
+    return "" if not label else "; right" if five[0][0] == label else f"; wrong: its folder is {label}"
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def report(videos, failed):
+def report(videos, failed, right):
+    """Print what failed, how many there are of each, the accuracy where folders name classes, and what was written."""
     for video, why in failed.items():
-        print(f"failed: {video}: {why}")
+        print(f"failed: {names.printable(video)}: {why}")
     done = sum(video not in failed for video in videos)
     print(f"\n{done + len(failed):,} videos = {done:,} classified + {len(failed):,} failed")
+    if right:
+        share = f"{100 * sum(right) / len(right):.1f} %"
+        print(f"right: {sum(right):,} of {len(right):,} videos whose folder names a class, {share}")
     written = [f"pictures in {OUT}/"] * (PICTURES or TIMELINE) + list(filter(None, (CSV, JSONL)))
     if done and written:
         print("see: " + ", ".join(written))
@@ -264,24 +258,26 @@ def main():
     from see.classifier import load
 
     classifier = load(CHECKPOINT)
-    frames = classifier.description.clip_len
-    print(f"{classifier.about}: {len(classifier.classes)} classes, {frames} frames at {FRAME_RATE} fps")
-    names = names_of(videos)
+    classifier = classifier._replace(description=clip_description(classifier))
+    frames = f"{classifier.description.clip_len} frames at {classifier.description.frame_rate:g} fps"
+    print(f"{classifier.about}: {len(classifier.classes)} classes, {frames}")
+    names_in_out, right = names_of(videos), []
     try:
         Path(OUT).mkdir(parents=True, exist_ok=True)
         if TIMELINE:
             from see import timeline
 
-            rates = STRIDE, FRAME_RATE, ROTATE
-            for video, why in timeline.label_all(videos, names, classifier, results_of, OUT, *rates):
+            for video in videos:
+                limits = machine.num_workers(NUM_WORKERS), TIMEOUT
+                why = timeline.label_recording(video, Path(OUT, names_in_out[video]), classifier, STRIDE, *limits)
                 failed |= {video: why} if why else {}
         else:
-            predict_all(videos, failed, names, classifier)
+            right = predict_all(videos, failed, names_in_out, classifier)
     except OSError as e:
-        common.refuse(f"{e.filename or OUT} cannot be written ({e.strerror}); mend this and start again")
+        common.refuse(f"{names.printable(e.filename or OUT)} cannot be written ({e.strerror}); mend this, start again")
     if classifier.latency:
         print(classifier.latency())
-    report(videos, failed)
+    report(videos, failed, right)
     raise SystemExit(1 if failed else 0)
 
 

@@ -1,4 +1,4 @@
-"""What a clip of a model is: the one description that training writes and every later step takes from there.
+"""What a clip of a model is, the one description that training writes and every later step takes, and reading one.
 
 A checkpoint holds its fields as keys of its own, files of JSON hold `as_dict()`: settings.json beside tensors, the
 description beside a compiled model (under "clip"). Which class is which logit stands beside it, under `classes`.
@@ -6,7 +6,11 @@ description beside a compiled model (under "clip"). Which class is which logit s
 
 from typing import NamedTuple
 
-from torchvision_patches.frame_rule import RULE_VERSION
+import numpy as np
+
+from torchvision_patches.decoding import facts_of, frames_and_rotation
+from torchvision_patches.frame_rule import RULE_VERSION, sampled_frames
+from torchvision_patches.spatial_numpy import resize_and_crop_array, resized_size
 
 DEFAULT_MODEL = "r2plus1d_18"  # the contest's
 OFFICIAL_CLIP_LEN, OFFICIAL_FRAME_RATE = 16, 4.0  # frames; fps: LPCVC 2026 Track 2, what the organisers feed
@@ -74,3 +78,71 @@ def described(saved, args=None):
     default = of_network(told.get("model_name", DEFAULT_MODEL))._asdict() if untold else {}
     values = {key: of_type(told[key]) for key, of_type in ClipDescription.__annotations__.items() if key in told}
     return ClipDescription(**{key: default[key] for key in untold}, **values), untold
+
+
+def agreed(description, untold, wanted, source):
+    """A ClipDescription with what a user asks for where its file says nothing.
+
+    untold: the names of fields that the file does not say, as `described` gives them. wanted: {field: value}. source:
+    the file's name. Raises ValueError, one sentence, for a value that contradicts the file.
+    """
+    for field, value in wanted.items():
+        if field not in untold and value != getattr(description, field):
+            of_file, asked = in_words(getattr(description, field)), in_words(value)
+            raise ValueError(
+                f"{source} was trained on clips of {field} {of_file}, and {field} {asked} is asked for: leave it out"
+            )
+    return description._replace(**wanted)
+
+
+class FirstClip(NamedTuple):
+    """The first clip of a video as a network takes it."""
+
+    pixels: np.ndarray  # float32 (3, T, H, W), RGB in [0, 1], not normalised
+    frame_indices: list  # T numbers of frames
+    times: list  # T times in s, from the first frame of the video
+    num_frames: int  # of the video
+    fps: float  # by its header
+    rotation: int  # degrees clockwise by which players turn it; done if the description says `rotate`
+
+
+def frames_to_read(facts, description):
+    """(pts, frame indices) of the frames that the clips of a video with these Facts are made of: int64 (n,) each.
+
+    Clips are all windows of `clip_len` of them; there is at least one.
+    """
+    numbers = sampled_frames(len(facts.pts), description.clip_len, facts.fps, description.frame_rate)
+    return facts.pts[numbers], numbers
+
+
+def resize_function():
+    """The function that resizes and crops frames uint8 (T, H, W, 3): in torch or, where there is none, in numpy.
+
+    Called before processes are forked, it spares each of them to load torch.
+    """
+    try:
+        import torch
+
+        from torchvision_patches.spatial import resize_and_crop
+    except ImportError:
+        return resize_and_crop_array
+    return lambda frames, *sizes: resize_and_crop(torch.from_numpy(frames), *sizes).numpy()
+
+
+def resized_and_cropped(frames, description):
+    """Frames uint8 (T, H, W, 3) as a network takes them: float32 (3, T, crop height, crop width) in [0, 1]."""
+    size = resized_size(description.resize_size, *frames.shape[1:3])
+    return resize_function()(frames, size, description.crop_size)
+
+
+def first_clip(path, description):
+    """Read the FirstClip of a video, by the frame rule and the sizes of a ClipDescription.
+
+    Raises UnreadableVideo if the file, or one of the clip's frames, cannot be read.
+    """
+    facts = facts_of(path)
+    pts, indices = (column[: description.clip_len] for column in frames_to_read(facts, description))
+    frames, rotation = frames_and_rotation(path, pts, indices, rotate=description.rotate)
+    times = ((pts - facts.pts[0]) * facts.tick).round(6).tolist()
+    pixels = resized_and_cropped(frames, description)
+    return FirstClip(pixels, indices.tolist(), times, len(facts.pts), facts.fps, rotation)

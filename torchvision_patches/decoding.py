@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import math
 import os
 import queue
 import stat
@@ -118,11 +117,9 @@ def watched(path, read, seconds, progress=lambda: 0):
 class Facts(NamedTuple):
     """What is known of a video without decoding it."""
 
-    pts: np.ndarray  # int64 (num_frames,), the times of its frames in the stream's time base, or numbers from NO_TIMES
+    pts: np.ndarray  # int64 (num_frames,), the times of its frames in ticks, or numbers from NO_TIMES
     fps: float  # by its header; what the frame rule takes
-    real_fps: float  # by the times of its frames; `fps` if it has no times
-    rotation: int  # degrees clockwise by which a player turns it: 0, 90, 180 or 270; known of mp4 and mov only
-    num_streams: int  # of moving pictures; the first one is taken
+    tick: float  # s, the unit of `pts`; where those are numbers, of a frame
 
 
 def facts_of(path, header=True):
@@ -135,14 +132,12 @@ def facts_of(path, header=True):
         pts = times_from_header(container, stream) if header else None
         if pts is None:
             pts = times_from_packets(path, container, stream)
-        rotation = rotation_in_header(path, stream.id) if "mp4" in container.format.name else 0
-        num_streams, time_base = len(moving_pictures(container)), stream.time_base
+        time_base = stream.time_base
     if not len(pts):
         raise UnreadableVideo(path, "it has no frames")
     if not fps > 0:
         raise UnreadableVideo(path, "it has no frame rate")
-    seconds = float((pts[-1] - pts[0]) * time_base) if has_times(pts) else 0
-    return Facts(pts, fps, (len(pts) - 1) / seconds if seconds > 0 else fps, rotation, num_streams)
+    return Facts(pts, fps, float(time_base) if has_times(pts) else 1 / fps)
 
 
 def frame_times(path, header=True):
@@ -192,52 +187,16 @@ def times_from_packets(path, container, stream):
 
 
 def start_of(path, time):
-    """How many frames come out of a file before that of its first keyframe, at `time`; and when the next one is shown.
+    """(number of frames before the one at `time`, time of the first frame from there on) of what a file decodes to.
 
-    The latter is inf if none comes. `time` is None for a file without times.
+    time: of the first keyframe, in ticks; None for a file without times, where the first keyframe is meant. Returns
+    (0, inf) if no such frame comes.
     """
     with opened(path) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
             if frame.key_frame if time is None else frame.pts >= time:
                 return number, frame.pts
     return 0, np.inf
-
-
-def rotation_in_header(path, track_id):
-    """By how many degrees clockwise an mp4 or mov file asks to be turned: 0, 90, 180 or 270.
-
-    PyAV tells it of decoded frames only, and decoding one takes as long as all else of the index. It is the matrix in
-    the track's header box, moov/trak/tkhd (ISO/IEC 14496-12, 8.3.2).
-    """
-    with open(path, "rb") as file:
-        for moov in boxes(file, b"moov", 0, os.path.getsize(path)):
-            for trak in boxes(file, b"trak", *moov):
-                for start, _ in boxes(file, b"tkhd", *trak):
-                    file.seek(start)
-                    content = file.read(88)
-                    track, matrix = (20, 52) if content[:1] == b"\1" else (12, 40)  # version 1 has longer times
-                    track, a, b = (
-                        int.from_bytes(content[at : at + 4], "big", signed=True) for at in (track, matrix, matrix + 4)
-                    )
-                    if track == track_id:
-                        return round(math.degrees(math.atan2(b, a)) / 90) * 90 % 360
-    return 0
-
-
-def boxes(file, kind, start, end):
-    """Yield (start, end) of the content of each box of a kind, bytes, directly between two offsets of an open file."""
-    while start + 8 <= end:
-        file.seek(start)
-        head = file.read(16)
-        size, header = int.from_bytes(head[:4], "big"), 8
-        if size == 1:  # the size is in the next 8 bytes
-            size, header = int.from_bytes(head[8:], "big"), 16
-        size = size or end - start  # 0: up to the end
-        if size < header:
-            return
-        if head[4:8] == kind:
-            yield start + header, min(end, start + size)
-        start += size
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------
@@ -254,13 +213,19 @@ def read_frames(path, pts, frame_indices, convert=None, rotate=False):
     Raises UnreadableVideo if the file, or a frame that has to be decoded, is damaged or missing, if the frame size
     changes between the frames, or if reading stalls.
     """
+    return frames_and_rotation(path, pts, frame_indices, convert, rotate)[0]
+
+
+def frames_and_rotation(path, pts, frame_indices, convert=None, rotate=False):
+    """(what `read_frames` returns, degrees clockwise by which players turn these frames: 0, 90, 180 or 270)."""
     pts, frame_indices = np.asarray(pts), np.asarray(frame_indices)
-    clip = Clip(path, len(pts), convert, rotate)
-    return watched(path, lambda: read_clip(clip, pts, frame_indices), STALLED, lambda: clip.num_packets)
+    clip = DecodedFrames(path, len(pts), convert, rotate)
+    watched(path, lambda: decode_all(clip, pts, frame_indices), STALLED, lambda: clip.num_packets)
+    return clip.frames, clip.rotation
 
 
-def read_clip(clip, pts, frame_indices):
-    """`read_frames` into a Clip, with no regard to time. A header that misleads is not asked again."""
+def decode_all(clip, pts, frame_indices):
+    """Decode frames into DecodedFrames, with no regard to time. A header that misleads is not asked again."""
     try:
         return decode_clip(clip, pts, frame_indices, seek=frame_indices[0] > 0)
     except NotAsIndexed:
@@ -268,7 +233,7 @@ def read_clip(clip, pts, frame_indices):
     if frame_indices[-1] >= len(pts):
         raise UnreadableVideo(clip.path, f"it has {len(pts)} frames, and frame {frame_indices[-1]} is needed")
     try:
-        return decode_clip(clip, pts[frame_indices], frame_indices, seek=False)
+        decode_clip(clip, pts[frame_indices], frame_indices, seek=False)
     except NotAsIndexed:
         raise UnreadableVideo(clip.path, f"one of its frames {frame_indices.tolist()} does not decode") from None
 
@@ -282,7 +247,7 @@ def decode_clip(clip, pts, frame_indices, seek):
 
 
 def frames_by_time(clip, container, stream, pts, frame_indices, seek):
-    """Decode the frames at `pts` into `clip`, from the keyframe before the first of them if `seek`; its `frames`.
+    """Decode the frames at `pts` into `clip`, from the keyframe before the first of them if `seek`.
 
     Raises NotAsIndexed if a frame does not come out, or is not the `frame_indices`-th of the file.
     """
@@ -318,7 +283,6 @@ def frames_by_time(clip, container, stream, pts, frame_indices, seek):
         skipped = frame_indices[0] - np.searchsorted(met, pts[0])
     if not np.array_equal(met.take(frame_indices - skipped, mode="clip"), pts):
         raise NotAsIndexed
-    return clip.frames
 
 
 def frames_before(stream, packet):
@@ -331,7 +295,7 @@ def frames_before(stream, packet):
 
 
 def frames_by_number(clip, container, stream, frame_indices):
-    """Decode from the start and count, into `clip`; its `frames`.
+    """Decode from the start and count, into `clip`.
 
     Codecs leave packets in AVI that hold no picture of their own (or stand for a repeated one), so a file may give
     fewer frames than it has packets: the last frame then stands for those that do not come.
@@ -344,28 +308,28 @@ def frames_by_number(clip, container, stream, frame_indices):
         if number in frame_indices:
             clip.put(frame_indices == number, frame)
         if number >= frame_indices[-1]:
-            return clip.frames
+            return
     if number < 0:
         raise UnreadableVideo(clip.path, "none of its frames decodes")
     clip.put(frame_indices > number, frame)
-    return clip.frames
 
 
-class Clip:
-    """The frames of a clip, as they are decoded.
+class RgbConverter:
+    """Decoded frames as RGB, by the organisers' rule whatever their tags say.
 
-    One reformatter a clip, of one thread: PyAV would set up another with several threads for each frame, at 4 ms each.
+    One reformatter of one thread: PyAV would set up another with several threads for each frame, at 4 ms each.
     """
 
-    def __init__(self, path, num_frames, convert=None, rotate=False):
-        self.path, self.num_frames, self.convert, self.rotate = path, num_frames, convert, rotate
-        self.num_packets = 0  # that have been read so far
-        self.size = self.frames = None  # (height, width) in the file; uint8 (num_frames, …)
+    def __init__(self):
         self.untagged = None  # the VideoFrame that is converted in place of a decoded one
         self.reformatter = VideoReformatter()
 
+    def rgb(self, frame):
+        """A decoded frame as uint8 (H, W, 3), not turned."""
+        return self.reformatter.reformat(self.without_tags(frame), format="rgb24", threads=1).to_ndarray()
+
     def without_tags(self, frame):
-        """A frame that says nothing of itself: this one, or its planes in another that the next call overwrites.
+        """A frame with the planes of `frame` and no tags: `frame` itself, or one that the next call overwrites.
 
         The organisers' PyAV 16.0.1 converts the planes as they are: by the BT.601 matrix, in full range if the pixel
         format says so (yuvj420p). From 17.0 on a frame's tags are obeyed or refused. Matrix, range and transfer can be
@@ -387,14 +351,27 @@ class Clip:
             target[:, :count] = source[:, :count]
         return other
 
+
+class DecodedFrames(RgbConverter):
+    """Frames of a file, as they are decoded."""
+
+    def __init__(self, path, num_frames, convert=None, rotate=False):
+        super().__init__()
+        self.path, self.num_frames, self.convert, self.rotate = path, num_frames, convert, rotate
+        self.num_packets = 0  # that have been read so far
+        self.size = self.frames = None  # (height, width) in the file; uint8 (num_frames, …)
+        self.rotation = None  # degrees clockwise by which players turn them
+
     def put(self, positions, frame):
         """Write a decoded frame as RGB, converted, to `positions`, bool (num_frames,)."""
-        pixels = self.reformatter.reformat(self.without_tags(frame), format="rgb24", threads=1).to_ndarray()
+        pixels = self.rgb(frame)
         self.size = self.size or pixels.shape[:2]
         if self.size != pixels.shape[:2]:
             sizes = [f"{width} x {height}" for height, width in (self.size, pixels.shape[:2])]
             raise UnreadableVideo(self.path, f"its frame size changes from {sizes[0]} to {sizes[1]}")
-        if self.rotate and (turns := round(frame.rotation / 90) % 4):  # counter-clockwise
+        turns = round(frame.rotation / 90) % 4  # counter-clockwise
+        self.rotation = -turns % 4 * 90 if self.rotation is None else self.rotation
+        if self.rotate and turns:
             pixels = np.ascontiguousarray(np.rot90(pixels, turns))
         pixels = self.convert(pixels) if self.convert else pixels
         if self.frames is None:

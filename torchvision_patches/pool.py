@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 from pebble import ProcessExpired, ProcessPool
 
+from torchvision_patches.decoding import UnreadableVideo
+
 AHEAD = 4  # calls a worker that are handed out before their time, so that no worker waits for work
 
 
@@ -35,6 +37,14 @@ class Outcome(NamedTuple):
     item: object  # the argument of the call
     value: object  # what the function returned; None if it did not
     error: Exception  # what it raised, or a WorkerLost; None if it returned
+
+    def why_not(self):
+        """Why the video of this call gave nothing, "" if it did. An error that is no video's fault is raised."""
+        if isinstance(self.error, MemoryError):
+            return "it does not fit into memory"
+        if self.error and not isinstance(self.error, (UnreadableVideo, WorkerLost)):
+            raise self.error
+        return self.error.reason if self.error else ""
 
 
 def outcomes_of(function, items, num_workers, time_limit, in_order=False):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from torchvision_patches.decoding import UnreadableVideo, facts_of, watched
 from torchvision_patches.pool import WorkerLost, outcomes_of
 
-INDEX_VERSION = 2  # of the index file and of the rules by which frame times are read
+INDEX_VERSION = 3  # of the index file and of the rules by which frame times are read
 SAVE_EVERY = 60  # seconds between two saves of an index that is being built
 TIME_LIMIT = 300  # seconds that reading the times of one video may take
 CHUNK_LIMIT = 60  # seconds after which those of a chunk are read one by one, to learn which one takes so long
@@ -30,9 +30,6 @@ class Record(NamedTuple):
     fps: float
     pts: np.ndarray  # int64 (num_frames,)
     reason: str
-    real_fps: float = 0
-    rotation: int = 0  # degrees
-    num_streams: int = 1
 
 
 def index_videos(video_paths, num_workers=0, cache_file=None, root=None, progress=True):
@@ -45,9 +42,8 @@ def index_videos(video_paths, num_workers=0, cache_file=None, root=None, progres
     60 s and renamed into place, so that building may be killed, and several processes may start at once.
 
     Returns a dict for `_precomputed_metadata`, with one entry a video in each list: "video_paths", "video_pts" (int64
-    (num_frames,)), "video_fps", "stamps" (size in bytes, mtime in ns), "real_fps", "rotation" and "num_streams" (as in
-    decoding.Facts; 0, 0 and 1 for an unreadable video); and "unreadable": {path: reason}. An unreadable video is named
-    on stdout and has no frames.
+    (num_frames,)), "video_fps" and "stamps" (size in bytes, mtime in ns); and "unreadable": {path: reason}. An
+    unreadable video is named on stdout and has no frames.
     """
     names = [os.fsencode(os.path.relpath(path, root) if root else path) for path in video_paths]
     records = load_index(cache_file) if cache_file else {}
@@ -76,7 +72,7 @@ def index_videos(video_paths, num_workers=0, cache_file=None, root=None, progres
         "video_fps": [records[name].fps for name in names],
         "stamps": [records[name][:2] for name in names],
         "unreadable": unreadable,
-    } | {fact: [getattr(records[name], fact) for name in names] for fact in ("real_fps", "rotation", "num_streams")}
+    }
 
 
 def stamp(path):
@@ -93,7 +89,7 @@ def read_record(path):
     before = stamp(path)  # a file that is replaced while it is read is read again next time
     try:
         facts = facts_of(path)
-        return Record(*before, facts.fps, facts.pts.astype(np.int64), "", *facts[2:])
+        return Record(*before, facts.fps, facts.pts.astype(np.int64), "")
     except UnreadableVideo as e:
         return unreadable(path, e.reason)
 
@@ -146,9 +142,6 @@ def save_index(cache_file, records):
             reasons=np.frombuffer("\0".join(record.reason for record in records.values()).encode(), np.uint8),
             stamps=np.array([record[:2] for record in records.values()], np.int64).reshape(-1, 2),
             fps=np.array([record.fps for record in records.values()]),
-            real_fps=np.array([record.real_fps for record in records.values()]),
-            rotation=np.array([record.rotation for record in records.values()], np.int64),
-            num_streams=np.array([record.num_streams for record in records.values()], np.int64),
             table=np.array([number[id(record.pts)] for record in records.values()], np.int64),
             lengths=np.array([len(pts) for pts in tables], np.int64),
             pts=np.concatenate([np.empty(0, np.int64), *tables]),
@@ -172,10 +165,9 @@ def load_index(cache_file):
             names = file["names"].tobytes().split(b"\0")
             reasons = file["reasons"].tobytes().decode().split("\0")
             tables = np.split(file["pts"], file["lengths"].cumsum()[:-1])
-            facts = zip(*(file[name].tolist() for name in ("real_fps", "rotation", "num_streams")), strict=True)
-            columns = (file["stamps"].tolist(), file["fps"].tolist(), file["table"].tolist(), reasons, facts)
+            columns = (file["stamps"].tolist(), file["fps"].tolist(), file["table"].tolist(), reasons)
             rows = zip(names, *columns, strict=True)
-            return {name: Record(*s, fps, tables[table], reason, *facts) for name, s, fps, table, reason, facts in rows}
+            return {name: Record(*s, fps, tables[table], reason) for name, s, fps, table, reason in rows}
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         print(f"the index {cache_file} cannot be used ({e}): it is built anew")
         return {}

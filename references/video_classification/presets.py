@@ -7,7 +7,8 @@ from functools import partial
 
 import torch
 
-from torchvision_patches.spatial import centre_of, resize_and_crop
+from torchvision_patches.spatial import resize_and_crop
+from torchvision_patches.spatial_numpy import centre_of, resized_size
 
 
 class VideoClassificationPresetTrain:
@@ -39,17 +40,6 @@ class VideoClassificationPresetTrain:
         if self.resized:
             return clip[:, top : top + self.crop_size[0], left : left + self.crop_size[1]]
         return resize_and_crop(clip, resize_size, self.crop_size, top, left)
-
-
-def resized_size(resize_size, height, width):
-    """(height, width) after resizing: `resize_size` itself, or, for one number, with that as the shorter side.
-
-    The longer side is rounded down, as torchvision's resize does it.
-    """
-    if len(resize_size) == 2:
-        return tuple(resize_size)
-    (side,) = resize_size
-    return (side, int(side * width / height)) if height <= width else (int(side * height / width), side)
 
 
 class VideoClassificationPresetEval(VideoClassificationPresetTrain):

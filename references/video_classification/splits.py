@@ -60,6 +60,8 @@ def list_videos(data_path, split, class_map, class_map_path, say=print):
     if found.failures:
         first, reason = min(found.failures.items())
         say(f"{split}: {len(found.failures):,} names are left out, the first is {folder / first}: {reason}")
+    if others := finding.about_other_endings(found):
+        say(f"{split}: {others}")
     empty = sorted(set(folders) - {name for name, _ in paths})
     if empty:
         say(f"{split}: no video in {len(empty):,} class folders: {', '.join(empty)}")

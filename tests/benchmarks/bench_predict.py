@@ -8,11 +8,13 @@ the ratio to the slower of the two, with and without the pictures.
 
 import argparse
 import contextlib
+import functools
 import io
 import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent.parent
@@ -20,13 +22,14 @@ sys.path[:0] = [str(REPO), str(REPO / "tools"), str(REPO / "tests")]
 
 from common import machine
 
-import numpy as np
 import torch
 import torchvision
 
 import predict
 from make_videos import write_video
 from see.classifier import load
+from torchvision_patches.clip import first_clip
+from torchvision_patches.pool import outcomes_of
 
 
 def clips_per_second(number, work):
@@ -47,11 +50,12 @@ def main():
         torch.save({"model": network.state_dict(), "model_name": "r2plus1d_18"}, Path(folder, "checkpoint.pth"))
         classifier = load(Path(folder, "checkpoint.pth"))
         predict.OUT = folder
-        clip = np.zeros((classifier.batch_size, 3, classifier.clip_len, 112, 112), np.float32)
+        clip = first_clip(videos[0], classifier.description).pixels[None].repeat(classifier.batch_size, 0)
         names = {video: Path(video).stem for video in videos}
 
         def read():
-            list(predict.results_of(predict.read_clip, [(video, classifier.clip_len, 4) for video in videos]))
+            read = functools.partial(first_clip, description=classifier.description)
+            list(outcomes_of(read, deque(videos), machine.num_workers(), 60, in_order=True))
 
         def run_network():
             for _ in range(-(-args.videos // classifier.batch_size)):

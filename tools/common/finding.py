@@ -5,6 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 VIDEO_ENDINGS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"}  # what every step takes for a video, in any case
+VIDEO_ENDINGS |= {".3gp", ".flv", ".gif", ".m2ts", ".mpeg", ".mpg", ".mts", ".ts", ".wmv"}
 # folders of an unpacked archive, a network drive or a file manager, none of them a class; hidden ones count, too
 JUNK = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
@@ -57,3 +58,10 @@ def find_videos(root, endings=VIDEO_ENDINGS):
     found.videos.sort()
     found.misplaced.sort()
     return found
+
+
+def about_other_endings(found):
+    """A sentence on the files of a Found that are no videos by their endings, "" if there are none."""
+    counts = ", ".join(f"{ending or 'none'} {count:,}" for ending, count in sorted(found.other_endings.items()))
+    number = sum(found.other_endings.values())
+    return f"{number:,} files have endings that no step takes for videos ({counts})" if number else ""

@@ -34,14 +34,22 @@ def boolean(text):
     return text.lower() == "true"
 
 
+def number(text):
+    """A number as text, as an int where it is whole, else as a float. Raises ValueError for anything else."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
 def set_constants_from_flags(script, argv=None, words=None):
     """Let flags replace the constants of a script for one run.
 
     `script` is the script's `globals()`. The constant `CLIP_LEN` becomes the flag `--clip-len` (`--clip_len` works
-    too); a list takes several values; a boolean takes `true` or `false`, and the bare flag means true; `skip_x` can
-    also be turned off with `--do-x`. `words` names the list whose values may stand without a flag, as file names do.
+    too); a list takes several values; a boolean, or None for one that a file tells, takes `true` or `false`, and the
+    bare flag means true; a rate may have decimals; `skip_x` can also be turned off with `--do-x`. `words` names the
+    list whose values may stand without a flag, as file names do; what stands behind `--` belongs to it as it is.
     `--run NAME` moves constants that no flag sets as `in_run` says; a script that has none to move does not take it.
     `--help` shows each constant's value and the comment on its line. An unknown flag or a bad value exits with code 2.
+    Returns the names of the constants that a flag set.
     """
     source = Path(script["__file__"]).read_text(encoding="utf-8")
     summary = script["__doc__"].strip().splitlines()[0]
@@ -56,29 +64,36 @@ def set_constants_from_flags(script, argv=None, words=None):
         value = script[name]
         options = dict(dest=name, default=argparse.SUPPRESS, metavar=name.upper())
         options["help"] = f"{comment} (now: {value!r})".replace("%", "%%")
-        if isinstance(value, bool):
+        is_boolean = value is None or isinstance(value, bool)
+        if is_boolean:
             options.update(type=boolean, nargs="?", const=True, metavar="true|false")
         elif isinstance(value, (list, tuple)):
             options.update(nargs="*", type=type(value[0]) if value else str)
         else:
-            options["type"] = type(value)
+            options["type"] = number if name.upper().endswith("_RATE") else type(value)
         flag = "--" + name.lower()
         if name == words:
             parser.add_argument(name, nargs="*", default=value, metavar=name.upper(), help=options["help"])
             continue
         flags = dict.fromkeys([flag.replace("_", "-"), flag])
-        booleans |= flags.keys() if isinstance(value, bool) else set()
+        booleans |= flags.keys() if is_boolean else set()
         parser.add_argument(*flags, **options)
         if flag.startswith("--skip_"):
             opposite = dict(dest=name, action="store_false", default=argparse.SUPPRESS)
             parser.add_argument(flag.replace("--skip_", "--do-"), **opposite)
+    as_they_are = []
+    if words and "--" in argv:
+        as_they_are, argv = argv[argv.index("--") + 1 :], argv[: argv.index("--")]
     if words:  # in `--timeline squats.mp4` the word is no value of the flag
         bare = [not re.fullmatch("true|false|-.*", after.lower()) for after in [*argv[1:], "-"]]
         argv = [w for part, alone in zip(argv, bare) for w in (part, "true")[: 1 + (alone and part in booleans)]]
     given = vars(parser.parse_intermixed_args(argv))
+    if as_they_are:
+        given[words] = [*given[words], *as_they_are]
     if folder := given.pop("run", None):
         script.update({name: in_run(folder, script[name]) for name in moved})
     script.update(given)
+    return set(given)
 
 
 RUNS = "runs"  # folder of the runs that have a name

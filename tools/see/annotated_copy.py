@@ -1,7 +1,6 @@
 """A copy of a recording with the label of each moment in a strip below the picture; sound is kept.
 
-Pictures stay in the planes of the file, 4:2:0 and 8 bit, so that no colour is converted. Memory does not grow with the
-length. No ffmpeg program is needed.
+Decodes, draws and encodes frame by frame: memory does not grow with the length. No ffmpeg program is needed.
 """
 
 import errno
@@ -13,42 +12,49 @@ import numpy as np
 from tqdm import tqdm
 
 from see import drawing
-from torchvision_patches.decoding import UnreadableVideo, opened
+from torchvision_patches.decoding import RgbConverter, UnreadableVideo, opened
 
 COPIED_SOUND = ("aac", "mp3", "ac3", "eac3", "opus", "alac")  # what mp4 holds and players know; others become AAC
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def annotate(path, target, segments):
     """Write the copy of a recording, upright as players show it, as an mp4 file.
 
-    segments: timeline.Segments, from the first frame to the last. What does not decode is left out. Returns [], or [why
-    there is no copy].
+    segments: drawing.Segments, from the first frame to the last. What does not decode is left out. Sound is copied;
+    where an mp4 file cannot hold it as it is, encoded anew; where that fails too, left out. Returns what is said of
+    that, or "". Raises UnreadableVideo if there is no copy, OSError if the disk is full.
     """
-    try:
-        with (
-            opened(path) as (container, stream),
-            common.written_then_renamed(target) as temporary,
-            av.open(str(temporary), "w", format="mp4") as copy,
-            tqdm(desc="annotating", unit="frame", total=stream.frames or None, leave=False, disable=None) as bar,
-        ):
-            picture, sound, early = Picture(copy, stream, segments), Sound(copy, container), []
-            for packet in container.demux([stream, *sound.streams]):
-                if packet.stream is stream:
-                    for frame in decoded(packet):
-                        picture.put(frame)
-                        bar.update()
-                else:
-                    early.append(packet)
-                if picture.stream:  # both streams are known: from here on the file can be written
-                    for waiting in early:
-                        sound.put(waiting)
-                    early = []
-            picture.flush()
-    except UnreadableVideo as e:
-        if isinstance(e.__cause__, OSError) and e.__cause__.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise e.__cause__ from None  # `opened` takes whatever happens meanwhile for the recording's fault
-        return [f"no annotated copy: {e.reason}"]
-    return []
+    for sound in (CopiedSound, EncodedSound, NoSound):
+        try:
+            write_copy(path, target, segments, sound)
+            return "its sound is left out of the annotated copy: no AAC can be made of it" if sound is NoSound else ""
+        except UnreadableVideo as e:
+            if isinstance(e.__cause__, OSError) and e.__cause__.errno in DISK_IS_FULL:
+                raise e.__cause__ from None  # `opened` takes whatever happens meanwhile for the recording's fault
+            failure = e
+    raise failure
+
+
+def write_copy(path, target, segments, sound_class):
+    """Write the copy once, with the sound that a class below gives it. Raises UnreadableVideo."""
+    with opened(path) as (container, stream):
+        first = next(container.decode(stream))
+    with (
+        opened(path) as (container, stream),
+        common.written_then_renamed(target) as temporary,
+        av.open(str(temporary), "w", format="mp4") as copy,
+        tqdm(desc="annotating", unit="frame", total=stream.frames or None, leave=False, disable=None) as bar,
+    ):
+        picture, sound = LabelledPicture(copy, stream, first, segments), sound_class(copy, container)
+        for packet in container.demux([stream, *sound.streams]):
+            if packet.stream is not stream:
+                sound.put(packet)
+                continue
+            for frame in decoded(packet):
+                picture.put(frame)
+                bar.update()
+        copy.mux(picture.stream.encode())
 
 
 def decoded(packet):
@@ -59,18 +65,34 @@ def decoded(packet):
         return []
 
 
-class Sound:
-    """The sound of the copy: the packets of the recording, or what they hold encoded anew."""
+class NoSound:
+    """A copy without sound; `streams` are the recording's streams of sound that are read."""
+
+    streams = ()
+
+    def __init__(self, copy, container):
+        pass
+
+
+class CopiedSound:
+    """The sound of the copy: the packets of the recording where an mp4 file holds them, else as EncodedSound."""
 
     def __init__(self, copy, container):
         self.copy = copy
         self.streams = [stream for stream in container.streams.audio if stream.codec_context][:1]
         for stream in self.streams:
-            self.is_copied = stream.codec_context.name in COPIED_SOUND
-            self.stream = copy.add_stream_from_template(stream) if self.is_copied else self.encoder(stream)
+            self.stream = self.added(stream)
+
+    def added(self, stream):
+        """The copy's stream for one of the recording."""
+        self.is_copied = stream.codec_context.name in COPIED_SOUND
+        return self.copy.add_stream_from_template(stream) if self.is_copied else self.encoder(stream)
 
     def encoder(self, stream):
-        new = self.copy.add_stream("aac", rate=stream.codec_context.sample_rate)
+        """A stream of AAC, at the rate that it knows next to the recording's, in at most two channels."""
+        wanted = stream.codec_context.sample_rate
+        rate = min(av.Codec("aac", "w").audio_rates, key=lambda known: abs(known - wanted))
+        new = self.copy.add_stream("aac", rate=rate)
         new.codec_context.layout = "stereo" if stream.codec_context.channels > 1 else "mono"
         return new
 
@@ -83,65 +105,54 @@ class Sound:
             self.copy.mux(packet)
 
 
-class Picture:
-    """The pictures of the copy: `put` frames in their order, then `flush`."""
+class EncodedSound(CopiedSound):
+    """The sound of the copy, always encoded anew."""
 
-    def __init__(self, copy, stream, segments):
+    def added(self, stream):
+        self.is_copied = False
+        return self.encoder(stream)
+
+
+class LabelledPicture:
+    """The pictures of the copy: `put` frames in their order."""
+
+    def __init__(self, copy, stream, first, segments):
         self.copy, self.segments, self.time_base = copy, segments, stream.time_base
         self.rate = stream.average_rate or stream.guessed_rate
-        self.colours = drawing.colours_of(segments)
-        self.stream = self.first = self.last = self.number = None  # encoder; times in ticks; segment of the strip
+        self.colours, self.converter = drawing.colours_of(segments), RgbConverter()
+        self.first = self.last = self.number = None  # times in ticks; segment of the strip
+        self.size = self.upright(first).shape[:2]
+        height, width = self.size
+        self.strip_height = max(28, height // 12 // 4 * 4)
+        self.stream = copy.add_stream("libx264", rate=self.rate, options={"crf": "20", "preset": "veryfast"})
+        self.stream.width, self.stream.height, self.stream.pix_fmt = width, height + self.strip_height, "yuv420p"
+        self.stream.codec_context.time_base = self.time_base
+
+    def upright(self, frame):
+        """A frame as players show it, uint8 (H, W, 3), both even, as 4:2:0 needs it."""
+        pixels = np.rot90(self.converter.rgb(frame), round(frame.rotation / 90))  # counter-clockwise
+        return pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2]
 
     def put(self, frame):
         pts = frame.pts
         if pts is None or (self.last is not None and pts <= self.last):  # AVI has no times
             pts = 0 if self.last is None else self.last + max(1, round(1 / (self.rate * self.time_base)))
         self.first = pts if self.first is None else self.first
-        even = frame.reformat(frame.width // 2 * 2, frame.height // 2 * 2, "yuv420p")
-        planes = [np.rot90(plane, round(frame.rotation / 90)) for plane in planes_of(even)]  # counter-clockwise
-        height, width = planes[0].shape
-        if not self.stream:
-            self.open(width, height, frame)
-        if self.size != (width, height):
+        pixels = self.upright(frame)
+        if self.size != pixels.shape[:2]:
             return  # it changes in the middle of the recording; one stream has one size
-        strip = self.strip(float((pts - self.first) * self.time_base))
-        joined = np.concatenate([plane.ravel() for pair in zip(planes, strip) for plane in pair])
-        new = av.VideoFrame.from_ndarray(joined.reshape(-1, width), format="yuv420p")
+        joined = np.concatenate([pixels, self.strip(float((pts - self.first) * self.time_base))])
+        new = av.VideoFrame.from_ndarray(joined, format="rgb24")
         new.pts, new.time_base, self.last = pts, self.time_base, pts
         self.copy.mux(self.stream.encode(new))
 
-    def open(self, width, height, frame):
-        """Begin the stream, for pictures of width x height with a strip below."""
-        self.size = width, height
-        self.strip_height = max(28, height // 12 // 4 * 4)
-        self.stream = self.copy.add_stream("libx264", rate=self.rate, options={"crf": "20", "preset": "veryfast"})
-        self.stream.width, self.stream.height, self.stream.pix_fmt = width, height + self.strip_height, "yuv420p"
-        context = self.stream.codec_context
-        context.time_base = self.time_base
-        self.is_full_range = frame.color_range == 2 or frame.format.name.startswith("yuvj")
-        context.color_range, context.colorspace = 2 if self.is_full_range else frame.color_range, frame.colorspace
-        context.color_primaries, context.color_trc = frame.color_primaries, frame.color_trc
-
     def strip(self, seconds):
-        """The planes of the strip at a time; drawn when the segment changes."""
+        """The strip at a time, uint8 (strip height, W, 3); drawn when the segment changes."""
         number = self.number or 0
         while number + 1 < len(self.segments) and seconds >= self.segments[number].end:
             number += 1
         if number != self.number:
-            image = drawing.draw_strip(self.segments[number], self.colours, self.size[0], self.strip_height)
-            y, cb, cr = (np.asarray(band) for band in image.convert("YCbCr").split())
-            y, cb, cr = y, *(band.reshape(len(y) // 2, 2, -1, 2).mean((1, 3)) for band in (cb, cr))
-            if not self.is_full_range:
-                y, cb, cr = 16 + y * (219 / 255), *(128 + (band - 128) * (224 / 255) for band in (cb, cr))
-            self.number, self.planes = number, [band.round().astype(np.uint8) for band in (y, cb, cr)]
-        return self.planes
-
-    def flush(self):
-        if self.stream:
-            self.copy.mux(self.stream.encode())
-
-
-def planes_of(frame):
-    """The planes of a yuv420p frame: uint8 (H, W) and twice (H / 2, W / 2)."""
-    return [np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-            for plane in frame.planes]  # fmt: skip
+            width = self.size[1]
+            image = drawing.draw_strip(self.segments[number], self.colours, width, self.strip_height)
+            self.number, self.drawn = number, np.asarray(image)
+        return self.drawn

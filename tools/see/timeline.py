@@ -6,69 +6,68 @@ moment is the best class of the mean probabilities of all clips that show it. Me
 
 import csv
 import itertools
-from pathlib import Path
+from collections import deque
+from functools import partial
 from typing import NamedTuple
 
 import common
+from common import names
 from common.calibration import softmax
 
 import numpy as np
+from tqdm import tqdm
 
 from see import drawing
 from see.annotated_copy import annotate
+from torchvision_patches.clip import frames_to_read, resize_function, resized_and_cropped
+from torchvision_patches.decoding import UnreadableVideo, facts_of, frames_and_rotation
+from torchvision_patches.pool import outcomes_of
 
-CHUNK = 64  # sampled frames that are read at once: 16 s, and 10 MB as the network takes them
+CHUNK = 64  # sampled frames that are read at once: 16 s, and 10 MB as R(2+1)D takes them
 THUMBNAILS = 10
 
 
-class Plan(NamedTuple):
+class SampledFrames(NamedTuple):
     """The frames that the clips of a recording are made of: every one at the rate of the official rule."""
 
     pts: np.ndarray  # int64 (n,), as `read_frames` takes them
     frame_indices: np.ndarray  # int64 (n,)
     seconds: np.ndarray  # float (n,), from the first frame
     duration: float  # s, of the whole
-    rotation: int  # degrees clockwise by which players turn it
 
 
-class Segment(NamedTuple):
-    """A stretch of a recording with one label; "" where nothing could be read."""
+class ClassifiedClips(NamedTuple):
+    """The clips of a recording and what the network says of them."""
 
-    start: float  # s
-    end: float  # s
-    label: str
-    probability: float  # mean over the stretch
-
-
-# --- reading (in child processes) ------------------------------------------------------------------------------------
+    starts: np.ndarray  # int (num_clips,), the number of each clip's first frame among the sampled ones
+    probabilities: np.ndarray  # float (num_clips, num_classes), NaN where frames are missing
+    missing: dict  # {number of a sampled frame: why nothing can be read from there on}
+    thumbnails: list  # some frames for a picture, (s, float32 (3, 1, H, W))
+    rotation: int  # degrees clockwise by which players turn the recording
 
 
-def plan_of(path, clip_len, frame_rate):
-    """The Plan of a recording. Raises UnreadableVideo."""
-    import torch
-
-    from torchvision_patches.decoding import facts_of, has_times, opened
-    from torchvision_patches.video_utils import VideoClips
-
-    pts, fps, _, rotation, _ = facts_of(path)
-    clips, indices = VideoClips.compute_clips_for_video(torch.from_numpy(pts), clip_len, 1, fps, frame_rate)
-    sampled, numbers = (np.concatenate([rows[:, 0].numpy(), rows[-1, 1:].numpy()]) for rows in (clips, indices))
-    with opened(path) as (_, stream):
-        tick = float(stream.time_base) if has_times(pts) else 1 / fps
-    return Plan(sampled, numbers, (sampled - pts[0]) * tick, float((pts[-1] - pts[0]) * tick + 1 / fps), rotation)
+# --- reading (in worker processes) ------------------------------------------------------------------------------------
 
 
-def read_chunk(path, pts, frame_indices, rotate):
-    """Some frames of a recording as the network takes them: float32 (n, 3, 112, 112). Raises UnreadableVideo."""
-    import torch
+def frames_of_recording(path, description):
+    """The SampledFrames of a recording. Raises UnreadableVideo."""
+    facts = facts_of(path)
+    pts, numbers = frames_to_read(facts, description)
+    duration = float((facts.pts[-1] - facts.pts[0]) * facts.tick + 1 / facts.fps)
+    return SampledFrames(pts, numbers, (pts - facts.pts[0]) * facts.tick, duration)
 
-    from torchvision_patches.decoding import read_frames
-    from torchvision_patches.spatial import resize_and_crop
 
-    def convert(frame):  # one at a time, because full frames of 16 s may be large; as bytes, which `read_frames` keeps
-        return resize_and_crop(torch.from_numpy(frame)[None]).numpy()[:, 0].view(np.uint8)
+def read_sampled(path, description, some):
+    """(frames float32 (n, 3, H, W) as the network takes them, rotation), of (pts, frame indices), some sampled frames.
 
-    return read_frames(path, pts, frame_indices, convert, rotate).view(np.float32)
+    Raises UnreadableVideo.
+    """
+
+    def convert(frame):  # one at a time, because full frames of 16 s may be large; as bytes, which are kept as they are
+        return resized_and_cropped(frame[None], description)[:, 0].copy().view(np.uint8)
+
+    frames, rotation = frames_and_rotation(path, *some, convert, description.rotate)
+    return frames.view(np.float32), rotation
 
 
 # --- clips -> probabilities -> segments -------------------------------------------------------------------------------
@@ -80,39 +79,43 @@ def starts_of(num_frames, clip_len, step):
     return [*range(0, last, step), last]
 
 
-def probabilities_of(path, plan, classifier, results_of, step, rotate, bar):
-    """Classify the clips of a recording as its frames come in.
+def classify_all(path, sampled, classifier, step, limits):
+    """The ClassifiedClips of a recording, `step` sampled frames apart, classified as its frames come in.
 
-    Returns (starts int (W,), probabilities float (W, num_classes), NaN where frames are missing, {chunk: why}, some
-    frames for a picture [(seconds, float32 (3, 1, 112, 112))]).
+    limits: (number of worker processes, seconds that reading a part may take).
     """
-    starts = starts_of(len(plan.pts), classifier.description.clip_len, step)
-    shown = set(np.linspace(0, len(plan.pts) - 1, THUMBNAILS).round().astype(int).tolist())
-    edges = range(0, len(plan.pts), CHUNK)
-    chunks = ((path, plan.pts[i : i + CHUNK], plan.frame_indices[i : i + CHUNK], rotate) for i in edges)
-    frames, first, waiting, rows, missing, thumbnails = np.empty((0, 3, 112, 112), np.float32), 0, [], [], {}, []
+    clip_len, size = classifier.description.clip_len, classifier.description.crop_size
+    starts, number = starts_of(len(sampled.pts), clip_len, step), len(sampled.pts)
+    shown = set(np.linspace(0, number - 1, THUMBNAILS).round().astype(int).tolist())
+    parts = deque((sampled.pts[i : i + CHUNK], sampled.frame_indices[i : i + CHUNK]) for i in range(0, number, CHUNK))
+    frames, first, waiting, rows = np.empty((0, 3, *size), np.float32), 0, [], []
+    missing, thumbnails, rotation = {}, [], 0
     todo = iter([*starts, None])
     start = next(todo)
-    for i, (_, chunk, why) in zip(edges, results_of(read_chunk, chunks)):
-        if why:
-            missing[i] = why
-            chunk = np.full((min(CHUNK, len(plan.pts) - i), 3, 112, 112), np.nan, np.float32)
-        thumbnails += [(plan.seconds[k], chunk[k - i][:, None]) for k in range(i, i + len(chunk)) if k in shown]
-        frames = np.concatenate([frames, chunk])
-        while start is not None and start + classifier.description.clip_len <= first + len(frames):
-            waiting.append(frames[start - first :][: classifier.description.clip_len].transpose(1, 0, 2, 3))
-            start = next(todo)
-            if len(waiting) == classifier.batch_size or start is None:
-                rows.append(classify(waiting, classifier))
-                waiting = []
-        drop = min(len(frames), (start if start is not None else first) - first)
-        frames, first = frames[drop:], first + drop
-        bar.update(len(chunk))
-    return np.array(starts), np.concatenate(rows), missing, thumbnails
+    read = partial(read_sampled, path, classifier.description)
+    with tqdm(total=number, unit="frame", desc="classifying", leave=False, disable=None) as bar:
+        for i, part in zip(range(0, number, CHUNK), outcomes_of(read, parts, *limits, in_order=True)):
+            if why := part.why_not():
+                missing[i] = why
+                chunk = np.full((len(part.item[0]), 3, *size), np.nan, np.float32)
+            else:
+                chunk, rotation = part.value
+            thumbnails += [(sampled.seconds[k], chunk[k - i][:, None]) for k in range(i, i + len(chunk)) if k in shown]
+            frames = np.concatenate([frames, chunk])
+            while start is not None and start + clip_len <= first + len(frames):
+                waiting.append(frames[start - first :][:clip_len].transpose(1, 0, 2, 3))
+                start = next(todo)
+                if len(waiting) == classifier.batch_size or start is None:
+                    rows.append(classify(waiting, classifier))
+                    waiting = []
+            drop = min(len(frames), (start if start is not None else first) - first)
+            frames, first = frames[drop:], first + drop
+            bar.update(len(chunk))
+    return ClassifiedClips(np.array(starts), np.concatenate(rows), missing, thumbnails, rotation)
 
 
 def classify(clips, classifier):
-    """Probabilities (B, num_classes) of clips float32 (3, T, 112, 112); NaN for those with missing frames."""
+    """Probabilities (B, num_classes) of clips float32 (3, T, H, W); NaN for those with missing frames."""
     good = [not np.isnan(clip).any() for clip in clips]
     rows = np.full((len(clips), len(classifier.classes)), np.nan, np.float32)
     if any(good):
@@ -120,11 +123,12 @@ def classify(clips, classifier):
     return rows
 
 
-def moments_of(probabilities, starts, plan, clip_len, stride):
+def moments_of(probabilities, starts, sampled, clip_len, stride):
     """Mean probabilities of the clips that show each moment: (edges in s (S + 1,), probabilities (S, num_classes))."""
-    begin = plan.seconds[starts]
-    end = np.append(plan.seconds, plan.duration)[starts + clip_len]  # a clip lasts until its next frame would come
-    edges = np.append(np.arange(0, plan.duration - 0.5 * stride, stride), plan.duration)
+    begin = sampled.seconds[starts]
+    # a clip lasts until its next frame would come
+    end = np.append(sampled.seconds, sampled.duration)[starts + clip_len]
+    edges = np.array([0, *np.arange(stride, sampled.duration - 0.5 * stride, stride), sampled.duration])
     rows = np.full((len(edges) - 1, probabilities.shape[1]), np.nan, np.float32)
     for s, (left, right) in enumerate(itertools.pairwise(edges)):
         showing = probabilities[(begin < right) & (end > left)]
@@ -141,7 +145,7 @@ def segments_of(edges, rows, classes):
     for label, group in itertools.groupby(labels):
         count = len(list(group))
         probability = float(rows[s : s + count, classes.index(label)].mean()) if label else 0.0
-        segments.append(Segment(float(edges[s]), float(edges[s + count]), label, probability))
+        segments.append(drawing.Segment(float(edges[s]), float(edges[s + count]), label, probability))
         s += count
     return segments
 
@@ -149,36 +153,45 @@ def segments_of(edges, rows, classes):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def label_all(videos, names, classifier, results_of, out, stride, frame_rate, rotate):
-    """Write segments, strip and annotated copy of each recording to the folder `out`; yields (video, why it failed).
+def label_recording(path, base, classifier, stride, num_workers, time_limit):
+    """Write <base>-segments.csv, -timeline.png and -annotated.mp4 of a recording, and print its segments.
 
-    results_of: runs functions of this file in child processes, as predict.py's does.
+    stride: s between two clips. time_limit: s that reading a part may take. Returns why it, or parts of it, failed; ""
+    if all went well.
     """
-    from tqdm import tqdm
+    description = classifier.description
+    resize_function()  # once, before the processes are forked, not in each of them
+    step = max(1, round(stride * description.frame_rate))
+    stride = step / description.frame_rate
+    read = partial(frames_of_recording, description=description)
+    [outcome] = outcomes_of(read, deque([path]), num_workers, time_limit)
+    if why := outcome.why_not():
+        return why
+    sampled = outcome.value
+    clips = classify_all(path, sampled, classifier, step, (num_workers, time_limit))
+    edges, moments = moments_of(clips.probabilities, clips.starts, sampled, description.clip_len, stride)
+    segments = segments_of(edges, moments, classifier.classes)
+    about = f"{clock(sampled.duration)}, {len(clips.starts):,} clips"
+    turned = "" if description.rotate else drawing.about_rotation(clips.rotation)
+    print(f"\n{names.printable(path)}: {about}, one every {stride:g} s{turned}")
+    for segment in segments:
+        label = f"{segment.label} {100 * segment.probability:.0f} %" if segment.label else "cannot be read"
+        print(f"  {clock(segment.start)} to {clock(segment.end)}  {label}")
 
-    step = max(1, round(stride * frame_rate))
-    stride = step / frame_rate
-    for video in videos:
-        [(_, plan, why)] = results_of(plan_of, [(video, classifier.description.clip_len, frame_rate)])
-        if why:
-            yield video, why
-            continue
-        with tqdm(total=len(plan.pts), unit="frame", desc="classifying", leave=False, disable=None) as bar:
-            starts, rows, missing, shown = probabilities_of(video, plan, classifier, results_of, step, rotate, bar)
-        edges, moments = moments_of(rows, starts, plan, classifier.description.clip_len, stride)
-        segments = segments_of(edges, moments, classifier.classes)
-        turned = "" if rotate else drawing.about_rotation(plan.rotation)
-        print(f"\n{video}: {clock(plan.duration)}, {len(starts):,} clips, one every {stride:g} s{turned}")
-        for segment in segments:
-            label = f"{segment.label} {100 * segment.probability:.0f} %" if segment.label else "cannot be read"
-            print(f"  {clock(segment.start)} to {clock(segment.end)}  {label}")
-        base = Path(out, names[video])
-        write_segments(Path(f"{base}-segments.csv"), segments)
-        about = f"{video}", f"{clock(plan.duration)}, {len(starts):,} clips, {classifier.about}"
-        drawing.draw_timeline(Path(f"{base}-timeline.png"), about, edges, moments, segments, shown, classifier.classes)
-        reasons = [f"from {clock(plan.seconds[i])} on {why}" for i, why in missing.items()]
-        reasons += annotate(video, Path(f"{base}-annotated.mp4"), segments)
-        yield video, "; ".join(reasons)
+    def place(ending):
+        return base.with_name(names.file_name(base.name, ending))
+
+    write_segments(place("-segments.csv"), segments)
+    lines = path, f"{about}, {classifier.about}"
+    pictures = edges, moments, segments, clips.thumbnails
+    drawing.draw_timeline(place("-timeline.png"), lines, *pictures, classifier.classes)
+    reasons = [f"from {clock(sampled.seconds[i])} on {why}" for i, why in clips.missing.items()]
+    try:
+        if remark := annotate(path, place("-annotated.mp4"), segments):
+            print(f"  {remark}")
+    except UnreadableVideo as e:
+        reasons.append(f"no annotated copy: {e.reason}")
+    return "; ".join(reasons)
 
 
 def clock(seconds):

@@ -154,6 +154,8 @@ def properties(stream, seen, facts):
 
     header_fps is what the frame rule takes; `facts` is None where the index takes nothing.
     """
+    from torchvision_patches.decoding import moving_pictures
+
     pts = sorted(p for p in seen.pts if p is not None)
     gaps = [after - before for before, after in itertools.pairwise(pts)]
     rate = stream.average_rate or stream.guessed_rate
@@ -176,7 +178,7 @@ def properties(stream, seen, facts):
         "height": stream.codec_context.height,
         "codec": stream.codec_context.codec.canonical_name,
         "rotation": seen.rotation,
-        "video_streams": facts.num_streams if facts else "",
+        "video_streams": len(moving_pictures(stream.container)),
     }
 
 
