@@ -672,6 +672,14 @@ def test_a_name_that_is_no_text_is_shown_escaped_and_written_exactly(sources, ru
     assert "5 were quarantined" not in run_script(SCRIPT, *SEED).stdout
 
 
+def test_a_share_that_no_launcher_gave_is_refused(sources, run_script, tmp_path, monkeypatch):
+    """SLURM's variables of a batch script, without srun: one process would do an eighth and write no report."""
+    monkeypatch.chdir(tmp_path)
+    cut_videos(sources, Path("full_dataset/train/a"), num_cut=0, num_healthy=2)
+    error = run_script(SCRIPT, *SEED, code=2, SLURM_PROCID=0, SLURM_NTASKS=8, SLURM_JOB_ID=1).stderr
+    assert "srun" in error and error.count("\n") == 1, error
+
+
 def test_the_next_command_is_that_of_the_readme(monkeypatch):
     readme = (REPO / "README.md").read_text()
     monkeypatch.setattr(check_videos, "ROOT", "my_dataset")
