@@ -118,6 +118,16 @@ def lunges(phase, strength):
     )
 
 
+def jabs(phase, strength):
+    reaches = [strength * reach for reach in turns(phase)]
+    return pose(
+        lean=6,
+        feet=[(HALF_HIPS, ANKLE_HEIGHT, 0.10), (-HALF_HIPS, ANKLE_HEIGHT, -0.10)],
+        hands_from_shoulders=[(-side * 0.06, 0.03, 0.10 + 0.20 * reach) for side, reach in zip(SIDES, reaches)],
+        elbows=(0.3, -1, -0.2),
+    )
+
+
 def pushups(phase, strength):
     chest_height = 0.36 - 0.23 * wave(phase) * strength
     heels = -0.42, 0.09  # z, y of the ankles
@@ -159,6 +169,7 @@ EXERCISES = {
     "toe_touch": (toe_touch, (1.6, 2.2), (60, 85), STANDING),
     "standing_kicks": (standing_kicks, (1.6, 2.2), (60, 85), STANDING),
     "lunges": (lunges, (2.2, 3.0), (45, 85), STANDING),
+    "jabs": (jabs, (0.9, 1.4), (50, 80), STANDING),
     "pushups": (pushups, (1.2, 1.6), (75, 88), LYING),
     "leg_lifts": (leg_lifts, (1.6, 2.0), (75, 88), LYING),
 }

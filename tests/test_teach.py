@@ -1,0 +1,112 @@
+"""teach.py: a new last layer on a frozen network, from one's own folders to a checkpoint that later steps take."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from common import checkpoints
+from teaching import fitting
+from torchvision_patches import clip
+
+SCRIPT = "tools/teach.py"
+COLOURS = {"blue": (40, 60, 220), "green": (30, 200, 60), "red": (220, 40, 40)}  # RGB; even random layers see them
+
+
+def write_colour(path, colour, seed, rotation=0):
+    """A video of 2 s of one noisy colour."""
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for _ in range(20):
+            picture = np.array(colour) + rng.normal(0, 25, (48, 64, 3)) + rng.normal(0, 15, 3)
+            frame = av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture
+def backbone(tmp_path):
+    """A checkpoint of five other classes, with a clip of its own."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model("mc3_18", num_classes=5)
+    own = clip.of_network("mc3_18", clip_len=4, frame_rate=5)._replace(resize_size=(32, 43), crop_size=(28, 28))
+    state = {"model": network.state_dict(), "classes": list("abcde"), "args": {}, **own.as_dict()}
+    torch.save(state, tmp_path / "backbone.pth")
+    return "backbone.pth"
+
+
+def draw(folder, colours=COLOURS, number=5):
+    for colour in colours:
+        for seed in range(number):
+            write_colour(folder / colour / f"{seed}.mp4", COLOURS[colour], seed)
+
+
+def test_own_classes_in_a_minute(tmp_path, run_script, backbone):
+    draw(tmp_path / "my_videos", ("blue", "red"))
+    out = run_script(SCRIPT, "--backbone", backbone).stdout
+    assert "videos left out in turn: 8 of 8 right, 100%" in out and "videos of ./my_dataset/val: 2 of 2 right" in out
+    before, taught = (checkpoints.load_checkpoint(tmp_path / name) for name in (backbone, "checkpoint.pth"))
+    moved = [name for name, value in before["model"].items() if not torch.equal(value, taught["model"][name])]
+    assert sorted({name.split(".")[0] for name in moved}) == ["fc"], "more than the last layer was changed"
+    assert taught["classes"] == ["blue", "red"] and taught["model"]["fc.weight"].shape == (2, 512)
+    description, untold = clip.described(taught)
+    assert not untold and description.differences(clip.described(before)[0]) == ["rotate True, not False"]
+
+    # a class and a video more: what has been seen is not looked at again
+    seen = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
+    draw(tmp_path / "my_videos", ("green",))
+    write_colour(tmp_path / "my_videos/red/new.mp4", COLOURS["red"], 77)
+    out = run_script(SCRIPT, "--backbone", backbone).stdout
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
+    assert len(now) == len(seen) + 6 and all(now[name] == time for name, time in seen.items())
+    assert json.loads((tmp_path / "my_class_map.json").read_text()) == {"blue": 0, "red": 1, "green": 2}
+    assert "not sure" not in out, "a threshold of 13 videos promises nothing"
+
+    # later steps take it
+    write_colour(tmp_path / "other.mp4", COLOURS["green"], 99)
+    shown = run_script("tools/predict.py", "other.mp4", "--checkpoint", "checkpoint.pth").stdout
+    assert "green" in shown.split("blue")[0].split("red")[0], shown
+
+
+def test_what_cannot_be_taught(tmp_path, run_script, backbone):
+    draw(tmp_path / "my_videos", ("blue", "red"), 2)
+    Path(tmp_path, "checkpoint.pth").write_bytes(Path(tmp_path, backbone).read_bytes())
+    error = run_script(SCRIPT, "--backbone", backbone, code=2).stderr
+    assert "./checkpoint.pth was not written by this script: name another with --output" in error
+    error = run_script(SCRIPT, "--backbone", "nothing.pth", "--output", "new.pth", code=2).stderr
+    assert "there is no checkpoint nothing.pth" in error and len(error.splitlines()) == 1
+    (tmp_path / "my_videos/red/web.mp4").write_bytes(b"<html>" * 100)
+    out = run_script(SCRIPT, "--backbone", backbone, "--output", "new.pth", code=1).stdout
+    assert "failed: " in out and "web.mp4" in out and "new.pth is written" in out
+
+
+def test_the_layer_is_the_best_one():
+    """Its gradient is 0: cross entropy of all classes alike, and the penalty."""
+    rng = np.random.default_rng(0)
+    labels = np.array([0] * 30 + [1] * 10 + [2] * 5)
+    features = rng.normal(size=(45, 6)) * [1, 2, 3, 4, 5, 6] + labels[:, None]
+    shares = fitting.balanced(labels, np.arange(45))
+    assert np.allclose([shares[labels == k].sum() for k in range(3)], 1)
+    layer = fitting.fit(features, labels, shares, 3, 0.01)
+    std = features.std(0) + 1e-6
+    powers = np.exp(layer.logits(features))
+    error = (powers / powers.sum(1, keepdims=True) - np.eye(3)[labels]) * shares[:, None] / shares.sum()
+    gradient = error.T @ ((features - features.mean(0)) / std) + 0.01 * layer.weight * std
+    assert abs(gradient).max() < 1e-5 and abs(error.sum(0)).max() < 1e-5
+
+
+def test_no_group_is_on_both_sides():
+    groups = ["a", "a", "b", "c", "c", "d", "e"]
+    labels = np.array([0, 1, 0, 0, 1, 1, 2])
+    folds = fitting.folds_of(groups, labels)
+    assert folds[0] == folds[1] and folds[3] == folds[4] and folds[6] == -1, "the only video of its class is judged"
+    assert len({folds[0], folds[2], folds[3]}) == 3, "a class of three groups is judged in three parts"
