@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+from common import checkpoints
+
 import av
 import numpy as np
 import pytest
 import torch
 import torchvision
 
-from common import checkpoints
 from teaching import fitting
 from torchvision_patches import clip
 
