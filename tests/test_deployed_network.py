@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.models import get_model
 
-from aihub import description, tensors
+from aihub import description, onnx_graphs, tensors
 from faulty_hub import FaultyHub
 from qevd_r2plus1d import Model
 from small_models import read_h5, write_clips
@@ -110,6 +110,30 @@ def test_networks_of_the_registry(name, tmp_path):
     video = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(model(video), logits_of(name, path, video), atol=1e-4, rtol=0)
+
+
+class WritesParts(torch.nn.Module):
+    """What MViT and Swin do: adds to a part in place, marks parts of a mask, splits at a place."""
+
+    def forward(self, x):
+        y, mask = x * 2, x.new_zeros(6, 6)
+        y[:, 1:].add_(x[:, 1:])
+        y[:, 1:].view(1, 5, 2, 3).add_(x[:, 1:].view(1, 5, 2, 3))
+        mask[:4, 2:] = 3
+        mask[-2:] = 1
+        first, rest = torch.tensor_split(y, (1,), 1)
+        return torch.cat([rest, first], 1) @ mask
+
+
+def test_what_a_program_writes_in_place_is_not_lost():
+    """By the tracing exporter, on the way to the local hub."""
+    x = torch.rand(1, 6, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = WritesParts()(x).numpy()
+        program = torch.export.export(WritesParts(), (x,))
+    proto = onnx_graphs.program_to_onnx(program, (torch.zeros(1, 6, 6),), ["x"])
+    (found,) = onnx_graphs.cpu_session(proto.SerializeToString()).run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_tensors_of_other_clips(tmp_path, capsys):

@@ -39,20 +39,43 @@ def traced_to_onnx(module, inputs, **names):
     return onnx.load_from_string(content.getvalue())
 
 
-def program_to_onnx(module, inputs, input_names):
-    """The module of a torch.export program as an onnx.ModelProto.
+def program_to_onnx(program, inputs, input_names):
+    """A torch.export program as an onnx.ModelProto.
 
-    The tracing exporter cannot look into the list that tensor_split gives, which MViT calls: slices are the same.
+    Two things get lost in the tracing exporter and are put into other words: it cannot look into the list that
+    tensor_split gives (MViT), and it forgets what is written in place to a part of a tensor (MViT, Swin).
     """
     import torch
 
+    if any(writes_a_part(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # nothing is in place any more
+    module = program.module()
+    others = {torch.ops.aten.tensor_split.indices: slices_of, torch.ops.aten.slice_scatter.default: with_slice}
     for node in module.graph.nodes:
-        if node.target is torch.ops.aten.tensor_split.indices:
-            node.target = slices_of
+        node.target = others.get(node.target, node.target)
     module.recompile()
     with torch.no_grad():
         traced = torch.jit.trace(module, inputs, check_trace=False)
     return traced_to_onnx(traced, inputs, input_names=input_names)
+
+
+def writes_a_part(node):
+    """Whether a node of a program writes in place to a slice or to another view of a tensor."""
+    import torch
+
+    views = (torch.ops.aten.slice.Tensor, torch.ops.aten.view.default, torch.ops.aten.select.int)
+    in_place = str(node.target).startswith("aten.") and str(node.target).split(".")[1].endswith("_")
+    return in_place and getattr(node.args[0], "target", None) in views
+
+
+def with_slice(tensor, source, dim=0, start=None, end=None, step=1):
+    """What torch.slice_scatter gives, for a step of 1: the tensor with `source` in place of a slice."""
+    import torch
+
+    size = tensor.shape[dim]
+    start, end, _ = slice(start, end).indices(size)
+    parts = [tensor.narrow(dim, 0, start), source, tensor.narrow(dim, end, size - end)]
+    return torch.cat([part for part in parts if part.shape[dim]], dim)
 
 
 def slices_of(tensor, indices, dim=0):

@@ -81,16 +81,16 @@ def exported_program_to_onnx(path, specs):
     ]
     if specs and [(t.shape, t.dtype) for t in specs] != [(t.shape, t.dtype) for t in own]:
         raise EmulatedJobError(f"input_specs {listed(specs)} contradict the exported program's {listed(own)}")
-    return as_onnx(program.module(), specs or own)
+    return as_onnx(program, specs or own)
 
 
-def as_onnx(module, specs):
-    """Trace the module of a torch.export program on zeros; the input names are those of `specs`."""
+def as_onnx(program, specs):
+    """Trace a torch.export program on zeros; the input names are those of `specs`."""
     import torch
 
     inputs = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in specs)
     try:
-        return onnx_graphs.program_to_onnx(module, inputs, [t.name for t in specs])
+        return onnx_graphs.program_to_onnx(program, inputs, [t.name for t in specs])
     except Exception as e:
         raise EmulatedJobError(f"the model does not run on inputs {listed(specs)}: {e}") from e
 
