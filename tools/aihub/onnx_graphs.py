@@ -50,7 +50,10 @@ def program_to_onnx(program, inputs, input_names):
     if any(writes_a_part(node) for node in program.graph.nodes):
         program = program.run_decompositions({})  # nothing is in place any more
     module = program.module()
-    others = {torch.ops.aten.tensor_split.indices: slices_of, torch.ops.aten.slice_scatter.default: with_slice}
+    aten = torch.ops.aten
+    others = {aten.tensor_split.indices: slices_of, aten.slice_scatter.default: with_slice}
+    others |= {aten._unsafe_view.default: aten.reshape.default}
+    others |= dict.fromkeys((aten.full_like.default, aten.fill.Scalar, aten.fill.Tensor), filled)
     for node in module.graph.nodes:
         node.target = others.get(node.target, node.target)
     module.recompile()
@@ -76,6 +79,11 @@ def with_slice(tensor, source, dim=0, start=None, end=None, step=1):
     start, end, _ = slice(start, end).indices(size)
     parts = [tensor.narrow(dim, 0, start), source, tensor.narrow(dim, end, size - end)]
     return torch.cat([part for part in parts if part.shape[dim]], dim)
+
+
+def filled(tensor, value, **_):
+    """What torch.full_like gives, whose value cannot be traced where it is a tensor."""
+    return tensor.new_zeros(tensor.shape) + value
 
 
 def slices_of(tensor, indices, dim=0):
