@@ -52,7 +52,7 @@ def program_to_onnx(program, inputs, input_names):
     module = program.module()
     aten = torch.ops.aten
     others = {aten.tensor_split.indices: slices_of, aten.slice_scatter.default: with_slice}
-    others |= {aten._unsafe_view.default: aten.reshape.default}
+    others |= {aten._unsafe_view.default: aten.reshape.default, aten.copy.default: copied}
     others |= dict.fromkeys((aten.full_like.default, aten.fill.Scalar, aten.fill.Tensor), filled)
     for node in module.graph.nodes:
         node.target = others.get(node.target, node.target)
@@ -84,6 +84,11 @@ def with_slice(tensor, source, dim=0, start=None, end=None, step=1):
 def filled(tensor, value, **_):
     """What torch.full_like gives, whose value cannot be traced where it is a tensor."""
     return tensor.new_zeros(tensor.shape) + value
+
+
+def copied(tensor, source, *_):
+    """What `tensor.copy_(source)` leaves in the tensor."""
+    return source.expand_as(tensor).to(tensor.dtype)
 
 
 def slices_of(tensor, indices, dim=0):
