@@ -1,26 +1,33 @@
-"""A page on this machine that says what the webcam shows: a label a second, with the frames that the model saw.
+"""A page that says what a camera shows: a label a second, with the frames that the model saw.
 
-Reads   CHECKPOINT, and frames that the page sends: of a webcam, or of a video file that is dropped on it
+Reads   CHECKPOINT, and frames: that the page sends, of a webcam or of a video file that is dropped on it; or, with
+        --camera, of a camera of the machine that this runs on, or of the network
 Writes  nothing, unless the page's Record is pressed: then RECORDINGS/<time>.mp4, the frames that were classified, and
         .csv, their labels. As its rate is that of the model, predict.py sees the same frames in it.
 
     $ python tools/live.py --checkpoint checkpoint.pth     # opens the browser; Ctrl-C ends it
+    $ python tools/live.py --camera 0                      # the first camera of this machine, on a board as well
+    $ python tools/live.py --camera rtsp://NAME:PASSWORD@192.168.1.20/stream --host 0.0.0.0
 
-A clip is what the official frame rule would take of a video that ends now: the last frames at FRAME_RATE, resized and
-cropped by the code of training. It listens on 127.0.0.1, to who knows the token in the address. The page needs no
-internet. From another machine: ssh -L 8765:127.0.0.1:8765, then the printed address in the browser there.
+A clip is what the official frame rule would take of a video that ends now: the last frames at the model's rate, resized
+and cropped by the code of training; a file that is shorter than a clip is sampled faster, as predict.py does it. The
+program listens on 127.0.0.1, to who knows the token in the address. The page needs no internet. From another machine:
+ssh -L 8765:127.0.0.1:8765, then the printed address in the browser there; or HOST.
 
-Exit codes: 0 ended by Ctrl-C, 2 wrong usage, unusable model, port in use.
+Exit codes: 130 ended by Ctrl-C, 2 wrong usage, unusable model, port in use.
 """
 
 import asyncio
 import base64
 import contextlib
-import csv
 import io
+import ipaddress
 import json
 import secrets
+import socket
 import struct
+import tempfile
+import threading
 import time
 import weakref
 import webbrowser
@@ -36,21 +43,24 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 # ----------------------------------------------------------------------------------------------------------------------
 CHECKPOINT = "./checkpoint.pth"  # of train.py; or an ONNX file or folder, or a binary made by the local hub
-PORT = 8765  # of 127.0.0.1; 0: any free one
+CAMERA = ""  # of this machine: 0, /dev/video0; of the network: rtsp://…, http://…; a file; "": the browser's
+HOST = "127.0.0.1"  # address to listen on; 0.0.0.0: all of this machine, for a container or a board on the desk
+PORT = 8765  # of HOST; 0: any free one
 OPEN_BROWSER = True  # false: only print the address
 RECORDINGS = "./recordings"  # folder for what the page's Record button keeps
-FRAME_RATE = 4  # frames per second that are sampled; what the model was trained on
 EVERY = 1.0  # seconds between two labels
+STEADY = 3.0  # seconds over which the shown label is averaged; 0: each clip by itself
 # ----------------------------------------------------------------------------------------------------------------------
 
 PAGE = Path(__file__).resolve().parent / "page"
 FILES = {"": "index.html", "live.js": "live.js", "style.css": "style.css"}
 MAX_FRAME_BYTES = 8 << 20
 MAX_SIDE = 4096  # pixels
+MAX_FILE_BYTES = 256 << 20  # of a file that is shorter than a clip
+SHOWN_WIDTH = 640  # pixels of this machine's camera on the page
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self' ws://127.0.0.1:* ws://localhost:*; media-src blob:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self' ws://{host}; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",  # the address holds the token
     "X-Content-Type-Options": "nosniff",
@@ -61,35 +71,41 @@ HEADERS = {
 
 
 def read_frame(message):
-    """A message of the page as (its time in s, RGB uint8 (H, W, 3), the model's view of it float32 (3, 112, 112)).
+    """A message of the page as (its time in s, RGB uint8 (H, W, 3)).
 
     The message is the time as a big-endian float64, then a JPEG. Raises ValueError if it is anything else.
     """
-    import torch
     from PIL import Image
-
-    from torchvision_patches.spatial import resize_and_crop
 
     try:
         (seconds,) = struct.unpack_from(">d", message)
         image = Image.open(io.BytesIO(message[8:]), formats=["JPEG"])
         if max(image.size) > MAX_SIDE:
             raise ValueError(f"a frame has {image.width} x {image.height} pixels, at most {MAX_SIDE} are taken")
-        pixels = np.asarray(image.convert("RGB"))
+        return seconds, np.array(image.convert("RGB"))
     except (struct.error, OSError, SyntaxError, Image.DecompressionBombError) as e:
         raise ValueError(f"a frame cannot be read: {e}") from None
-    return seconds, pixels, resize_and_crop(torch.from_numpy(pixels.copy())[None])[:, 0].numpy()
+
+
+def model_view(pixels, description):
+    """What a network of this ClipDescription takes of a frame uint8 (H, W, 3): float32 (3, crop height, width)."""
+    from torchvision_patches.clip import resized_and_cropped
+
+    return resized_and_cropped(pixels[None], description)[:, 0]
 
 
 class Ring:
     """The last frames of one page, evenly spaced; after a gap, or a jump in a file, it begins anew."""
 
-    def __init__(self, clip_len):
-        self.frames = deque(maxlen=clip_len)  # (time in s, float32 (3, 112, 112))
+    def __init__(self, description):
+        self.frames = deque(maxlen=description.clip_len)  # (time in s, float32 (3, H, W))
+        self.longest_gap = 1.75 / description.frame_rate  # s
+        self.rows = deque()  # (time in s, probabilities) of the labels since it began
 
     def append(self, seconds, frame):
-        if self.frames and not 0 < seconds - self.frames[-1][0] < 1.75 / FRAME_RATE:
+        if self.frames and not 0 < seconds - self.frames[-1][0] < self.longest_gap:
             self.frames.clear()
+            self.rows.clear()
         self.frames.append((seconds, frame))
 
     @property
@@ -97,8 +113,25 @@ class Ring:
         return len(self.frames) == self.frames.maxlen
 
     def clip(self):
-        """float32 (1, 3, T, 112, 112)."""
+        """float32 (1, 3, T, H, W)."""
         return np.stack([frame for _, frame in self.frames], axis=1)[None]
+
+    def steadied(self, seconds, probabilities):
+        """The mean of the probabilities of the last STEADY seconds, these included: (num_classes,)."""
+        self.rows.append((seconds, probabilities))
+        while seconds - self.rows[0][0] > STEADY:
+            self.rows.popleft()
+        return np.mean([row for _, row in self.rows], axis=0)
+
+
+def as_jpeg(pixels, width):
+    """A frame uint8 (H, W, 3) as the bytes of a JPEG of at most that width in pixels."""
+    from PIL import Image
+
+    image, content = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((width, width))
+    image.save(content, "JPEG", quality=85)
+    return content.getvalue()
 
 
 def filmstrip(clip):
@@ -114,79 +147,33 @@ def filmstrip(clip):
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-class Recording:
-    """RECORDINGS/<time>.mp4 with the frames, at FRAME_RATE, and .csv with the labels; both are there after `close`."""
-
-    def __init__(self):
-        self.path = Path(RECORDINGS, time.strftime("%Y-%m-%d_%H-%M-%S") + f"-{secrets.token_hex(2)}.mp4")
-        self.files = contextlib.ExitStack()
-        self.container = self.stream = None
-        self.count = 0  # frames
-
-    def open(self, height, width):
-        import av
-
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        table = self.files.enter_context(common.written_then_renamed(self.path.with_suffix(".csv")))
-        self.table = csv.writer(self.files.enter_context(table.open("w", newline="", encoding="utf-8")))
-        self.table.writerow(["seconds", "label", "probability"])
-        video = self.files.enter_context(common.written_then_renamed(self.path))
-        self.container = self.files.enter_context(av.open(str(video), "w", format="mp4"))
-        self.stream = self.container.add_stream("libx264", rate=FRAME_RATE, options={"crf": "18"})
-        self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
-
-    def put(self, pixels):
-        """Add a frame, uint8 (H, W, 3). Raises OSError if it cannot be written, ValueError if the size has changed."""
-        import av
-
-        height, width = (side // 2 * 2 for side in pixels.shape[:2])  # the encoder takes even sizes only
-        if not self.stream:
-            self.open(height, width)
-        if (height, width) != (self.stream.height, self.stream.width):
-            raise ValueError("the size of the picture has changed")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
-        self.container.mux(self.stream.encode(frame))
-        self.count += 1
-
-    def label(self, label, probability):
-        if self.count:
-            self.table.writerow([f"{self.count / FRAME_RATE:.2f}", label, f"{probability:.4f}"])
-
-    def close(self):
-        """Finish the files. Returns the path of the video, None if nothing was recorded."""
-        with self.files:
-            if self.count:
-                self.container.mux(self.stream.encode())
-        return self.path if self.count else None
-
-
 # --- one page ---------------------------------------------------------------------------------------------------------
 
 
 class Session:
     """One open page: its ring, its recording, and its two loops, which `run` runs until it is closed."""
 
-    def __init__(self, socket, classifier, network):
-        self.socket, self.classifier, self.network = socket, classifier, network
-        self.ring, self.recording, self.has_come = Ring(classifier.description.clip_len), None, asyncio.Event()
+    def __init__(self, page, classifier, network):
+        self.page, self.classifier, self.network = page, classifier, network
+        self.ring, self.recording, self.has_come = Ring(classifier.description), None, asyncio.Event()
 
     async def run(self):
         labels = asyncio.create_task(self.label())
         try:
-            async for message in self.socket:
+            async for message in self.page:
                 if message.type == WSMsgType.BINARY:
-                    await self.take(message.data)
+                    await self.take(read_frame, message.data)
                 elif message.type == WSMsgType.TEXT:
                     await self.record(json.loads(message.data).get("record"))
         finally:
             labels.cancel()
             await self.stop_recording()
 
-    async def take(self, message):
-        """Put a frame into the ring and the recording."""
+    async def take(self, read, *arguments):
+        """Put the frame that read(*arguments) gives, as `read_frame` does, into the ring and the recording."""
         try:
-            seconds, pixels, frame = await asyncio.to_thread(read_frame, message)
-            self.ring.append(seconds, frame)
+            seconds, pixels = await asyncio.to_thread(read, *arguments)
+            self.ring.append(seconds, await asyncio.to_thread(model_view, pixels, self.classifier.description))
             self.has_come.set()
             if self.recording:
                 await asyncio.to_thread(self.recording.put, pixels)
@@ -199,8 +186,6 @@ class Session:
 
     async def label(self):
         """Classify the ring every EVERY seconds, as soon as a frame has come."""
-        from common.calibration import best, softmax
-
         loop = asyncio.get_running_loop()
         while True:
             self.has_come.clear()
@@ -208,18 +193,17 @@ class Session:
             if not self.ring.is_full:
                 continue
             started, clip, newest = loop.time(), self.ring.clip(), self.ring.frames[-1][0]
-            logits = (await loop.run_in_executor(self.network, self.classifier.logits, clip))[0]
-            milliseconds = 1000 * (loop.time() - started)
-            five = best(softmax(logits), self.classifier.classes)
+            answer = await loop.run_in_executor(self.network, answer_to, self.classifier, clip, self.ring, newest)
             if self.recording:
-                self.recording.label(*five[0])
-            strip = await asyncio.to_thread(filmstrip, clip)
-            await self.send(time=newest, five=five, logits=logits.tolist(), network_ms=milliseconds, strip=strip)
+                self.recording.label(*answer["five"][0])
+            await self.send(time=newest, **answer)
             await asyncio.sleep(EVERY - 0.1 - (loop.time() - started))  # the next frame comes a little later
 
     async def record(self, wanted):
+        from page.recording import Recording
+
         if wanted and not self.recording:
-            self.recording = Recording()
+            self.recording = Recording(RECORDINGS, self.classifier.description.frame_rate)
             await self.send(recording=str(self.recording.path))
         elif not wanted:
             await self.stop_recording()
@@ -235,102 +219,212 @@ class Session:
 
     async def send(self, **message):
         with contextlib.suppress(ConnectionError):  # the page is gone
-            await self.socket.send_json(message)
+            await self.page.send_json(message)
+
+
+def answer_to(classifier, clip, ring=None, seconds=0):
+    """What the page shows of a clip float32 (1, 3, T, H, W), as JSON; its label steadied by those of a Ring."""
+    from common.calibration import best, softmax
+
+    started = time.monotonic()
+    logits = classifier.logits(clip)[0]
+    milliseconds, probabilities = 1000 * (time.monotonic() - started), softmax(logits)
+    five = best(ring.steadied(seconds, probabilities) if ring else probabilities, classifier.classes)
+    return {"five": five, "logits": logits.tolist(), "network_ms": milliseconds, "strip": filmstrip(clip)}
+
+
+def answer_to_file(classifier, content):
+    """What the page shows of a whole video file that is shorter than a clip. Raises ValueError if it is no video."""
+    from torchvision_patches.clip import first_clip
+    from torchvision_patches.video_utils import UnreadableVideo
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "video")
+        path.write_bytes(content)
+        try:
+            return answer_to(classifier, first_clip(str(path), classifier.description).pixels[None])
+        except UnreadableVideo as e:
+            raise ValueError(e.reason) from None
 
 
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
-def make_app(classifier, token):
-    """The aiohttp application: the page and its connection under /<token>/, nothing for anyone else."""
-    network = ThreadPoolExecutor(1)  # all pages take turns
-    pages = weakref.WeakSet()
+class Server:
+    """The pages that are open, and what they share: the network, the token and, with CAMERA, the camera."""
+
+    def __init__(self, classifier, token):
+        self.classifier, self.token = classifier, token
+        self.network = ThreadPoolExecutor(1)  # all pages take turns
+        self.pages = weakref.WeakKeyDictionary()  # {connection: Session}
+        self.camera, self.trouble = None, ""
+
+    def app(self):
+        """The aiohttp application: the page and its connection under /<token>/, nothing for anyone else."""
+        app = web.Application(middlewares=[self.guard], client_max_size=MAX_FILE_BYTES)
+        app.add_routes([web.get("/{token}/info", self.info), web.get("/{token}/frames", self.frames)])
+        app.add_routes([web.post("/{token}/file", self.file)])
+        app.add_routes([web.get("/{token}/{name:[^/]*}", self.asset), web.get("/{anything:.*}", self.asset)])
+        app.on_startup.append(self.start_camera)
+        app.on_shutdown.append(self.close)
+        return app
 
     @web.middleware
-    async def guard(request, handler):
-        # a name that someone else resolves to 127.0.0.1 must not get in, nor another site's script
-        host = request.host.rsplit(":", 1)[0]
+    async def guard(self, request, handler):
+        # a name that someone else resolves to this address must not get in, nor another site's script
         origin = request.headers.get("Origin")
-        allowed = host in ("127.0.0.1", "localhost") and origin in (None, f"http://{request.host}")
-        if not allowed or not secrets.compare_digest(request.match_info.get("token", ""), token):
+        allowed = is_ours(request.host) and origin in (None, f"http://{request.host}")
+        if not allowed or not secrets.compare_digest(request.match_info.get("token", ""), self.token):
             raise web.HTTPForbidden(text="Open the address that live.py printed.\n")
         response = await handler(request)
         if not response.prepared:
-            response.headers.update(HEADERS)
+            response.headers.update({key: text.replace("{host}", request.host) for key, text in HEADERS.items()})
         return response
 
-    async def file(request):
+    async def asset(self, request):
         name = FILES.get(request.match_info.get("name"))
         return web.FileResponse(PAGE / name) if name else web.Response(status=404, text="There is no such page.\n")
 
-    async def info(request):
-        what = {"model": classifier.about, "classes": len(classifier.classes), "frame_rate": FRAME_RATE}
-        return web.json_response(what | {"clip_len": classifier.description.clip_len})
+    async def info(self, request):
+        clip = self.classifier.description
+        what = {"model": self.classifier.about, "classes": len(self.classifier.classes), "clip_len": clip.clip_len}
+        return web.json_response(what | {"frame_rate": clip.frame_rate, "camera": self.camera_name()})
 
-    async def frames(request):
-        socket = web.WebSocketResponse(max_msg_size=MAX_FRAME_BYTES, heartbeat=20)
-        await socket.prepare(request)
-        pages.add(socket)
-        await Session(socket, classifier, network).run()
-        return socket
+    async def file(self, request):
+        loop, content = asyncio.get_running_loop(), await request.read()
+        try:
+            answer = await loop.run_in_executor(self.network, answer_to_file, self.classifier, content)
+        except ValueError as e:
+            answer = {"error": f"This file cannot be read: {e}."}
+        return web.json_response(answer)
 
-    async def close_pages(app):
-        for socket in set(pages):
-            await socket.close(code=WSCloseCode.GOING_AWAY)
+    async def frames(self, request):
+        page = web.WebSocketResponse(max_msg_size=MAX_FRAME_BYTES, heartbeat=20)
+        await page.prepare(request)
+        self.pages[page] = session = Session(page, self.classifier, self.network)
+        if self.camera:
+            await session.send(camera_trouble=self.trouble)
+        await session.run()
+        return page
 
-    app = web.Application(middlewares=[guard])
-    app.add_routes([web.get("/{token}/info", info), web.get("/{token}/frames", frames)])
-    app.on_shutdown.append(close_pages)  # the end would wait for them, half a minute
-    app.add_routes([web.get("/{token}/{name:[^/]*}", file), web.get("/{anything:.*}", file)])
-    return app
+    def camera_name(self):
+        return self.camera.name_shown if self.camera else ""
+
+    async def start_camera(self, app):
+        from page.camera import Camera
+
+        loop = asyncio.get_running_loop()
+
+        def in_loop(function, *arguments):
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                asyncio.run_coroutine_threadsafe(function(*arguments), loop).result()
+
+        if CAMERA:
+            rate = self.classifier.description.frame_rate
+            put, tell = (lambda *given, to=to: in_loop(to, *given) for to in (self.put, self.tell))
+            self.camera = Camera(CAMERA, rate, put, tell)
+            self.camera.start()
+
+    async def put(self, seconds, pixels):
+        """Show all pages a frame of this machine's camera, and label it."""
+        jpeg = struct.pack(">d", seconds) + await asyncio.to_thread(as_jpeg, pixels, SHOWN_WIDTH)
+        for page, session in list(self.pages.items()):
+            with contextlib.suppress(ConnectionError):
+                await page.send_bytes(jpeg)
+            await session.take(lambda: (seconds, pixels))
+
+    async def tell(self, trouble):
+        """Say to all pages, and here, how the camera is: a sentence, or "" where it is there."""
+        if trouble != self.trouble:
+            print(trouble or f"{self.camera_name()} is there again", flush=True)
+        self.trouble = trouble
+        for session in list(self.pages.values()):
+            await session.send(camera_trouble=trouble)
+
+    async def close(self, app):
+        if self.camera:
+            self.camera.stop()
+        for page in list(self.pages):  # the end would wait for them, half a minute
+            await page.close(code=WSCloseCode.GOING_AWAY)
 
 
-async def serve(classifier):
-    """Serve the page until the process is stopped. Exits with code 2 and one sentence if the port is in use."""
-    token = secrets.token_urlsafe(16)
-    runner = web.AppRunner(make_app(classifier, token), access_log=None)
+def is_ours(host):
+    """Whether a request's Host header names this machine as HOST lets it be named: no name of someone else's."""
+    name = host.rsplit(":", 1)[0].strip("[]")
+    if name in ("127.0.0.1", "localhost", HOST):
+        return True
+    if HOST not in ("0.0.0.0", "::"):
+        return False
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(name))
+    return name.lower().removesuffix(".local") == socket.gethostname().lower()
+
+
+async def serve(server, started):
+    """Serve the page until this task is cancelled. Exits with code 2 and one sentence if the port cannot be had."""
+    runner = web.AppRunner(server.app(), access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", PORT)
     try:
-        await site.start()
-    except OSError as e:
-        common.refuse(f"port {PORT} of 127.0.0.1 cannot be had ({e.strerror}); --port 0 takes any that is free")
-    address = f"http://127.0.0.1:{runner.addresses[0][1]}/{token}/"
-    print(f"open {address}  (Ctrl-C ends it)", flush=True)
-    if OPEN_BROWSER:
-        await asyncio.to_thread(webbrowser.open, address)
-    try:
+        await web.TCPSite(runner, HOST, PORT).start()
+        started(runner.addresses[0][1])
         await asyncio.Event().wait()
+    except OSError as e:
+        common.refuse(f"port {PORT} of {HOST} cannot be had ({e.strerror}); --port 0 takes any that is free")
     finally:
         await runner.cleanup()
 
 
+def say_address(token, port):
+    """Print, and open, the address; say what an address other than loopback opens."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(HOST, f"[{HOST}]" if ":" in HOST else HOST)
+    address = f"http://{name}:{port}/{token}/"
+    print(f"open {address}  (Ctrl-C ends it)", flush=True)
+    if HOST not in ("127.0.0.1", "::1", "localhost"):
+        if name != HOST:
+            print(f"on other machines: http://{socket.gethostname()}:{port}/{token}/", flush=True)
+        print("whoever knows this address and reaches this machine sees the page, unencrypted; a browser on another "
+              "machine gives such a page no camera: use --camera, or ssh -L", flush=True)  # fmt: skip
+    if OPEN_BROWSER:
+        webbrowser.open(address)
+
+
 def warm_up(classifier):
     """Do everything once: first calls import and are slow."""
-    from PIL import Image
-
-    black = io.BytesIO()
-    Image.new("RGB", (640, 480)).save(black, "JPEG")
-    _, _, frame = read_frame(struct.pack(">d", 0) + black.getvalue())
-    clip = np.stack([frame] * classifier.description.clip_len, axis=1)[None]
-    filmstrip(clip)
-    classifier.logits(clip)
+    description = classifier.description
+    _, pixels = read_frame(struct.pack(">d", 0) + as_jpeg(np.zeros((480, 640, 3), np.uint8), 640))
+    answer_to(classifier, np.stack([model_view(pixels, description)] * description.clip_len, axis=1)[None])
 
 
 def main():
     flags.set_constants_from_flags(globals())
     from see.classifier import load
 
-    classifier = load(CHECKPOINT)
-    frames = classifier.description.clip_len
-    print(f"{classifier.about}: {len(classifier.classes)} classes, {frames} frames at {FRAME_RATE} fps")
+    classifier, token = load(CHECKPOINT), secrets.token_urlsafe(16)
+    clip = classifier.description
+    print(f"{classifier.about}: {len(classifier.classes)} classes, {clip.clip_len} frames at {clip.frame_rate:g} fps")
     warm_up(classifier)
+    # in a thread of its own: a kernel (Jupyter, Spyder) runs a loop in this one
+    ended, loop = [], asyncio.new_event_loop()
+    task = loop.create_task(serve(Server(classifier, token), lambda port: say_address(token, port)))
+
+    def run():
+        try:
+            loop.run_until_complete(task)
+        except (asyncio.CancelledError, SystemExit) as e:
+            ended.append(e)
+
+    thread = threading.Thread(target=run)
+    thread.start()
     try:
-        asyncio.run(serve(classifier))
+        while thread.is_alive():
+            thread.join(1)
     except KeyboardInterrupt:
-        print("\nended")
-    if classifier.latency:
-        print(classifier.latency())
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        print("\n" + classifier.latency() if classifier.latency else "", end="")
+        common.interrupted("start it again for a new address")
+    if ended:
+        raise ended[0]
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=8)
     args = parser.parse_args()
     classifier, rng = load(args.checkpoint), np.random.default_rng(0)
+    clip_len = classifier.description.clip_len
     changes = {"through JPEG": [], "a camera's frames, through JPEG": []}
     same = dict.fromkeys(changes, 0)
 
@@ -60,9 +61,9 @@ def main():
         for seed in range(args.seeds):
             fps = int(rng.choice([24, 25, 29, 30]))
             frames = list(frames_of(name, [4321, seed], 4 * fps + fps // 2, fps))[fps // 2 :]
-            _, indices = VideoClips.compute_clips_for_video(torch.arange(len(frames)), classifier.clip_len, 1, fps, 4)
+            _, indices = VideoClips.compute_clips_for_video(torch.arange(len(frames)), clip_len, 1, fps, 4)
             official = [frames[i] for i in indices[0].tolist()]
-            page = [frames[i] for i in as_the_page_samples(len(frames), fps, rng.random() / 4, classifier.clip_len)]
+            page = [frames[i] for i in as_the_page_samples(len(frames), fps, rng.random() / 4, clip_len)]
             expected = probabilities(official)
             for what, clip in zip(changes, (official, page)):
                 got = probabilities([through_jpeg(frame) for frame in clip])

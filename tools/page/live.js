@@ -1,4 +1,5 @@
-// Sends frames of the camera, or of a file, to live.py at the model's rate; shows the labels that come back.
+// Sends frames of the camera, or of a file, to live.py at the model's rate; shows the labels that come back. Where live.py
+// reads a camera itself, its frames come with the labels.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -7,11 +8,12 @@ const MAX_WIDTH = 1920;  // px; a larger picture is reduced before it is sent
 const QUALITY = 0.92;    // of the JPEGs
 const MINUTE = 60;       // s of history
 
-let info = { frame_rate: 4, clip_len: 16 };
+let info = null;         // of the model and the machine's camera, as live.py has them
 let socket = null;
-let source = null;       // "camera", "file" or null
+let source = null;       // "camera", "file", "machine" (its own camera) or null
 let slot = null;         // number of the last sampled frame since time 0, at the model's rate
 let capturing = false;
+let labelled = false;    // whether this source has had a label
 let sent = new Map();    // time of a frame in s -> when it was captured, in ms of performance.now()
 let labels = [];         // {when: ms, label, probability} of the last minute
 const colours = new Map();
@@ -26,16 +28,17 @@ function say(text) {
 function connect() {
   socket = new WebSocket(new URL("frames", location.href.replace(/^http/, "ws")));
   socket.binaryType = "arraybuffer";
-  socket.onmessage = (event) => receive(JSON.parse(event.data));
+  socket.onmessage = (event) => typeof event.data === "string" ? receive(JSON.parse(event.data)) : showPicture(event.data);
   socket.onclose = () => {
     stop();
-    for (const id of ["camera", "choose"]) $(id).disabled = true;
+    for (const id of ["camera", "choose", "record"]) $(id).disabled = true;
     say("live.py has ended. Start it again and open the address that it prints.");
   };
 }
 
 function receive(message) {
   if (message.error) say(message.error);
+  if (message.camera_trouble !== undefined) say(message.camera_trouble);
   if (message.filled !== undefined) showFilling(message.filled);
   if (message.five) showLabel(message);
   if (message.recording !== undefined) showRecording(true, `Recording to ${message.recording}`);
@@ -56,8 +59,10 @@ const CAMERA_TROUBLE = {
 async function startCamera() {
   stop();
   say("");
+  $("camera").disabled = true;
   if (!navigator.mediaDevices) {
-    say("The browser gives a camera to pages of this machine only. Open the address as live.py printed it.");
+    $("camera").disabled = false;
+    say("The browser gives a camera to pages of its own machine only: open the page there, through ssh -L, or start live.py with --camera.");
     return;
   }
   const wanted = { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30 } };
@@ -95,6 +100,7 @@ async function playFile(file) {
   video.src = URL.createObjectURL(file);
   video.controls = true;
   try {
+    video.onended = () => endOfFile(file);
     await begin("file");
   } catch {
     stop();
@@ -102,13 +108,38 @@ async function playFile(file) {
   }
 }
 
+// a file shorter than a clip has had no label: live.py reads it as predict.py does, which samples it faster
+async function endOfFile(file) {
+  $("state").textContent = "The file has ended.";
+  if (labelled) return;
+  const answer = await (await fetch("file", { method: "POST", body: file })).json();
+  if (source !== "file") return;
+  if (answer.error) say(answer.error);
+  else showLabel(answer);
+}
+
+// the machine's own camera: live.py reads it
+function showPicture(data) {
+  const seconds = new DataView(data).getFloat64(0);
+  remember(seconds);
+  URL.revokeObjectURL($("picture").src);
+  $("picture").src = URL.createObjectURL(new Blob([data.slice(8)], { type: "image/jpeg" }));
+  if (source === "machine") return;
+  source = "machine";
+  $("picture").hidden = false;
+  $("source").classList.add("playing");
+  $("record").disabled = false;
+}
+
 async function begin(kind) {
   source = kind;
   slot = null;
+  labelled = false;
   sent.clear();
   await video.play();
   $("source").classList.add("playing");
   $("stop").disabled = $("record").disabled = false;
+  $("camera").disabled = kind === "camera";
   waitForFrame();
 }
 
@@ -123,6 +154,7 @@ function stop() {
   video.load();
   $("source").classList.remove("playing");
   $("stop").disabled = $("record").disabled = true;
+  $("camera").disabled = false;
   $("state").textContent = "Stopped.";
 }
 
@@ -152,10 +184,14 @@ function sample(seconds) {
     const message = new Uint8Array(8 + blob.size);
     new DataView(message.buffer).setFloat64(0, seconds);
     message.set(new Uint8Array(await blob.arrayBuffer()), 8);
-    sent.set(seconds, captured);
-    if (sent.size > 100) sent.delete(sent.keys().next().value);
+    remember(seconds, captured);
     send(message);
   }, "image/jpeg", QUALITY);
+}
+
+function remember(seconds, when = performance.now()) {
+  sent.set(seconds, when);
+  if (sent.size > 100) sent.delete(sent.keys().next().value);
 }
 
 function send(message) {
@@ -177,10 +213,11 @@ function showFilling(frames) {
 
 function showLabel({ time, five, network_ms, strip }) {
   if (!source) return;
+  labelled = true;
   const [label, probability] = five[0];
   if ($("label").textContent !== label) $("label").textContent = label;  // is read out when it changes
-  const latency = Math.round(performance.now() - sent.get(time));
-  $("state").textContent = `${latency} ms after its last frame, ${Math.round(network_ms)} ms of them in the network.`;
+  const delay = sent.has(time) ? `${((performance.now() - sent.get(time)) / 1000).toFixed(1)} s behind the picture` : "Of the whole file";
+  $("state").textContent = `${delay}; the network takes ${(network_ms / 1000).toFixed(2)} s.`;
   $("bars").replaceChildren(...five.map(([name, p]) => {
     const item = element("li", ""), text = element("span", "text"), track = element("span", "track");
     const bar = element("span", "bar");
@@ -237,17 +274,20 @@ $("choose").onclick = () => $("file").click();
 $("file").onchange = () => { if ($("file").files.length) playFile($("file").files[0]); };
 $("stop").onclick = stop;
 $("record").onclick = () => send(JSON.stringify({ record: $("record").getAttribute("aria-pressed") !== "true" }));
-video.onended = () => { $("state").textContent = "The file has ended."; };
 for (const type of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(type, (event) => {
     event.preventDefault();
     $("source").classList.toggle("over", type === "dragover");
-    if (type === "drop" && event.dataTransfer.files.length) playFile(event.dataTransfer.files[0]);
+    if (type === "drop" && info && !info.camera && event.dataTransfer.files.length) playFile(event.dataTransfer.files[0]);
   });
 }
 setInterval(showHistory, 1000);
 fetch("info").then((response) => response.json()).then((answer) => {
   info = answer;
   $("model").textContent = `${info.model}: ${info.classes} classes, ${info.clip_len} frames at ${info.frame_rate} fps`;
+  if (info.camera) {
+    $("hint").textContent = `Waiting for ${info.camera}.`;
+    for (const id of ["camera", "choose", "stop"]) $(id).hidden = true;
+  }
   connect();
 });

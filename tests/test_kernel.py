@@ -1,0 +1,65 @@
+"""Scripts in a kernel, as Jupyter, Colab and Spyder run them by `%run`: as from a shell."""
+
+import os
+import time
+
+import pytest
+
+from conftest import REPO
+from drawn_exercises import write_exercises, write_onnx
+
+pytest.importorskip("ipykernel", reason="no ipykernel: pip install ipykernel")
+from jupyter_client.manager import KernelManager
+
+
+@pytest.fixture
+def cell(tmp_path):
+    """cell(code) -> what a cell prints, its errors too; `until` presses the kernel's interrupt at these words."""
+    manager = KernelManager()
+    manager.start_kernel(cwd=str(tmp_path), extra_arguments=["--log-level=40"])
+    client = manager.client()
+    client.start_channels()
+    client.wait_for_ready(timeout=60)
+
+    def run(code, until=None):
+        number, printed, deadline = client.execute(code), "", time.monotonic() + 120
+        while time.monotonic() < deadline:
+            message = client.get_iopub_msg(timeout=120)
+            kind, content = message["msg_type"], message["content"]
+            if message["parent_header"].get("msg_id") != number:
+                continue
+            if kind == "stream":
+                printed += content["text"]
+                if until and until in printed:
+                    manager.interrupt_kernel()
+                    until = None
+            elif kind == "error":
+                printed += f"ERROR {content['ename']}: {content['evalue']}"
+            elif kind == "status" and content["execution_state"] == "idle":
+                return printed
+        raise AssertionError(f"the cell does not end:\n{printed}")
+
+    yield run
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def test_scripts_run_in_a_kernel(cell, tmp_path):
+    for label in "squats", "pushups":
+        for i in range(2):
+            (tmp_path / "my_videos" / label).mkdir(parents=True, exist_ok=True)
+            write_exercises(tmp_path / f"my_videos/{label}/{i}.mp4", [label], seconds=4, seed=i)
+    odd = os.fsdecode(b"caf\xe9.mp4")
+    os.rename(tmp_path / "my_videos/squats/1.mp4", tmp_path / "my_videos/squats" / odd)
+    write_onnx(tmp_path / "tiny.onnx")
+    printed = cell(f"%run {REPO}/tools/split_videos.py")
+    assert "ERROR" not in printed and (tmp_path / "my_dataset/val").is_dir(), printed
+    printed = cell(f"%run {REPO}/tools/preprocess_and_save.py --data-root my_dataset/train")
+    assert "found 2 = saved 2" in printed and "ERROR" not in printed, printed
+    printed = cell(f"%run {REPO}/tools/predict.py my_videos/squats --checkpoint tiny.onnx")
+    assert r"caf\xe9.mp4" in printed and "ERROR" not in printed, printed
+    printed = cell(f"%run {REPO}/tools/evaluate.py --h5 absent.h5")
+    assert printed.startswith("error: there is no absent.h5"), printed  # then IPython's own words on a SystemExit
+    live = f"%run {REPO}/tools/live.py --checkpoint tiny.onnx --port 0 --open-browser false"
+    printed = cell(live, until="(Ctrl-C ends it)")
+    assert "open http://127.0.0.1:" in printed and "interrupted; start it again" in printed, printed
