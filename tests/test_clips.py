@@ -24,7 +24,9 @@ from torchvision.transforms import functional as F
 
 from make_videos import write_video
 from torchvision_patches import decoding, video_index, video_utils
+from torchvision_patches.frame_rule import sampled_frames, windows
 from torchvision_patches.spatial import PRESET, resize_and_crop
+from torchvision_patches.spatial_numpy import resize_and_crop_array
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, frame_times, index_videos, read_frames
 
 pytestmark = pytest.mark.quick
@@ -729,3 +731,18 @@ def test_read_frames_refuses_what_an_old_index_promises(tmp_path):
     path = write_video(tmp_path / "x.mp4", 10)
     with pytest.raises(UnreadableVideo, match="x.mp4: it has 10 frames, and frame 40 is needed"):
         read_frames(path, [0, 512 * 40], [0, 40])
+
+
+def test_a_board_without_torch_makes_the_same_clips():
+    """Frame numbers equal, pixels equal bit for bit, for odd sizes, rates and lengths."""
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        sizes = tuple(int(size) for size in rng.integers(20, 200, 2))
+        crop = tuple(int(rng.integers(4, size + 1)) for size in sizes)
+        clip = rng.integers(0, 256, (2, *rng.integers(8, 300, 2), 3), dtype=np.uint8)
+        expected = resize_and_crop(torch.from_numpy(clip), sizes, crop).numpy()
+        np.testing.assert_array_equal(resize_and_crop_array(clip, sizes, crop), expected)
+        length, frames, fps = int(rng.integers(1, 500)), 8, float(rng.uniform(5, 60))
+        rate = float(rng.choice([2.5, 4, 8]))
+        _, numbers = VideoClips.compute_clips_for_video(torch.arange(length), frames, 1, fps, rate)
+        np.testing.assert_array_equal(windows(sampled_frames(length, frames, fps, rate), frames, 1), numbers.numpy())

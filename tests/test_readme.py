@@ -88,6 +88,8 @@ ELSEWHERE = {
     "offline.py::test_w8a8_in_the_emulator_is_within_one_step_of_onnxruntime",
     "python tools/compile_offline.py --compare r2plus1d_18 r3d_18 mc3_18": "test_compile_offline.py::test_a_comparison_"
     "goes_on_where_it_was_killed",
+    "python3 -m venv .venv && .venv/bin/pip install -r tools/qualcomm/requirements.txt -c requirements.txt": "it loads "
+    "packages; without those that it leaves out: test_compile_offline.py::test_a_binary_runs_here_by_every_tool",
     "python tools/refactor_dataset.py --dry-run": "test_refactor_dataset.py::test_dry_run_touches_nothing",
     "python tools/refactor_dataset.py": "test_refactor_dataset.py::test_parts_are_sorted_and_named",
     "python tools/check_videos.py --root ./QEVD_organized --quarantine ./bad_videos --remux --replace --ext mp4 "

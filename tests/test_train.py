@@ -280,7 +280,7 @@ def slurm(tasks, machines=1):
     """What srun sets in each of `tasks` processes, and the batch script before, [dict, …]."""
     each = tasks // machines
     job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    job |= {"SLURM_NTASKS": tasks, "SLURM_TASKS_PER_NODE": f"{each}(x{machines})"}
+    job |= {"SLURM_NTASKS": tasks, "SLURM_TASKS_PER_NODE": f"{each}(x{machines})", "SLURM_STEP_ID": 0}
     return [job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank % each} for rank in range(tasks)]
 
 
@@ -314,6 +314,8 @@ def test_a_batch_script_without_srun_is_told_so(videos, trained):
     nowhere = {key: value for key, value in slurm(2)[0].items() if key.startswith("SLURM")}
     _, err = train(*flags, code=2, **nowhere)
     assert "nothing says where they meet" in err and "export MASTER_ADDR=$(hostname)" in err
+    del nowhere["SLURM_STEP_ID"]
+    assert "put srun before python" in train(*flags, code=2, **nowhere)[1]
 
 
 def test_video_accuracy_is_what_the_clips_say(videos, trained):
