@@ -88,6 +88,15 @@ def test_its_logits_are_those_of_the_transformers_that_is_installed(side):
     torch.testing.assert_close(torch.tensor(THEIRS[side]), expected, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_patches_that_normalise_change_rounding_only():
+    model, other, clips = small(), small(), (clips_of(32) + 1) / 2
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    other.take_unnormalised(mean, std)
+    expected = model((clips - torch.tensor(mean).view(3, 1, 1, 1)) / torch.tensor(std).view(3, 1, 1, 1))
+    torch.testing.assert_close(other(clips), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_every_weight_of_theirs_has_its_place_or_is_named():
     ours, unused = videomae.from_hugging_face(hugging_face_state())
     assert not unused and ours.keys() == small().state_dict().keys()

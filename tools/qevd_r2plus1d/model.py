@@ -21,6 +21,7 @@ from torchvision.models import get_model
 
 from aihub import tensors
 from torchvision_patches import clip, mirror
+from torchvision_patches.videomae import VideoMAE
 
 MODEL_ID = "qevd_r2plus1d"
 # What several networks vote with. A mean of logits is one sum on the chip; a mean of probabilities needs a softmax of
@@ -186,6 +187,10 @@ class QevdR2Plus1D(BaseModel):
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.description, name)).view(1, 3, 1, 1, 1)
             self.register_buffer(f"input_{name}", values, persistent=False)
+        self.normalises = not all(isinstance(network, VideoMAE) for network in self.model)
+        if not self.normalises:
+            for network in self.model:
+                network.take_unnormalised(self.description.mean, self.description.std)
         if mirrored:
             self.prepare_mirror()
 
@@ -266,14 +271,14 @@ class QevdR2Plus1D(BaseModel):
         }
 
     def vote(self, clips):
-        """Normalised clips -> the mean of the networks' logits, by their shares."""
+        """Clips as the networks take them -> the mean of their logits, by their shares."""
         if len(self.model) == 1:
             return self.model[0](clips)
         return sum(share * network(clips) for share, network in zip(self.shares, self.model))
 
     def forward(self, video):
         """Float (B, 3, T, H, W), RGB in [0, 1] -> logits (B, num_classes)."""
-        clips = (video - self.input_mean) / self.input_std
+        clips = (video - self.input_mean) / self.input_std if self.normalises else video
         logits = self.vote(clips)
         if not self.mirrored:
             return logits
