@@ -61,11 +61,11 @@ def taken_by_index(root):
 TRAIN = """
 import json, os, sys
 import train  # it puts tools/ on the path
-import datasets
+import datasets, splits
 from torchvision_patches.video_utils import VideoClips, index_videos
 root, clip_len, frame_rate, num_workers = sys.argv[1], *map(int, sys.argv[2:])
 sys.stdout.reconfigure(errors="surrogateescape")
-samples = datasets.list_videos(root, "train", {"good": 0, "bad": 1}, "map")
+samples = splits.list_videos(root, "train", {"good": 0, "bad": 1}, "map")
 metadata = index_videos([path for path, _ in samples], num_workers, progress=False)
 clips = VideoClips(metadata["video_paths"], clip_len, 1, frame_rate, metadata)
 dataset = datasets.KineticsWithVideoId(root, samples, clips, lambda clip: clip)
@@ -73,7 +73,7 @@ taken = []
 for number, (path, _) in enumerate(samples):
     count = len(clips.clips[number])
     first = clips.cumulative_sizes[number] - count
-    if count and not any(dataset[first + k, 0][3] for k in {0, count // 2, count - 1}):
+    if count and not any(dataset[first + k, 0].failures for k in {0, count // 2, count - 1}):
         taken.append(os.path.relpath(path, root + "/train"))
 print(json.dumps(taken))
 """
