@@ -15,7 +15,7 @@ from aiohttp import web
 
 from hub_server import LocalHub
 from hub_server.compiled_models import binary_of
-from hub_server.jobs import INLINE_SECONDS
+from hub_server.job_life import INLINE_SECONDS
 from hub_server.records import EmulatedJobError, RefusedError, pb, timestamp
 
 # a proxy of the machine is not for the hub on it; scripts inherit this

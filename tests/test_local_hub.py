@@ -28,7 +28,7 @@ from torch import nn
 from aihub import onnx_graphs
 from conftest import REPO
 from faulty_hub import Fault, FaultyHub
-from hub_server.jobs import RUNNERS
+from hub_server.job_life import RUNNERS
 
 SHAPE = (1, 3, 4, 8, 10)  # NCTHW, every dimension another size, so that a wrong layout cannot pass
 NTHWC = (1, 4, 8, 10, 3)

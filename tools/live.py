@@ -311,7 +311,7 @@ class Server:
         return self.camera.name_shown if self.camera else ""
 
     async def start_camera(self, app):
-        from page.camera import Camera
+        from page.camera import CameraThread
 
         loop = asyncio.get_running_loop()
 
@@ -322,7 +322,7 @@ class Server:
         if CAMERA:
             rate = self.classifier.description.frame_rate
             put, tell = (lambda *given, to=to: in_loop(to, *given) for to in (self.put, self.tell))
-            self.camera = Camera(CAMERA, rate, put, tell)
+            self.camera = CameraThread(CAMERA, rate, put, tell)
             self.camera.start()
 
     async def put(self, seconds, pixels):

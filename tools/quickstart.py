@@ -39,9 +39,13 @@ def steps():
 
     Clips have 8 frames, 2 s, instead of QEVD's 16: half the work, and a whole repetition of each drawn exercise.
     """
-    dataset, organized, training, tensors = (
-        f"{FOLDER}/{name}" for name in ("dataset", "QEVD_organized", "training", "preprocessed_tensors")
-    )
+    organized, training = f"{FOLDER}/QEVD_organized", f"{FOLDER}/training"
+    return steps_of_training(organized, training) + steps_of_deployment(organized, training)
+
+
+def steps_of_training(organized, training):
+    """From nothing to a validated checkpoint in the folder `training`, of videos in `organized`."""
+    dataset = f"{FOLDER}/dataset"
     train = "python references/video_classification/train.py"
     parts = " ".join(f"{dataset}/QEVD-FIT-300k-Part-{k}" for k in (1, 2, 3, 4))
     weights = " --weights KINETICS400_V1" if pretrained_weights().exists() else ""
@@ -72,6 +76,13 @@ def steps():
             "validate it",
             f"{train} --data-path {organized} --resume {training}/checkpoint.pth --test-only --device cpu",
         ),
+    ]
+
+
+def steps_of_deployment(organized, training):
+    """From the checkpoint to figures and pictures of the deployed model."""
+    tensors = f"{FOLDER}/preprocessed_tensors"
+    return [
         (
             "turn the validation videos into tensors",
             f"python tools/preprocess_and_save.py --data-root {organized}/val --out-root {tensors} --clip-len 8",

@@ -46,7 +46,7 @@ MANY_VIDEOS = 50  # a class: from here on training more than the last layer is w
 
 
 @dataclass
-class LabelledVideo:
+class TeachingVideo:
     """A video of DEST and what is known of it."""
 
     file: str
@@ -77,12 +77,12 @@ def groups_of_split():
 
 
 def videos_of_split():
-    """The LabelledVideos of both sides."""
+    """The TeachingVideos of both sides."""
     group_of, videos = groups_of_split(), []
     for side in ("train", "val"):
         for path in finding.find_videos(Path(DEST, side)).videos if Path(DEST, side).is_dir() else ():
             file = str(Path(DEST, side, path))
-            videos.append(LabelledVideo(file, side, path.split("/")[0], group_of.get(path, file)))
+            videos.append(TeachingVideo(file, side, path.split("/")[0], group_of.get(path, file)))
     return videos
 
 

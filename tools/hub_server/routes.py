@@ -8,7 +8,7 @@ import shutil
 
 import h5py
 
-from . import jobs
+from . import job_life
 from .compiled_models import EXTENSIONS
 from .records import EMULATED, ModelRecord, RefusedError, full_qairt_version, new_id, pb, timestamp
 
@@ -185,10 +185,10 @@ ROUTES = [
     ("PATCH", "datasets/ID", complete_dataset_upload),
     ("GET", "datasets/ID/upload_url", start_dataset_upload),
     ("GET", "datasets/ID/download_data", download_dataset),
-    ("POST", "jobs", jobs.create_job),
-    ("GET", "jobs/ID", jobs.get_job),
-    ("PATCH", "jobs/ID", jobs.rename_job),
-    ("GET", "jobs/ID/result", jobs.get_job_result),
+    ("POST", "jobs", job_life.create_job),
+    ("GET", "jobs/ID", job_life.get_job),
+    ("PATCH", "jobs/ID", job_life.rename_job),
+    ("GET", "jobs/ID/result", job_life.get_job_result),
     ("GET", "(jobs|models|datasets)/ID/shared_access", get_sharing),
     ("PATCH", "(jobs|models|datasets)/ID/shared_access", change_sharing),
     ("DELETE", "(jobs|models|datasets)/ID/shared_access", stop_sharing),

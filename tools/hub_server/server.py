@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from . import jobs
+from . import job_life
 from .records import DatasetRecord, RefusedError, new_id, pb, timestamp
 from .routes import ROUTES
 
@@ -62,7 +62,7 @@ class LocalHub:
         self.loop.call_soon_threadsafe(self.stop.set)
         self.thread.join()
         self.workers.shutdown(wait=False)
-        jobs.COMPUTER.submit(shutil.rmtree, self.folder).result()  # after the job that computes, which ends soon
+        job_life.COMPUTER.submit(shutil.rmtree, self.folder).result()  # after the job that computes, which ends soon
 
     async def serve(self, started):
         self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
@@ -103,13 +103,13 @@ class LocalHub:
                 dataset.path = None
                 dataset.message.expiration_time.CopyFrom(timestamp(-1))
 
-    def submit(self, job, inline_seconds=jobs.INLINE_SECONDS):
+    def submit(self, job, inline_seconds=job_life.INLINE_SECONDS):
         """Start a job that was checked; waits up to `inline_seconds` for its end."""
-        jobs.start(self, job, inline_seconds)
+        job_life.start(self, job, inline_seconds)
 
     def run(self, job):
         """Do what a job asks for. Raises EmulatedJobError."""
-        jobs.compute(self, job)
+        job_life.compute(self, job)
 
     @staticmethod
     def report(what, error):

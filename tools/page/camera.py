@@ -40,7 +40,7 @@ def open_camera(address):
     return open_container(address), True
 
 
-class Camera(threading.Thread):
+class CameraThread(threading.Thread):
     """Reads frames until `stop`; gives the first of each 1 / frame_rate s to `put`, and says to `tell` how it is.
 
     put(seconds, pixels): uint8 (H, W, 3) RGB, at a time that only grows, of a clock that starts with the thread.
