@@ -65,14 +65,15 @@ def trained_network():
     return network.eval()
 
 
-def write_onnx(path):
-    """The trained network as an ONNX file, with its classes beside it as example_export.py writes them."""
+def write_onnx(path, **beside):
+    """The trained network as an ONNX file, with its classes and `beside` beside it as example_export.py writes them."""
     path = Path(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(trained_network(), (torch.zeros(1, 3, 16, 112, 112),), str(path), dynamo=False,
                           opset_version=17, input_names=["video"], output_names=["class_probs"])  # fmt: skip
-    path.with_suffix(".json").write_text(json.dumps({"sha256": common.sha256_of(path), "classes": CLASSES}))
+    described = {"sha256": common.sha256_of(path), "classes": CLASSES, **beside}
+    path.with_suffix(".json").write_text(json.dumps(described))
     return path
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+from common import calibration
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torchvision.models import get_model
 from aihub import description, onnx_graphs, tensors
 from faulty_hub import FaultyHub
 from qevd_r2plus1d import Model
+from see import classifier
 from small_models import read_h5, write_clips
 from test_export import CLASSES, write_checkpoint
 from torchvision_patches import clip, mirror
@@ -148,6 +151,28 @@ def test_tensors_of_other_clips(tmp_path, capsys):
         with pytest.raises(SystemExit):
             tensors.check_tensors(tmp_path, "model.bin", other)
         assert words in capsys.readouterr().err
+
+
+def test_temperature_and_threshold_travel(voters, tmp_path):
+    """Into what stands beside a model, and to who shows its labels; of several that vote, where all agree."""
+    sure, first, second = {"temperature": 1.5, "threshold": 0.6}, *voters.values()
+    calibrated = [tmp_path / "a.pth", tmp_path / "b.pth"]
+    for path, source in zip(calibrated, (first, second)):
+        torch.save(torch.load(source, weights_only=True) | sure, path)
+    about = [
+        Model.from_pretrained(paths, data_dir="").about()
+        for paths in (calibrated[0], first, calibrated, [calibrated[0], second])
+    ]
+    assert sure.items() <= about[0].items() and sure.items() <= about[2].items()
+    assert not sure.keys() & about[1].keys() and not sure.keys() & about[3].keys()
+    (tmp_path / "model.dlc").write_bytes(b"x")
+    (tmp_path / "clip.json").write_text(json.dumps(about[0]))  # in a bundle
+    assert sure.items() <= description.read_description(tmp_path / "model.dlc").items()
+    network = classifier.load(calibrated[0])
+    assert (network.temperature, network.threshold) == (1.5, 0.6)
+    probabilities, logits = network.probabilities(np.zeros((1, 3, 4, 32, 32), np.float32))
+    np.testing.assert_allclose(probabilities, calibration.softmax(logits / 1.5), atol=1e-6)
+    assert classifier.load(first)[-2:] == (1.0, None)
 
 
 def test_a_checkpoint_newer_than_its_export(tmp_path, capsys):

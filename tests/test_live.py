@@ -14,6 +14,8 @@ import sys
 import threading
 from pathlib import Path
 
+from common.calibration import softmax
+
 import aiohttp
 import av
 import numpy as np
@@ -36,6 +38,7 @@ SCRIPT = REPO / "tools/live.py"
 SAMPLE = ["jumping_jacks", "squats", "toe_touch", "standing_kicks", "pushups", "leg_lifts"]
 CHECKPOINT = Path(os.environ.get("SAMPLE_CHECKPOINT", REPO / "sample/training/checkpoint.pth"))
 needs_chromium = pytest.mark.skipif(not browser.find_chromium(), reason="no Chromium here: apt install chromium")
+GREY = "rgb(85, 96, 110)"  # of what is not sure
 FAKE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
@@ -125,6 +128,23 @@ def test_frames_become_the_label_of_a_clip_that_ends_now(server):
     expected = classifier.load(folder / "tiny.onnx").logits(resize_and_crop(torch.from_numpy(clip))[None].numpy())
     np.testing.assert_allclose(answer["logits"], expected[0], atol=1e-4)
     assert answer["five"][0][0] == "squats" and answer["strip"].startswith("data:image/jpeg;base64,")
+
+
+def test_below_the_threshold_the_label_is_not_sure(tmp_path):
+    """After the temperature, of the steadied probabilities; the bars keep their classes."""
+    write_onnx(tmp_path / "plain.onnx")
+    network = classifier.load(tmp_path / "plain.onnx")
+    clip = np.stack([live.model_view(frame, network.description) for frame in draw("squats", [7, 80], 16, 4)], axis=1)
+    plain = live.answer_to(network, clip[None])
+    assert plain["label"] == plain["five"][0][0] == "squats", "without a threshold each clip has a label"
+    top = softmax(np.array(plain["logits"]) / 3).max()
+    for threshold, label in ((top - 0.01, "squats"), (top + 0.01, "not sure")):
+        write_onnx(tmp_path / "tiny.onnx", temperature=3.0, threshold=float(threshold))
+        network = classifier.load(tmp_path / "tiny.onnx")
+        ring = live.Ring(network.description)
+        answer = live.answer_to(network, clip[None], ring, seconds=1.0)
+        assert answer["label"] == label
+        assert answer["five"][0] == ("squats", pytest.approx(top, abs=1e-5)), "not after the temperature"
 
 
 def test_gaps_begin_a_new_clip_and_what_is_no_frame_is_said(server):
@@ -393,6 +413,10 @@ def test_cameras_that_are_refused_missing_or_busy_and_files(server, tmp_path):
         page.set_input_files("#file", short)  # shorter than a clip: as predict.py samples it
         wait_for(page, "state", "Of the whole file")
         logits = page.evaluate("window.answer.logits")
+        page.evaluate("showLabel({ ...window.answer, label: 'not sure' })")
+        assert page.text_content("#label") == "not sure"
+        wait_for(page, "legend", "not sure 1 s")
+        assert page.evaluate("getComputedStyle(document.querySelector('#legend .unsure')).backgroundColor") == GREY
     network = classifier.load(folder / "tiny.onnx")
     expected = network.logits(first_clip(str(short), network.description).pixels[None])[0]
     np.testing.assert_allclose(logits, expected, atol=1e-4)

@@ -171,6 +171,29 @@ def test_a_checkpoint_gives_the_deployed_networks_logits(exercises, run, tmp_pat
     assert {name for name, _ in row["classes"]} == {"a", "b", "c d"}
 
 
+def test_below_the_threshold_it_is_not_sure(exercises, run, tmp_path):
+    """Of probabilities after the temperature: in print, tables and picture; without a threshold nothing changes."""
+    squats, others = exercises / "in/deeper/squats.mp4", exercises / "in/jumping_jacks.mp4"
+    write_onnx(tmp_path / "plain.onnx")
+    run(squats, others, CHECKPOINT="plain.onnx", JSONL="plain.jsonl", CSV="plain.csv")
+    logits = {name: np.array(row["logits"]) for name, row in jsonl(tmp_path / "plain.jsonl").items()}
+    after = {name: calibration.softmax(row / 3).max() for name, row in logits.items()}
+    less = min(after, key=after.get)
+    assert {row["sure"] for row in jsonl(tmp_path / "plain.jsonl").values()} == {""}, "there is no threshold"
+    before = Image.open(tmp_path / "predictions" / f"{Path(less).stem}.png").height
+    write_onnx(tmp_path / "tiny.onnx", temperature=3.0, threshold=float(np.mean(list(after.values()))))
+    printed = run(squats, others, CHECKPOINT="tiny.onnx", JSONL="rows.jsonl", CSV="rows.csv")
+    rows = jsonl(tmp_path / "rows.jsonl")
+    assert {name: row["sure"] for name, row in rows.items()} == {name: "no" if name == less else "yes" for name in rows}
+    for name, row in rows.items():
+        assert row["classes"][0][1] == pytest.approx(after[name], abs=1e-4), "not after the temperature"
+        np.testing.assert_allclose(row["logits"], logits[name], atol=1e-5, err_msg="logits stay the network's")
+    assert printed.count("; not sure\n") == 1 and "not sure: 1 of 2 videos" in printed, printed
+    with open(tmp_path / "rows.csv", newline="") as file:
+        assert {row["sure"] for row in csv.DictReader(file)} == {"yes", "no"}
+    assert Image.open(tmp_path / "predictions" / f"{Path(less).stem}.png").height == before + 38, "its line is missing"
+
+
 def test_models_that_cannot_run_here_are_refused(exercises, run, tmp_path):
     video = exercises / f"in/{CLASSES[0]}.mp4"
     (tmp_path / "text.bin").write_text("a binary of another maker")
@@ -429,6 +452,21 @@ def test_moments_and_segments():
     rows[1:] = np.nan
     segments = timeline.segments_of(*timeline.moments_of(rows, np.array(starts), sampled, 16, 1.0), ["a", "b"])
     assert [(s.start, s.end, s.label) for s in segments] == [(0, 4, "a"), (4, 6, "")]
+
+
+def test_moments_below_the_threshold_are_a_segment_of_their_own(tmp_path):
+    """Two classes in turn, neither sure: one stretch, grey in the picture; a moment as sure as the threshold counts."""
+    moments = np.array([[0.9, 0.1], [0.55, 0.45], [0.4, 0.6], [0.3, 0.7], [np.nan] * 2])
+    segments = timeline.segments_of(np.arange(6.0), moments, ["a", "b"], threshold=0.7)
+    assert [(s.end, *s.in_words) for s in segments] == [
+        (1, "a", "90 %"), (3, calibration.NOT_SURE, ""), (4, "b", "70 %"), (5, "cannot be read", ""),
+    ]  # fmt: skip
+    assert segments[1].probability == pytest.approx(0.575)
+    assert drawing.lanes_of(segments, moments, ["a", "b"]) == ["a", "b"]
+    thumbnails = [(0.5, np.zeros((3, 1, 112, 112), np.float32))]
+    drawing.draw_timeline(tmp_path / "x.png", ("x", "y"), np.arange(6.0), moments, segments, thumbnails, ["a", "b"])
+    strip = drawing.draw_strip(segments[1], drawing.colours_of(segments), 300, 28)
+    assert strip.getpixel((10, 14)) == (0x9A, 0xA5, 0xB1), "the square of what is not sure is grey"
 
 
 def test_a_copy_shows_the_recordings_colours(tmp_path):

@@ -166,7 +166,8 @@ def reader_of(uncompiled, folder):
 def key_of(uncompiled, rows):
     """A hash of all that decides a binary: what was made with another key is another binary."""
     parts = [compiler.WHEELS, soc, uncompiled.sha256, uncompiled.network, uncompiled.shape, uncompiled.precision]
-    parts += [uncompiled.about.get(name) for name in ("clip", "classes")]  # which stand beside it
+    stands_beside = "clip", "classes", "temperature", "threshold"
+    parts += [uncompiled.about.get(name) for name in stands_beside]
     if rows:
         parts += [onnx_graphs.QUANTIZATION_VERSION]
         parts += [[clip_runs.identity_of(CALIBRATION_DIR, row) for row in rows]]

@@ -195,7 +195,7 @@ class Session:
             started, clip, newest = loop.time(), self.ring.clip(), self.ring.frames[-1][0]
             answer = await loop.run_in_executor(self.network, answer_to, self.classifier, clip, self.ring, newest)
             if self.recording:
-                self.recording.label(*answer["five"][0])
+                self.recording.label(answer["label"], answer["five"][0][1])
             await self.send(time=newest, **answer)
             await asyncio.sleep(EVERY - 0.1 - (loop.time() - started))  # the next frame comes a little later
 
@@ -224,13 +224,14 @@ class Session:
 
 def answer_to(classifier, clip, ring=None, seconds=0):
     """What the page shows of a clip float32 (1, 3, T, H, W), as JSON; its label steadied by those of a Ring."""
-    from common.calibration import best, softmax
+    from common.calibration import best, label_of
 
     started = time.monotonic()
-    logits = classifier.logits(clip)[0]
-    milliseconds, probabilities = 1000 * (time.monotonic() - started), softmax(logits)
+    (probabilities,), (logits,) = classifier.probabilities(clip)
+    milliseconds = 1000 * (time.monotonic() - started)
     five = best(ring.steadied(seconds, probabilities) if ring else probabilities, classifier.classes)
-    return {"five": five, "logits": logits.tolist(), "network_ms": milliseconds, "strip": filmstrip(clip)}
+    answer = {"label": label_of(five[0], classifier.threshold), "five": five, "logits": logits.tolist()}
+    return answer | {"network_ms": milliseconds, "strip": filmstrip(clip)}
 
 
 def answer_to_file(classifier, content):

@@ -3,14 +3,15 @@
 Reads   VIDEOS: files, folders (searched to the bottom) and patterns; CHECKPOINT. No labels, no class folders.
 Writes  OUT/<name>.png for each video: the frames that the model saw, with their times, and the five best classes;
         CSV and JSONL, one row a video, if they are named, with whether it is right where the video's folder has the
-        name of a class. With --timeline, for each recording:
+        name of a class, and whether the network is sure. With --timeline, for each recording:
         OUT/<name>-timeline.png, -segments.csv and -annotated.mp4 (the label burnt in, sound kept)
 
     $ python tools/predict.py squats.mp4 more_videos/ --checkpoint checkpoint.pth
     $ python tools/predict.py session.mp4 --timeline
 
 A video is judged by its first clip of the official frame rule, made as the network was trained on, and a timeline by
-all clips of that rule that start STRIDE seconds apart.
+all clips of that rule that start STRIDE seconds apart. Probabilities are those after the temperature that training or
+teach.py fitted; where the best is below the threshold that they found, the label is "not sure".
 
 Exit codes: 0 all videos are classified, 1 some cannot be (listed), 2 wrong usage, unusable model, full disk.
 """
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import common
 from common import finding, flags, machine, names
-from common.calibration import best, softmax
+from common.calibration import NOT_SURE, best, label_of
 from common.checkpoints import load_checkpoint
 
 import numpy as np
@@ -51,6 +52,7 @@ TIMEOUT = 120  # seconds after which a video that does not finish decoding has f
 
 BAR = 30  # characters of the longest bar in the terminal
 CHECKPOINTS = ".pth", ".pt", ".safetensors"  # what see/classifier.py takes for one
+YES_NO = "no", "yes"
 WITH_BARS = 10  # with more videos than these, each gets one line
 
 
@@ -116,7 +118,10 @@ def names_of(videos):
 
 
 def predictions_of(videos, classifier):
-    """Yield (video, FirstClip or None, logits float32 (num_classes,) or None, why not), in order, as they come."""
+    """Yield (video, FirstClip or None, its probabilities and logits or None, why not), in order, as they come.
+
+    Probabilities and logits are float32 (num_classes,).
+    """
     from torchvision_patches.clip import first_clip, resize_function
     from torchvision_patches.pool import outcomes_of
 
@@ -133,7 +138,7 @@ def predictions_of(videos, classifier):
 def classified(outcomes, classifier):
     """What `predictions_of` yields, of some outcomes of `first_clip`."""
     clips = [outcome.value.pixels for outcome in outcomes if outcome.value]
-    rows = iter(classifier.logits(np.stack(clips)) if clips else ())
+    rows = zip(*classifier.probabilities(np.stack(clips))) if clips else iter(())
     for outcome in outcomes:
         yield outcome.item, outcome.value, next(rows) if outcome.value else None, outcome.why_not()
 
@@ -141,13 +146,13 @@ def classified(outcomes, classifier):
 def predict_all(videos, failed, names_in_out, classifier):
     """Classify each video by its first clip; print, draw and list it. Videos that fail go to `failed`.
 
-    Returns for each classified video whose folder has the name of a class whether it is right, as a list.
+    Returns (number of videos of which it is not sure, [(right, sure)] of those whose folder has the name of a class).
     """
     from tqdm import tqdm
 
     from see.drawing import draw_clip
 
-    few, right = len(videos) <= WITH_BARS, []
+    few, unsure, right = len(videos) <= WITH_BARS, 0, []
     labels = {names.class_name(name): name for name in classifier.classes}
     with (
         table_of_videos() as write,
@@ -155,37 +160,42 @@ def predict_all(videos, failed, names_in_out, classifier):
         ThreadPoolExecutor(1) as painter,  # draws while the network classifies the next
     ):
         drawing = None
-        for video, clip, logits, why in predictions_of(videos, classifier):
+        for video, clip, found, why in predictions_of(videos, classifier):
             bar.update()
             if why:
                 failed[video] = why
                 write({"video": video, "error": why})
                 continue
-            five = best(softmax(logits), classifier.classes)
+            probabilities, logits = found
+            five = best(probabilities, classifier.classes)
+            sure = label_of(five[0], classifier.threshold) != NOT_SURE
+            unsure += not sure
             label = labels.get(names.class_name(Path(video).absolute().parent.name), "")
-            right += [five[0][0] == label] if label else []
-            bar.write(lines_of(video, clip, five, label) if few else line_of(video, five, label))
+            right += [(five[0][0] == label, sure)] if label else []
+            verdict = verdict_on(five, sure, label)
+            bar.write(lines_of(video, clip, five, verdict) if few else line_of(video, five, verdict))
             if PICTURES:
                 if drawing:
                     drawing.result()  # one at a time: each holds a clip
                 picture = Path(OUT, names.file_name(names_in_out[video], ".png"))
-                drawing = painter.submit(draw_clip, picture, video, clip, five, classifier.about)
+                drawing = painter.submit(draw_clip, picture, video, clip, five, classifier.about, sure)
             row = {"video": video, "error": "", "classes": five, "logits": logits.tolist(), "label": label}
-            row["right"] = ("yes" if right[-1] else "no") if label else ""
+            row["right"] = YES_NO[right[-1][0]] if label else ""
+            row["sure"] = "" if classifier.threshold is None else YES_NO[sure]
             write(row | {key: value for key, value in clip._asdict().items() if key != "pixels"})
         for video, why in failed.items():
             if video not in names_in_out:  # what names no file at all
                 write({"video": video, "error": why})
         if drawing:
             drawing.result()
-    return right
+    return unsure, right
 
 
 @contextlib.contextmanager
 def table_of_videos():
     """Yields a function that writes one row, a dict, to CSV and JSONL; both are complete at the end, or absent."""
     columns = ["video", "error", *(f"{what}_{i}" for i in range(1, 6) for what in ("class", "probability"))]
-    columns += ["num_frames", "fps", "rotation", "label", "right"]
+    columns += ["num_frames", "fps", "rotation", "label", "right", "sure"]
     with contextlib.ExitStack() as stack:
         files = {}
         for name in filter(None, (CSV, JSONL)):
@@ -207,43 +217,54 @@ def table_of_videos():
         yield write
 
 
-def lines_of(video, clip, five, label):
+def lines_of(video, clip, five, verdict):
     """What is printed of a video: its file, what is odd about it, and its five best classes with bars."""
     from see.drawing import about_rotation
 
     width, about = max(len(name) for name, _ in five), f"{clip.num_frames / clip.fps:.1f} s, {clip.fps:.3g} fps"
-    about += about_rotation(clip.rotation) + verdict_on(five, label)
+    about += about_rotation(clip.rotation) + verdict
     lines = [f"\n{names.printable(video)}: {about}"]
     lines += [f"  {name:{width}}  {'█' * round(BAR * p):{BAR}} {100 * p:5.1f} %" for name, p in five]
     return "\n".join(lines)
 
 
-def line_of(video, five, label):
+def line_of(video, five, verdict):
     """The one line of a video among many."""
     two = ", ".join(f"{name} {100 * p:.1f} %" for name, p in five[:2])
-    return f"{names.printable(video)}: {two}{verdict_on(five, label)}"
+    return f"{names.printable(video)}: {two}{verdict}"
 
 
-def verdict_on(five, label):
-    """Whether the best class is the one that the video's folder names, as text; "" if that names none."""
-    return "" if not label else "; right" if five[0][0] == label else f"; wrong: its folder is {label}"
+def verdict_on(five, sure, label):
+    """Whether the network is not sure, and whether its best class is the one that the video's folder names, as text."""
+    verdict = "; right" if five[0][0] == label else f"; wrong: its folder is {label}"
+    return f"; {NOT_SURE}" * (not sure) + verdict * bool(label)
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def report(videos, failed, right):
-    """Print what failed, how many there are of each, the accuracy where folders name classes, and what was written."""
+def report(videos, failed, unsure, right):
+    """Print what failed, how many there are of each, the accuracy where folders name classes, and what was written.
+
+    unsure, right: as `predict_all` returns them.
+    """
     for video, why in failed.items():
         print(f"failed: {names.printable(video)}: {why}")
     done = sum(video not in failed for video in videos)
     print(f"\n{done + len(failed):,} videos = {done:,} classified + {len(failed):,} failed")
-    if right:
-        share = f"{100 * sum(right) / len(right):.1f} %"
-        print(f"right: {sum(right):,} of {len(right):,} videos whose folder names a class, {share}")
+    if unsure:
+        print(f"{NOT_SURE}: {unsure:,} of {done:,} videos")
+    print_share([is_right for is_right, _ in right], "videos whose folder names a class")
+    print_share([is_right for is_right, sure in right if sure] if unsure else [], "of them of which it is sure")
     written = [f"pictures in {OUT}/"] * (PICTURES or TIMELINE) + list(filter(None, (CSV, JSONL)))
     if done and written:
         print("see: " + ", ".join(written))
+
+
+def print_share(right, what):
+    """Print how many of some videos are right, bool each; nothing if there are none."""
+    if right:
+        print(f"right: {sum(right):,} of {len(right):,} {what}, {100 * sum(right) / len(right):.1f} %")
 
 
 def main():
@@ -261,7 +282,7 @@ def main():
     classifier = classifier._replace(description=clip_description(classifier))
     frames = f"{classifier.description.clip_len} frames at {classifier.description.frame_rate:g} fps"
     print(f"{classifier.about}: {len(classifier.classes)} classes, {frames}")
-    names_in_out, right = names_of(videos), []
+    names_in_out, unsure, right = names_of(videos), 0, []
     try:
         Path(OUT).mkdir(parents=True, exist_ok=True)
         if TIMELINE:
@@ -272,12 +293,12 @@ def main():
                 why = timeline.label_recording(video, Path(OUT, names_in_out[video]), classifier, STRIDE, *limits)
                 failed |= {video: why} if why else {}
         else:
-            right = predict_all(videos, failed, names_in_out, classifier)
+            unsure, right = predict_all(videos, failed, names_in_out, classifier)
     except OSError as e:
         common.refuse(f"{names.printable(e.filename or OUT)} cannot be written ({e.strerror}); mend this, start again")
     if classifier.latency:
         print(classifier.latency())
-    report(videos, failed, right)
+    report(videos, failed, unsure, right)
     raise SystemExit(1 if failed else 0)
 
 

@@ -144,7 +144,7 @@ def judge(train, val, names):
     trusted = calibration.Calibration(1.0, None)
     if counted.any():
         print_accuracy("videos left out in turn", judged.logits[counted], labels[counted], names)
-        trusted = calibration.fit(judged.logits[counted], labels[counted])
+        trusted = calibration.fit_if_told(judged.logits[counted], labels[counted]) or trusted
     if not counted.all():
         alone = sorted({video.label for video, is_counted in zip(train, counted) if not is_counted})
         print(f"not judged, for want of a second video or group to train on: {', '.join(alone)}")

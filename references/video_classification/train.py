@@ -154,11 +154,8 @@ def calibrated(logits, labels):
     logits: float64 (videos, classes), of videos that were not trained on; rows of NaN are left out.
     """
     known = logits.isfinite().all(1)
-    if known.sum() < calibration.FEWEST_ANSWERS:
-        return {}
-    found = calibration.fit(logits[known].numpy(), labels[known].numpy())
-    low, high = calibration.TEMPERATURES
-    if not 1.1 * low < found.temperature < high / 1.1:  # it has run away: few clips, or none of them wrong
+    found = calibration.fit_if_told(logits[known].numpy(), labels[known].numpy())
+    if not found:
         return {}
     promise = f"{100 * calibration.WANTED:g} % of the answers"
     text = f'"not sure" below {100 * found.threshold:.0f} %, so that {promise} are right' if found.threshold else ""

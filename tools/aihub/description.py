@@ -16,9 +16,10 @@ from aihub import model_io
 def read_description(path, sha256=""):
     """What is known of a model file or folder without AI Hub, a dict; {} where nothing stands beside it.
 
-    "input" and "output" as model_io.io_of has them, "classes", "clip" (clip.ClipDescription.as_dict), "checkpoint" and
-    more, as far as they are there. sha256: of the model, where it is known already. A file that is no description is
-    named and ignored; exits with code 2 and one sentence for that of another model.
+    "input" and "output" as model_io.io_of has them, "classes", "clip" (clip.ClipDescription.as_dict), "checkpoint",
+    "temperature" and "threshold" (calibration.Calibration) and more, as far as they are there. sha256: of the model,
+    where it is known already. A file that is no description is named and ignored; exits with code 2 and one sentence
+    for that of another model.
     """
     path = Path(path)
     own = path.with_suffix(".json")

@@ -1,8 +1,8 @@
 """Probabilities of logits, and how far they can be trusted: a temperature, and a threshold below which to say nothing.
 
-Training, teach.py and evaluate.py fit both with `fit`; whoever shows a label divides logits by the temperature and says
-"not sure" below the threshold. A checkpoint keeps them as `temperature` (above 0; 1 changes nothing) and `threshold`
-(probability in [0, 1], or None where none keeps the promise).
+Training, teach.py and evaluate.py fit both with `fit`; whoever shows a label divides logits by the temperature and lets
+`label_of` say "not sure" below the threshold. A checkpoint, and what stands beside a model made of it, keeps them as
+`temperature` (above 0; 1 changes nothing) and `threshold` (a probability, or None where none keeps the promise).
 """
 
 from typing import NamedTuple
@@ -13,6 +13,7 @@ BINS = 15  # of the expected calibration error, as in Guo et al. 2017, arXiv 170
 WANTED = 0.95  # share of right ones among the answers given that the threshold promises
 FEWEST_ANSWERS = 20  # a share of 95 % can first be told from a perfect one where one mistake in 20 is allowed
 MOST_FITTED = 20_000  # clips, evenly picked: one number needs no more, and it is found in a second
+NOT_SURE = "not sure"  # the label of a clip whose best class is below the threshold
 TEMPERATURES = 0.05, 20.0  # a fit that ends here has run away: few clips, or none of them wrong
 
 
@@ -21,6 +22,22 @@ class Calibration(NamedTuple):
 
     temperature: float  # logits are divided by it
     threshold: float | None  # the lowest probability of an answer, after the temperature; None: no promise can be kept
+
+
+def calibration_of(known):
+    """The Calibration that a checkpoint, or the description beside a model, holds, a dict; None where it holds none."""
+    if known.get("temperature") is None or "threshold" not in known:
+        return None
+    return Calibration(float(known["temperature"]), known["threshold"])
+
+
+def label_of(best, threshold):
+    """What to say of a clip whose best class is `best`, (class, probability after the temperature).
+
+    Returns that class, or NOT_SURE where the probability is below the threshold; a threshold of None is never missed.
+    """
+    name, probability = best
+    return NOT_SURE if threshold is not None and probability < threshold else name
 
 
 def softmax(logits):
@@ -74,6 +91,13 @@ def fit(logits, labels):
     """The Calibration of validation logits float (n, num_classes) and their labels int (n,)."""
     temperature = fit_temperature(logits, labels)
     return Calibration(temperature, fit_threshold(confidence(logits, temperature), logits.argmax(1) == labels))
+
+
+def fit_if_told(logits, labels):
+    """As `fit`; None where the clips do not tell a temperature: they are few, or hardly one is wrong and it runs away."""
+    low, high = TEMPERATURES
+    found = fit(logits, labels) if len(labels) >= FEWEST_ANSWERS else None
+    return found if found and 1.1 * low < found.temperature < high / 1.1 else None
 
 
 def calibration_bins(confidence):

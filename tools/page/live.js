@@ -7,6 +7,7 @@ const video = $("video"), canvas = document.createElement("canvas");
 const MAX_WIDTH = 1920;  // px; a larger picture is reduced before it is sent
 const QUALITY = 0.92;    // of the JPEGs
 const MINUTE = 60;       // s of history
+const NOT_SURE = "not sure";  // as live.py says where the best class is below the threshold
 
 let info = null;         // of the model and the machine's camera, as live.py has them
 let socket = null;
@@ -15,7 +16,7 @@ let slot = null;         // number of the last sampled frame since time 0, at th
 let capturing = false;
 let labelled = false;    // whether this source has had a label
 let sent = new Map();    // time of a frame in s -> when it was captured, in ms of performance.now()
-let labels = [];         // {when: ms, label, probability} of the last minute
+let labels = [];         // {when: ms, label} of the last minute
 const colours = new Map();
 
 function say(text) {
@@ -211,13 +212,13 @@ function showFilling(frames) {
   if (source) $("state").textContent = `Collecting frames: ${frames} of ${info.clip_len}.`;
 }
 
-function showLabel({ time, five, network_ms, strip }) {
+function showLabel({ time, label, five, network_ms, strip }) {
   if (!source) return;
   labelled = true;
-  const [label, probability] = five[0];
   if ($("label").textContent !== label) $("label").textContent = label;  // is read out when it changes
   const delay = sent.has(time) ? `${((performance.now() - sent.get(time)) / 1000).toFixed(1)} s behind the picture` : "Of the whole file";
   $("state").textContent = `${delay}; the network takes ${(network_ms / 1000).toFixed(2)} s.`;
+  $("bars").classList.toggle("unsure", label !== five[0][0]);
   $("bars").replaceChildren(...five.map(([name, p]) => {
     const item = element("li", ""), text = element("span", "text"), track = element("span", "track");
     const bar = element("span", "bar");
@@ -230,11 +231,12 @@ function showLabel({ time, five, network_ms, strip }) {
   $("strip").src = strip;
   $("strip").hidden = false;
   $("strip-hint").hidden = true;
-  labels.push({ when: performance.now(), label, probability });
+  labels.push({ when: performance.now(), label });
   showHistory();
 }
 
 function colour(label) {
+  if (label === NOT_SURE) return "unsure";
   if (!colours.has(label)) colours.set(label, `c${colours.size % 8}`);
   return colours.get(label);
 }

@@ -45,7 +45,7 @@ class Recording:
         self.count += 1
 
     def label(self, label, probability):
-        """Note the label of the clip that ends with the newest frame."""
+        """Note the label of the clip that ends with the newest frame, and the probability of its best class."""
         if self.count:
             self.table.writerow([f"{float(self.count / self.frame_rate):.2f}", label, f"{probability:.4f}"])
 

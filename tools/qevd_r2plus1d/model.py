@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import common
 from common import checkpoints
+from common.calibration import Calibration, calibration_of
 
 import torch
 from qai_hub_models.utils.base_model import BaseModel
@@ -40,6 +41,7 @@ class Trained(NamedTuple):
     classes: list | None  # names in index order; None where neither checkpoint nor class_map.json has them
     description: clip.ClipDescription
     train_splits: tuple = ()  # folders that it was trained on, as far as its checkpoint says
+    calibration: Calibration | None = None  # None where its checkpoint has none
 
 
 def read_trained(path, num_classes=0, num_frames=0):
@@ -71,7 +73,7 @@ def read_trained(path, num_classes=0, num_frames=0):
     network = network_of(path, saved, description.model_name, num_classes)
     number = head_size(network)
     return Trained(str(path), common.sha256_of(path), network, number, saved.get("classes") or official(number),
-                   description, tuple(saved.get("train_splits", ())))  # fmt: skip
+                   description, tuple(saved.get("train_splits", ())), calibration_of(saved))  # fmt: skip
 
 
 def untrained(name, num_frames=0, num_classes=0, seed=0):
@@ -255,8 +257,11 @@ class QevdR2Plus1D(BaseModel):
     def about(self):
         """What later steps must know of the model, as JSON holds it: its clips, classes and checkpoints.
 
-        checkpoint and checkpoint_sha256 are text, or lists where several vote.
+        checkpoint and checkpoint_sha256 are text, or lists where several vote. temperature and threshold are those of
+        the checkpoint; of several that vote only where all agree, because a vote is surer or less sure than each.
         """
+        calibrations = {voter.calibration for voter in self.voters}
+        agreed = calibrations.pop() if len(calibrations) == 1 else None
         paths, hashes = ([getattr(voter, field) for voter in self.voters] for field in ("path", "sha256"))
         one = len(paths) == 1
         return {
@@ -268,6 +273,7 @@ class QevdR2Plus1D(BaseModel):
             "weights": list(self.shares),
             "vote_with": VOTE_WITH,
             "mirrored": self.mirrored,
+            **(agreed._asdict() if agreed else {}),
         }
 
     def vote(self, clips):

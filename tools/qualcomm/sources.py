@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import common
+from common.calibration import Calibration
 
 from aihub import description, model_io, onnx_graphs
 
@@ -154,6 +155,7 @@ def from_local_hub(path):
 def about_of(described):
     """What a description beside a model says of its clips and what it was made of, without its tensors and jobs."""
     kept = ("clip", "classes", "checkpoint", "checkpoint_sha256", "weights", "vote_with", "mirrored")
+    kept += Calibration._fields
     return {key: described[key] for key in kept if key in described}
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import common
 from common import machine
+from common.calibration import Calibration, calibration_of, softmax
 
 import numpy as np
 
@@ -28,6 +29,17 @@ class Classifier(NamedTuple):
     batch_size: int  # clips that one call of `logits` takes best
     logits: object  # function: float32 (B, 3, T, H, W), RGB in [0, 1] -> float32 (B, num_classes)
     latency: object = None  # function: what clips took on a chip or in its emulator, in words; None elsewhere
+    temperature: float = 1.0  # logits are divided by it before they become probabilities
+    threshold: float | None = None  # the lowest probability with which a class is named; None: there is none
+
+    def probabilities(self, clips):
+        """(probabilities after the temperature, logits) of clips as `logits` takes them, float32 (B, num_classes)."""
+        logits = self.logits(clips)
+        return softmax(logits / self.temperature), logits
+
+    def calibrated(self, known):
+        """This Classifier with the temperature and threshold that a checkpoint or description holds, if it does."""
+        return self._replace(**(calibration_of(known) or Calibration(1.0, None))._asdict())
 
 
 def load(path, weights=(), mirrored=False):
@@ -72,7 +84,8 @@ def load_torch(paths, weights, mirrored):
     names = " + ".join(map(str, paths)) + ", mirrored, too" * mirrored
     classes = model.classes or numbered(names, model.num_classes)
     about = f"{names} on the {'GPU ' + torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}"
-    return Classifier(about, list(classes), model.description, 16 if device == "cuda" else 1, logits)
+    found = Classifier(about, list(classes), model.description, 16 if device == "cuda" else 1, logits)
+    return found.calibrated(model.about())
 
 
 def load_onnx(path):
@@ -104,7 +117,7 @@ def load_onnx(path):
     if len(classes) != num_classes:
         common.refuse(f"{path} gives {num_classes} logits, but beside it stand the names of {len(classes)} classes")
     clips = description.clip_of(known, path, model_io.ncthw(given[0].shape))
-    return Classifier(f"{path} on the CPU, in onnxruntime", classes, clips, 1, logits)
+    return Classifier(f"{path} on the CPU, in onnxruntime", classes, clips, 1, logits).calibrated(known)
 
 
 def load_for_chip(binary):
@@ -118,7 +131,8 @@ def load_for_chip(binary):
     num_classes = int(np.prod(binary.description["output"]["shape"]))
     classes = binary.description.get("classes") or numbered(binary.path, num_classes)
     clips = description.clip_of(binary.description, binary.path, session.clip_shape)
-    return Classifier(session.about, classes, clips, 1, session.logits, session.latency)
+    found = Classifier(session.about, classes, clips, 1, session.logits, session.latency)
+    return found.calibrated(binary.description)
 
 
 def read_model(path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import common
+from common.calibration import NOT_SURE
 from common.fonts import fonts_with
 from common.names import printable
 
@@ -61,12 +62,18 @@ def draw_text(draw, place, text, colour, size, width, anchor="la"):
 
 
 class Segment(NamedTuple):
-    """A stretch of a recording with one label; "" where nothing could be read."""
+    """A stretch of a recording with one label; "" where nothing could be read, NOT_SURE where no class is named."""
 
     start: float  # s
     end: float  # s
     label: str
-    probability: float  # mean over the stretch
+    probability: float  # of the best class, mean over the stretch
+
+    @property
+    def in_words(self):
+        """(label, percent), the latter "" where no class is named."""
+        percent = f"{100 * self.probability:.0f} %" if self.label not in ("", NOT_SURE) else ""
+        return self.label or "cannot be read", percent
 
 
 def about_rotation(degrees):
@@ -86,16 +93,18 @@ def images_of(pixels, side):
     return [Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC) for frame in frames]
 
 
-def draw_clip(path, video, clip, five, model):
+def draw_clip(path, video, clip, five, model, sure=True):
     """Draw the frames that the model saw, in their crop, each with its time, and bars of the best classes.
 
-    clip: a clip.FirstClip. five: [(class, probability)]. model: what the classifier is, for the bottom line.
+    clip: a clip.FirstClip. five: [(class, probability)]. model: what the classifier is, for the bottom line. Unless it
+    is sure, that stands above the bars, which are pale then.
     """
     columns, side, gap, margin = 8, 160, 8, 32
     rows = -(-len(clip.times) // columns)
     width = 2 * margin + columns * (side + gap) - gap
     top, row_height = 76, side + 34
-    height = top + rows * row_height + 16 + 38 * len(five) + 56
+    bars = top + rows * row_height + 16 + (0 if sure else 38)
+    height = bars + 38 * len(five) + 56
     image = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(image)
     draw_text(draw, (margin, 22), video, INK, 26, width - 2 * margin - 480)
@@ -106,13 +115,15 @@ def draw_clip(path, video, clip, five, model):
         x, y = margin + i % columns * (side + gap), top + i // columns * row_height
         image.paste(frame, (x, y))
         draw.text((x + side / 2, y + side + 5), f"{time:.2f} s", GREY, font(15), anchor="ma")
-    draw_bars(draw, margin, top + rows * row_height + 16, width - 2 * margin, five)
+    if not sure:
+        draw.text((margin, bars - 24), NOT_SURE, INK, font(24), anchor="lm")
+    draw_bars(draw, margin, bars, width - 2 * margin, five, BLUE if sure else PALER)
     draw_text(draw, (margin, height - 34), model, GREY, 15, width - 2 * margin)
     save(image, path)
 
 
-def draw_bars(draw, x, y, width, five):
-    """Bars of probabilities, 38 pixels a class, with the name on the left and percent on the right."""
+def draw_bars(draw, x, y, width, five, colour):
+    """Bars of probabilities, 38 pixels a class, the first in `colour`; the name on the left, percent on the right."""
     names = min(480, max(font(20, name).getlength(printable(name)) for name, _ in five)) + 18
     longest = width - names - 90
     for i, (name, p) in enumerate(five):
@@ -121,14 +132,14 @@ def draw_bars(draw, x, y, width, five):
         draw.rounded_rectangle((x + names, line, x + names + longest, line + 28), 5, PALE)
         if p * longest >= 1:
             end = x + names + p * longest
-            draw.rounded_rectangle((x + names, line, end, line + 28), min(5, p * longest / 2), PALER if i else BLUE)
+            draw.rounded_rectangle((x + names, line, end, line + 28), min(5, p * longest / 2), PALER if i else colour)
         draw.text((x + width, line + 14), f"{100 * p:.1f} %", INK, font(20), anchor="rm")
 
 
 def colours_of(segments):
-    """{label: colour} in the order in which labels come; what cannot be read is pale."""
-    labels = list(dict.fromkeys(segment.label for segment in segments if segment.label))
-    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)} | {"": "#d5dae1"}
+    """{label: colour} in the order in which labels come; what cannot be read is pale, what is not sure grey."""
+    labels = list(dict.fromkeys(segment.label for segment in segments if segment.label not in ("", NOT_SURE)))
+    return {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)} | {"": "#d5dae1", NOT_SURE: "#9aa5b1"}
 
 
 def draw_strip(segment, colours, width, height):
@@ -137,11 +148,11 @@ def draw_strip(segment, colours, width, height):
     draw, size = ImageDraw.Draw(image), max(10, round(height * 0.52))
     square = height - 2 * (height // 4)
     draw.rectangle((height // 4, height // 4, height // 4 + square, height // 4 + square), colours[segment.label])
-    percent = f"{100 * segment.probability:.0f} %" if segment.label else ""
+    label, percent = segment.in_words
     left, right = height // 2 + square, width - height // 4
     draw.text((right, height / 2), percent, "#c3ccd6", font(size), anchor="rm")
     room = right - left - font(size).getlength(percent) - height // 4
-    draw_text(draw, (left, height / 2), segment.label or "cannot be read", "white", size, room, "lm")
+    draw_text(draw, (left, height / 2), label, "white", size, room, "lm")
     return image
 
 
@@ -193,7 +204,7 @@ def lanes_of(segments, moments, classes):
     """
     seconds = Counter()
     for segment in segments:
-        if segment.label:
+        if segment.label in classes:
             seconds[segment.label] += segment.end - segment.start
     longest = {label for label, _ in seconds.most_common(LANES)}
     labels = [label for label in seconds if label in longest]

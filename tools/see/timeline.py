@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import common
 from common import names
-from common.calibration import softmax
+from common.calibration import NOT_SURE, best, label_of
 
 import numpy as np
 from tqdm import tqdm
@@ -119,7 +119,7 @@ def classify(clips, classifier):
     good = [not np.isnan(clip).any() for clip in clips]
     rows = np.full((len(clips), len(classifier.classes)), np.nan, np.float32)
     if any(good):
-        rows[good] = softmax(classifier.logits(np.stack(list(itertools.compress(clips, good)))))
+        rows[good], _ = classifier.probabilities(np.stack(list(itertools.compress(clips, good))))
     return rows
 
 
@@ -138,13 +138,14 @@ def moments_of(probabilities, starts, sampled, clip_len, stride):
     return edges, rows
 
 
-def segments_of(edges, rows, classes):
-    """Neighbouring moments with the same best class, joined: [Segment]."""
-    labels = ["" if np.isnan(row).any() else classes[row.argmax()] for row in rows]
+def segments_of(edges, rows, classes, threshold=None):
+    """Neighbouring moments with the same label, the best class or, below the threshold, NOT_SURE, joined: [Segment]."""
+    read = ~np.isnan(rows).any(axis=1)
+    labels = [label_of(best(row, classes, 1)[0], threshold) if is_read else "" for row, is_read in zip(rows, read)]
     segments, s = [], 0
     for label, group in itertools.groupby(labels):
         count = len(list(group))
-        probability = float(rows[s : s + count, classes.index(label)].mean()) if label else 0.0
+        probability = float(rows[s : s + count].max(axis=1).mean()) if label else 0.0
         segments.append(drawing.Segment(float(edges[s]), float(edges[s + count]), label, probability))
         s += count
     return segments
@@ -170,19 +171,19 @@ def label_recording(path, base, classifier, stride, num_workers, time_limit):
     sampled = outcome.value
     clips = classify_all(path, sampled, classifier, step, (num_workers, time_limit))
     edges, moments = moments_of(clips.probabilities, clips.starts, sampled, description.clip_len, stride)
-    segments = segments_of(edges, moments, classifier.classes)
+    segments = segments_of(edges, moments, classifier.classes, classifier.threshold)
     about = f"{clock(sampled.duration)}, {len(clips.starts):,} clips"
     turned = "" if description.rotate else drawing.about_rotation(clips.rotation)
     print(f"\n{names.printable(path)}: {about}, one every {stride:g} s{turned}")
     for segment in segments:
-        label = f"{segment.label} {100 * segment.probability:.0f} %" if segment.label else "cannot be read"
-        print(f"  {clock(segment.start)} to {clock(segment.end)}  {label}")
+        print(f"  {clock(segment.start)} to {clock(segment.end)}  {' '.join(segment.in_words).rstrip()}")
 
     def place(ending):
         return base.with_name(names.file_name(base.name, ending))
 
     write_segments(place("-segments.csv"), segments)
-    lines = path, f"{about}, {classifier.about}"
+    grey = f"; grey: {NOT_SURE}" * any(segment.label == NOT_SURE for segment in segments)
+    lines = path, f"{about}, {classifier.about}{grey}"
     pictures = edges, moments, segments, clips.thumbnails
     drawing.draw_timeline(place("-timeline.png"), lines, *pictures, classifier.classes)
     reasons = [f"from {clock(sampled.seconds[i])} on {why}" for i, why in clips.missing.items()]
