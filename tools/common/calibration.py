@@ -94,7 +94,7 @@ def fit(logits, labels):
 
 
 def fit_if_told(logits, labels):
-    """As `fit`; None where the clips do not tell a temperature: they are few, or hardly one is wrong and it runs away."""
+    """As `fit`; None where the clips do not tell a temperature: they are few, or it runs away as none is wrong."""
     low, high = TEMPERATURES
     found = fit(logits, labels) if len(labels) >= FEWEST_ANSWERS else None
     return found if found and 1.1 * low < found.temperature < high / 1.1 else None
