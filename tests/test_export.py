@@ -316,6 +316,21 @@ def test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow(tmp_path, r
     assert set((tmp_path / "hosts").read_text().split()) == {"127.0.0.1"}
 
 
+def test_the_best_of_each_checkpoint(tmp_path, monkeypatch, capsys):
+    paths = [tmp_path / f"{seed}/checkpoint.pth" for seed in (1, 2)]
+    for path in paths:
+        path.parent.mkdir()
+        path.with_name("model_best.pth").write_bytes(b"x")
+    monkeypatch.setattr(example_export, "checkpoint", list(map(str, paths)))
+    assert example_export.checkpoint_paths() == list(map(str, paths))
+    monkeypatch.setattr(example_export, "best", True)
+    assert example_export.checkpoint_paths() == [str(path.with_name("model_best.pth")) for path in paths]
+    paths[1].with_name("model_best.pth").unlink()
+    with pytest.raises(SystemExit) as stop:
+        example_export.checkpoint_paths()
+    assert stop.value.code == 2 and f"there is no {tmp_path}/2/model_best.pth" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("path", "folder", "emulated", "flags"), [
     ("export_assets/resnet_2plus1d.bin", "./preprocessed_tensors", False, ""),
     ("export_assets/resnet_2plus1d.onnx", "", False, " --dlc-path export_assets/resnet_2plus1d.onnx"),

@@ -217,6 +217,23 @@ def test_models_that_cannot_run_here_are_refused(exercises, run, tmp_path):
     assert "cannot be written" in run(video, CHECKPOINT=str(exercises / "tiny.onnx"), code=2)
 
 
+def test_the_best_checkpoint_instead_of_the_last(exercises, run, tmp_path):
+    """The same sentence where there is none for predict.py and example_export.py, of whatever kind the model is."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model("mc3_18", num_classes=2)
+    saved = {"model": network.state_dict(), "model_name": "mc3_18", "clip_len": 4, "frame_rate": 2.0}
+    for name in ("checkpoint", "model_best"):
+        torch.save(saved | {"classes": [f"{name}_a", f"{name}_b"]}, tmp_path / f"{name}.pth")
+    video = exercises / f"in/{CLASSES[0]}.mp4"
+    assert "checkpoint_a" in run(video, PICTURES=False)
+    printed = run(video, "--best", "--frame-rate", 2, PICTURES=False)
+    assert "model_best_a" in printed and "model_best.pth on the" in printed and "checkpoint_a" not in printed, printed
+    (tmp_path / "model_best.pth").unlink()
+    for model in ("checkpoint.pth", exercises / "tiny.onnx"):
+        refused = run(video, "--best", "--checkpoint", model, code=2)
+        assert "there is no " in refused and f"without --best {model} is taken" in refused, refused
+
+
 def test_classes_without_names_are_numbered(exercises, run, tmp_path):
     shutil.copy(exercises / "tiny.onnx", tmp_path)
     printed = run(exercises / f"in/deeper/{CLASSES[2]}.mp4", CHECKPOINT="tiny.onnx")

@@ -127,6 +127,8 @@ def test_a_run_writes_what_later_steps_read(trained):
     assert len(left) == 12 and left[-1] == 0 < left[0], left
     names = {path.name for path in output_dir.iterdir()}
     assert names == {"checkpoint.pth", "model_1.pth", "model_best.pth", "metrics.jsonl", "curves.png"}
+    best = f"{output_dir}/model_best.pth the epoch's that is best on validation, which --best takes; next: "
+    assert f"{output_dir}/checkpoint.pth is the last epoch's, {best}" in out
     checkpoint = load(output_dir / "checkpoint.pth")
     class_map = json.loads((REPO / "class_map.json").read_text())
     assert checkpoint["classes"] == sorted(class_map, key=class_map.get)

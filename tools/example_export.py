@@ -25,11 +25,13 @@ from pathlib import Path
 
 import common
 from common import flags
+from common.checkpoints import best_beside
 
 from aihub import logits_file, model_io, own_onnx, service, tensors
 
 # ----------------------------------------------------------------------------------------------------------------------
 checkpoint = ["./checkpoint.pth"]       # weights to export, as train.py wrote them; several vote, in one model
+best = False                            # True = model_best.pth beside each of them, of the best validation, instead
 checkpoint_weights = []                 # how much each checkpoint's vote counts, say 2 1 1; [] = all alike
 mirror = False                          # True = the mirror image of a clip votes, too; twice the time
 num_classes = 0                         # 0 = as the checkpoint says; any other number must agree with it
@@ -78,7 +80,9 @@ def check_constants(paths):
 
 
 def checkpoint_paths():
-    """The checkpoints' paths; the manual's other name where only that is there."""
+    """The checkpoints' paths: where asked for, the best ones; the manual's other name where only that is there."""
+    if best and not random_weights:
+        return [best_beside(path) for path in checkpoint]
     if checkpoint == ["./checkpoint.pth"] and not Path(checkpoint[0]).exists() and Path("model.pth").is_file():
         print("there is no ./checkpoint.pth: exporting ./model.pth")
         return ["./model.pth"]

@@ -29,7 +29,7 @@ from pathlib import Path
 import common
 from common import finding, flags, machine, names
 from common.calibration import NOT_SURE, best, label_of
-from common.checkpoints import load_checkpoint
+from common.checkpoints import best_beside, load_checkpoint
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from aihub.description import read_description
 # ----------------------------------------------------------------------------------------------------------------------
 VIDEOS = []  # files, folders, patterns such as 'clips/*.mp4'
 CHECKPOINT = "./checkpoint.pth"  # of train.py; or an ONNX file or folder, or a binary made by the local hub
+BEST = False  # true: model_best.pth beside CHECKPOINT, of the best validation, instead
 OUT = "./predictions"  # folder for the pictures
 PICTURES = True  # false: no pictures
 CSV = ""  # a file for one row a video ("": none)
@@ -56,8 +57,8 @@ YES_NO = "no", "yes"
 WITH_BARS = 10  # with more videos than these, each gets one line
 
 
-def clip_description(classifier):
-    """The ClipDescription of what the network takes, with FRAME_RATE and ROTATE where its file does not tell them.
+def clip_description(classifier, path):
+    """The ClipDescription of what the network in `path` takes, with FRAME_RATE and ROTATE where it does not tell them.
 
     Exits with code 2 and one sentence if they contradict it.
     """
@@ -67,13 +68,13 @@ def clip_description(classifier):
     wanted |= {} if ROTATE is None else {"rotate": ROTATE}
     if not wanted:
         return classifier.description
-    if Path(CHECKPOINT).suffix in CHECKPOINTS:
-        saved = load_checkpoint(CHECKPOINT)
+    if Path(path).suffix in CHECKPOINTS:
+        saved = load_checkpoint(path)
         _, untold = clip.described(saved, saved["args"])
     else:
-        _, untold = clip.described(read_description(CHECKPOINT).get("clip") or {})
+        _, untold = clip.described(read_description(path).get("clip") or {})
     try:
-        return clip.agreed(classifier.description, untold, wanted, CHECKPOINT)
+        return clip.agreed(classifier.description, untold, wanted, path)
     except ValueError as e:
         common.refuse(str(e))
 
@@ -278,8 +279,9 @@ def main():
         common.refuse("no video found: " + "; ".join(f"{path}: {why}" for path, why in list(failed.items())[:3]))
     from see.classifier import load
 
-    classifier = load(CHECKPOINT)
-    classifier = classifier._replace(description=clip_description(classifier))
+    path = best_beside(CHECKPOINT) if BEST else CHECKPOINT
+    classifier = load(path)
+    classifier = classifier._replace(description=clip_description(classifier, path))
     frames = f"{classifier.description.clip_len} frames at {classifier.description.frame_rate:g} fps"
     print(f"{classifier.about}: {len(classifier.classes)} classes, {frames}")
     names_in_out, unsure, right = names_of(videos), 0, []

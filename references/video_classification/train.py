@@ -319,7 +319,9 @@ def print_next_steps(args, held_out):
         flags.next_command("preprocess_and_save.py", last, CHECKPOINT=last, **tensors),
         flags.next_command("example_export.py", last, checkpoint=last),
     )
-    utils.log(f"{last} is the last epoch's; next: {', then '.join(commands)}")
+    best = last.with_name("model_best.pth")
+    which = f", {best} the epoch's that is best on validation, which --best takes" if best.exists() else ""
+    utils.log(f"{last} is the last epoch's{which}; next: {', then '.join(commands)}")
 
 
 def save(state, is_best, args):

@@ -44,6 +44,17 @@ def load_checkpoint(path, where_else="name one that train.py wrote", say=print):
     return others | names_network | {"model": weights, "args": args}
 
 
+def best_beside(path):
+    """The path of train.py's model_best.pth beside its checkpoint; exits with code 2 and one sentence without one."""
+    best = Path(path).with_name("model_best.pth")
+    if not best.is_file():
+        refuse(
+            f"there is no {best} (looked in {best.absolute().parent}); train.py writes it with the best validation so "
+            f"far, and without --best {path} is taken"
+        )
+    return str(best)
+
+
 def read(path, where_else):
     """What torch or safetensors reads from a file; exits with code 2 and one sentence where there is nothing to read.
 
