@@ -1,12 +1,18 @@
 """Scripts in a kernel, as Jupyter, Colab and Spyder run them by `%run`: as from a shell."""
 
+import json
 import os
+import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
 from conftest import REPO
 from drawn_exercises import write_exercises, write_onnx
+from torchvision_patches import clip
 
 pytest.importorskip("ipykernel", reason="no ipykernel: pip install ipykernel")
 from jupyter_client.manager import KernelManager
@@ -35,6 +41,8 @@ def cell(tmp_path):
                     until = None
             elif kind == "error":
                 printed += f"ERROR {content['ename']}: {content['evalue']}"
+            elif kind == "display_data":
+                printed += f"[{', '.join(content['data'])}]"
             elif kind == "status" and content["execution_state"] == "idle":
                 return printed
         raise AssertionError(f"the cell does not end:\n{printed}")
@@ -63,3 +71,30 @@ def test_scripts_run_in_a_kernel(cell, tmp_path):
     live = f"%run {REPO}/tools/live.py --checkpoint tiny.onnx --port 0 --open-browser false"
     printed = cell(live, until="(Ctrl-C ends it)")
     assert "open http://127.0.0.1:" in printed and "interrupted; start it again" in printed, printed
+
+
+@pytest.mark.slow
+def test_the_notebook_in_small(cell, tmp_path):
+    """Its cells one after another, with a small network, few videos and no pip; its pictures are shown in it."""
+    notebook = json.loads((REPO / "tools/quickstart.ipynb").read_text(encoding="utf-8"))
+    codes = ["".join(part["source"]) for part in notebook["cells"] if part["cell_type"] == "code"]
+    for name in ("tools", "torchvision_patches", "class_map.json"):
+        (tmp_path / name).symlink_to(REPO / name)
+    network = torchvision.models.get_model("mc3_18", num_classes=5)
+    own = clip.of_network("mc3_18", clip_len=4)._replace(resize_size=(32, 43), crop_size=(28, 28))
+    torch.save({"model": network.state_dict(), "classes": list("abcde"), **own.as_dict()}, tmp_path / "small.pth")
+    small = {"VIDEOS = 8": "VIDEOS = 4", "KINETICS400_V1": "small.pth", "squats pushups toe_touch": "squats pushups"}
+    for words, others in small.items():
+        assert codes[0].count(words) == 1
+        codes[0] = codes[0].replace(words, others)
+    pip = "!python -m pip install --quiet -r requirements.txt"
+    assert codes[1].endswith(pip)
+    codes[1] = codes[1].removesuffix(pip)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    cell(f"import os; os.environ.update(PATH={path!r}, OMP_NUM_THREADS='1')")
+    printed = [cell(code) for code in codes]
+    for code, said in zip(codes, printed):
+        assert "ERROR" not in said and "error:" not in said and "Traceback" not in said, f"{code}\n{said}"
+    assert any("videos left out in turn" in said for said in printed), printed
+    assert (tmp_path / "checkpoint.pth").exists()
+    assert sum(said.count("image/png") for said in printed) == 2, "of each of the two classes one is set aside"

@@ -1,20 +1,21 @@
-"""README.md and its two further pages: their commands run here, in quickstart.py, or in the test that ELSEWHERE names.
+"""README.md, its two further pages, the notebook: their commands run here, in quickstart.py, or where ELSEWHERE says.
 
-What they refer to exists.
+What they refer to exists, flags too.
 
 $ python -m pytest tests/test_readme.py
 """
 
 import ast
+import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
+from common import flags
+
 import pytest
 import torch
 import torchvision
@@ -23,7 +24,7 @@ import quickstart
 import warm_python
 from conftest import REPO
 from make_videos import write_video
-from torchvision_patches.video_utils import VideoClips
+from torchvision_patches import clip
 
 pytestmark = pytest.mark.slow
 
@@ -48,11 +49,19 @@ def commands(text):
     return found
 
 
+def commands_of_notebook(path):
+    """The commands that a notebook's cells give to a shell, one line each."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    lines = [line.strip() for cell in cells if cell["cell_type"] == "code" for line in cell["source"]]
+    return [line[1:] for line in lines if line.startswith("!")]
+
+
 def section(title):
     return re.search(rf"^## {title}\n(.*?)^(?:---|## )", ALL, re.DOTALL | re.MULTILINE)[1]
 
 
 FLOAT_AND_W8A8 = commands(section("Several runs"))
+NOTEBOOK = commands_of_notebook(REPO / "tools/quickstart.ipynb")
 
 TEACHING = "test_training_run.py::test_a_teacher_is_asked_once_and_listened_to"
 WINNER = [  # a test for each of the five commands
@@ -63,6 +72,25 @@ WINNER = [  # a test for each of the five commands
     "test_export.py::test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow",
 ]
 WINNER_ON_SAMPLE = [*WINNER[:4], "test_preprocess.py::test_values_manifest_and_counts", WINNER[4]]
+HELD_OUT = "test_training_run.py::test_who_is_held_out_is_in_a_list_that_later_steps_follow"
+VOTE = "test_deployed_network.py::test_several_and_their_mirror_image_deployed"
+STARTED = [
+    "it wants a network",
+    "test_checkpoints.py::test_the_winners_published_form",
+    "test_checkpoints.py::test_the_winners_published_form",
+]
+TO_WIN = [  # a test for each of the ten commands
+    "test_training_run.py::test_the_hold_out_is_the_same_for_every_seed_of_training",
+    HELD_OUT,
+    HELD_OUT,
+    HELD_OUT,
+    "test_export.py::test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow",
+    "test_runs.py::test_a_run_with_a_name_and_float_and_w8a8_side_by_side",
+    "test_choose_ensemble.py::test_the_gate_and_given_milliseconds",
+    VOTE,
+    VOTE,
+    "test_runs.py::test_a_table_of_runs",
+]
 
 # Commands that run neither here nor in quickstart.py as they stand: the test that runs them with other paths, or why
 # none can.
@@ -72,8 +100,10 @@ ELSEWHERE = {
     "conda create --name lpcvc python=3.11 -y": "conda may not be there",
     "conda activate lpcvc": "conda may not be there",
     "pip install -r requirements.txt": "tests/run.py and quickstart.py install that file with pip",
-    **dict(zip(commands(section("3. Training the Model :weight_lifting:"))[1:], WINNER, strict=True)),
-    **dict(zip(commands(section("The 2026 winner")), WINNER_ON_SAMPLE, strict=True)),
+    **dict(zip(commands(section("3. Training the Model :weight_lifting:"))[1:], TO_WIN, strict=True)),
+    **dict(zip(commands(section("The 2026 winner")), WINNER + WINNER_ON_SAMPLE, strict=True)),
+    **dict(zip(commands(section("Start from a trained network")), STARTED, strict=True)),
+    **dict.fromkeys(NOTEBOOK, "test_kernel.py::test_the_notebook_in_small"),
     **dict.fromkeys(commands(section("VideoMAE")), "test_videomae.py::test_the_recipe_in_miniature"),
     "torchrun --nproc-per-node 4 -- tools/preprocess_and_save.py": "test_preprocess.py::test_torchrun_itself_and_a_bad_"
     "video_that_ends_none_of_its_processes",
@@ -88,8 +118,6 @@ ELSEWHERE = {
     "offline.py::test_w8a8_in_the_emulator_is_within_one_step_of_onnxruntime",
     "python tools/compile_offline.py --compare r2plus1d_18 r3d_18 mc3_18": "test_compile_offline.py::test_a_comparison_"
     "goes_on_where_it_was_killed",
-    "python3 -m venv .venv && .venv/bin/pip install -r tools/qualcomm/requirements.txt -c requirements.txt": "it loads "
-    "packages; without those that it leaves out: test_compile_offline.py::test_a_binary_runs_here_by_every_tool",
     "python tools/refactor_dataset.py --dry-run": "test_refactor_dataset.py::test_dry_run_touches_nothing",
     "python tools/refactor_dataset.py": "test_refactor_dataset.py::test_parts_are_sorted_and_named",
     "python tools/check_videos.py --root ./QEVD_organized --quarantine ./bad_videos --remux --replace --ext mp4 "
@@ -123,16 +151,59 @@ ELSEWHERE = {
     "test_preprocess.py::test_shares_of_the_work_end_in_one_manifest",
 }
 RUN_HERE = [*commands(section("Use your own videos")), commands(section("On a cluster"))[2]]
+EVERY = [*commands(ALL), *NOTEBOOK]
 
 
 @pytest.mark.quick
 def test_every_command_is_run_somewhere():
     run = {command for _, command in [*quickstart.steps(), quickstart.offline_step()]}
-    missing = set(commands(ALL)) - run - set(RUN_HERE) - set(ELSEWHERE)
+    missing = set(EVERY) - run - set(RUN_HERE) - set(ELSEWHERE)
     assert not missing, "no test is known to run:\n" + "\n".join(sorted(missing))
-    assert not set(ELSEWHERE) - set(commands(ALL)), "the pages no longer have these commands"
+    assert not set(ELSEWHERE) - set(EVERY), "the pages no longer have these commands"
     for file, name in set(re.findall(r"(test_\w+\.py)::(test_\w+)", "\n".join(ELSEWHERE.values()))):
         assert f"def {name}(" in (REPO / "tests" / file).read_text(), f"there is no {name} in {file}"
+
+
+def flags_of(script):
+    """The flags that a script takes."""
+    source = (REPO / script).read_text(encoding="utf-8")
+    if script.startswith("references/"):
+        return set(re.findall(r'"(--[a-z-]+)"', (REPO / script).with_name("arguments.py").read_text(encoding="utf-8")))
+    names = {name.lower().replace("_", "-") for name in flags.constants_of(source)}
+    names |= {name.replace("skip-", "do-") for name in names if name.startswith("skip-")}
+    return {f"--{name}" for name in names | {"run", "help"}}
+
+
+@pytest.mark.quick
+def test_every_script_and_flag_of_a_command_exists():
+    checked = 0
+    for command in EVERY:
+        words = shlex.split(command)
+        places = [i for i, word in enumerate(words) if re.fullmatch(r"(\./)?(tools|references)/.*\.py", word)]
+        if not places or "quickstart.py" in command:
+            continue
+        known = flags_of(words[places[-1]])  # local_hub.py stands before another
+        given = {word.partition("=")[0].replace("_", "-") for word in words[places[-1] :] if word.startswith("--")}
+        assert given <= known, f"{words[places[-1]]} has no {', '.join(given - known)}: {command}"
+        checked += len(given)
+    assert checked > 200
+
+
+@pytest.mark.quick
+def test_every_flag_that_is_named_exists():
+    """A flag in a sentence or a table is one of some script, or of a program that is named beside it."""
+    scripts = [*(REPO / "tools").glob("*.py"), REPO / "references/video_classification/train.py"]
+    known = {flag for path in scripts for flag in flags_of(path.relative_to(REPO).as_posix())} | OF_OTHER_PROGRAMS
+    text = re.sub(r"^```.*?^```", "", ALL, flags=re.DOTALL | re.MULTILINE)
+    named = {flag for code in re.findall(r"`([^`]+)`", text) for flag in re.findall(r"(?<![\w-])--[a-z]\w[\w-]*", code)}
+    assert len(named) > 80
+    wrong = {flag for flag in named if flag.replace("_", "-") not in known}
+    assert not wrong, f"no script has {', '.join(sorted(wrong))}"
+
+
+def test_the_notebook_is_stored_without_output():
+    for cell in json.loads((REPO / "tools/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]:
+        assert not cell.get("outputs") and not cell.get("execution_count"), "clear the notebook's output"
 
 
 @pytest.mark.quick
@@ -148,10 +219,16 @@ def test_what_it_refers_to_exists():
     assert len(paths) > 30
     for path in paths:
         assert (REPO / path).exists(), f"a page names {path}, which is not there"
-    tree = section("Files")
-    for path in (*(REPO / "tools").glob("*.py"), *(REPO / "references/video_classification").glob("*.py")):
-        assert f"    {path.name} " in tree, f"the file tree lacks {path.name}"
+    house = re.search(r"^## Contributing\n(.*)", PAGES["tools/README.md"], re.DOTALL | re.MULTILINE)[1]
+    for path in (REPO / "tools").glob("*/__init__.py"):
+        assert f"| `tools/{path.parent.name}/` |" in house, f"the table of rooms lacks {path.parent.name}"
+    for path in (REPO / "tools").glob("*.py"):
+        assert path.name in README + PAGES["tools/README.md"], f"no page names {path.name}"
 
+
+# of qai-hub, torchrun, pip, the benchmarks, tests/run.py, the options of jobs
+OF_OTHER_PROGRAMS = {"--api-token", "--nproc-per-node", "--run-path", "--index-url", "--quick", "--qairt-version"}
+OF_OTHER_PROGRAMS |= {"--small", "--modes", "--w8a8"}
 
 # messages of the table that others print
 OF_OTHERS = {
@@ -228,67 +305,33 @@ def shell(tmp_path):
     return run
 
 
-def test_own_videos_and_processes_that_share_the_check(shell, tmp_path):
+@pytest.fixture
+def own_videos(tmp_path):
+    """Eight videos of two classes, and a small network that knows five others, by the name of the winner's."""
     for name in ("waving", "clapping hands"):
         (tmp_path / "my_videos" / name).mkdir(parents=True)
         (tmp_path / "my_videos" / name / ".DS_Store").touch()
         for i in range(4):
             write_video(tmp_path / "my_videos" / name / f"{i}.mp4", 60 + 20 * i, height=72, width=96, seed=i)
-    printed = ""
-    for command in RUN_HERE[:7]:
-        printed = shell(command + (" --epochs 1 --batch-size 4 --device cpu --bn-clips 0" if TRAIN in command else ""))
-    assert '"n": 2' in printed.splitlines()[-1], printed
+    network = torchvision.models.get_model("mc3_18", num_classes=5)
+    own = clip.of_network("mc3_18")._replace(resize_size=(32, 43), crop_size=(28, 28))
+    saved = {"model": network.state_dict(), "classes": list("abcde"), **own.as_dict()}
+    torch.save(saved, tmp_path / "r2plus1d_r18_16x4_QEVD_sup.pth")
+
+
+def test_own_videos_are_taught_and_evaluated(shell, own_videos, tmp_path):
+    printed = [shell(command) for command in RUN_HERE[:6]]
+    assert "videos left out in turn" in printed[0] and '"n": 2' in printed[5].splitlines()[-1], printed
+    assert len(list((tmp_path / "predictions").glob("*.png"))) == 2
     assert (tmp_path / "report/report.html").exists()
-    shutil.rmtree(tmp_path / "preprocessed_tensors")  # the other way, with clips of 8 frames
-    train, preprocess, calibrate = RUN_HERE[7:10]
-    shell(train + " --epochs 1 --device cpu")
-    assert torch.load(tmp_path / "checkpoint.pth")["clip_len"] == 8
-    for command, folder, number in (preprocess, "preprocessed_tensors", 2), (calibrate, "calibration_tensors", 6):
-        assert f"{number} clips in" in shell(command)
-        assert {np.load(path).shape[2] for path in (tmp_path / folder).rglob("*.npy")} == {8}
+
+
+def test_own_videos_are_trained_on_and_processes_share_the_check(shell, own_videos, tmp_path):
+    for command in RUN_HERE[6:9]:
+        shell(command + (" --epochs 1 --batch-size 4 --device cpu --bn-clips 0" if TRAIN in command else ""))
+    shell(RUN_HERE[9] + " --epochs 1 --device cpu")  # the other way, with clips of 8 frames
+    saved = torch.load(tmp_path / "checkpoint.pth")
+    assert saved["clip_len"] == 8 and saved["rotate"]
     (tmp_path / "QEVD_organized").symlink_to("my_dataset")
     shell(RUN_HERE[10])
     assert len((tmp_path / "bad_videos.csv").read_text().splitlines()) == 1 + 2 * 8  # under both names of the folder
-
-
-# the two names of transformers that the page's lines use: a network whose logits tell the frames' mean colour
-TRANSFORMERS = """
-import json, types, torch
-names = json.load(open("class_map.json"))
-
-class VideoMAEForVideoClassification(torch.nn.Module):
-    config = types.SimpleNamespace(id2label={i: name for name, i in names.items()}, num_labels=len(names))
-    from_pretrained = classmethod(lambda cls, name: cls())
-
-    def forward(self, pixels):
-        assert pixels.shape[:3] == (1, 16, 3)
-        return types.SimpleNamespace(logits=pixels.mean((1, 2, 3, 4))[:, None].repeat(1, len(names)))
-
-class VideoMAEImageProcessor:
-    from_pretrained = classmethod(lambda cls, name: cls())
-
-    def __call__(self, frames, return_tensors):
-        pixels = torch.stack([torch.from_numpy(frame).permute(2, 0, 1) / 255 for frame in frames])
-        return types.SimpleNamespace(pixel_values=pixels[None])
-"""
-
-
-def test_the_lines_that_write_another_teachers_logits(shell, tmp_path):
-    """train.py takes what they write. transformers is not one of the project's packages: a stand-in has its place."""
-    (lines,) = (block for block in re.findall(r"^```python\n(.*?)^```", ALL, re.DOTALL | re.MULTILINE)
-                if "VideoMAE" in block)  # fmt: skip
-    (tmp_path / "transformers.py").write_text(TRANSFORMERS)
-    (tmp_path / "write_logits.py").write_text(lines)
-    (tmp_path / "class_map.json").symlink_to(REPO / "class_map.json")
-    for split, name, frames in ("train", "squats/a", 150), ("train", "jumping_jacks/b", 30), ("val", "squats/c", 30):
-        path = tmp_path / "QEVD_organized" / split / f"{name}.mp4"
-        path.parent.mkdir(parents=True)
-        write_video(path, frames, height=48, width=64)
-    shell("python write_logits.py")
-    flags = "--model mc3_18 --val-resize-size 32 43 --val-crop-size 28 28 --trainable-layers all --device cpu"
-    flags += " --epochs 1 --batch-size 2 --teacher-logits videomae.npy"
-    printed = shell(f"{TRAIN} --data-path QEVD_organized {flags}")
-    assert "videomae.npy: logits for 2 of 2 videos" in printed
-    clips = VideoClips([str(tmp_path / "QEVD_organized/train/squats/a.mp4")], 16, 1, 4)  # the last of the two
-    mean = clips.get_clip(clips.num_clips() - 1)[0].float().mean() / 255
-    assert abs(np.load(tmp_path / "videomae.npy")[-1, 7] - mean) < 1e-3

@@ -361,12 +361,12 @@ def next_training():
     train = f"python references/video_classification/train.py --data-path {shlex.quote(ROOT)}{with_map}"
     if not shutil.which("nvidia-smi"):  # few videos, as one has them without a GPU
         return (
-            f"{train} --overwrite --clip-len 8 --trainable-layers layer3 layer4 fc --epochs 15 --batch-size 4 "
+            f"{train} --rotate --overwrite --clip-len 8 --trainable-layers layer3 layer4 fc --epochs 15 --batch-size 4 "
             "--opt adamw --lr 0.0005 --lr-head 0.005 --lr-scheduler onecycle --eval-every 5 --save-every 0"
         )
     if own and own.parent == common.REPO:
         return f"{train} --weights KINETICS400_V1 --cache-dataset --epochs 15 --batch-size 24 --lr 0.01"
-    return f"{train} --weights KINETICS400_V1 --amp --overwrite"
+    return f"{train} --weights KINETICS400_V1 --rotate --amp --overwrite"
 
 
 def main():
