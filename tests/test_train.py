@@ -406,7 +406,7 @@ def test_a_checkpoint_says_how_its_clips_are_made(videos, trained, tmp_path):
     flags = ["--data-path", videos, "--resume", path, "--test-only", "--device", "cpu", "--workers", 0]
     out, _ = train(*flags, "--rotate")
     assert "clips of 4 frames at 2.5 fps" in out and "does not say" not in out
-    assert f"--rotate False, but {path} has True; leave the flag away" in train(*flags, "--no-rotate", code=2)[1]
+    assert f"--rotate False, but {path} has True; leave out the flag" in train(*flags, "--no-rotate", code=2)[1]
     assert f"--val-crop-size 32 x 32, but {path} has 28 x 28" in train(*flags, "--val-crop-size", 32, 32, code=2)[1]
     torch.save(checkpoint | {"rule_version": 0}, path)
     assert "frames picked by version 0 of the frame rule, this is version" in train(*flags, code=2)[1]
@@ -512,7 +512,7 @@ def test_weights_without_network(videos, tmp_path):
     flags = ["--data-path", videos, *FAST, "--model", "r2plus1d_18", "--weights", "KINETICS400_V1"]
     flags += ["--output-dir", tmp_path]
     _, err = train(*flags, code=2, TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9")
-    assert str(tmp_path / "hub/checkpoints/r2plus1d_18-91a641e6.pth") in err and "leave --weights away" in err
+    assert str(tmp_path / "hub/checkpoints/r2plus1d_18-91a641e6.pth") in err and "leave out --weights" in err
 
 
 BFLOAT16_ON_CPU = """

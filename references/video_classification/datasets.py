@@ -200,7 +200,7 @@ def load_dataset(split, class_map, preset, bad_videos, args, held_out, promised=
     cache_file = Path(args.data_path) / f"{name}.index.npz" if args.cache_dataset else None
     if cache_file and not cache_file.exists() and not os.access(args.data_path, os.W_OK):
         common.refuse(
-            f"--cache-dataset keeps the index in {cache_file}, and that folder is not writable: leave it away"
+            f"--cache-dataset keeps the index in {cache_file}, and that folder is not writable: leave it out"
         )
 
     def listed():

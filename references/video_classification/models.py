@@ -196,7 +196,7 @@ def settle_device(args):
     if args.device != "cpu" and number >= torch.cuda.device_count():
         common.refuse(
             f"--device {args.device}: torch finds {torch.cuda.device_count()} CUDA devices here, counted from 0; leave "
-            f"the flag away to use the first, or the CPU"
+            f"out the flag to use the first, or the CPU"
         )
     if args.use_deterministic_algorithms:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
@@ -273,7 +273,7 @@ def set_drop_path(model, args):
     """
     droppers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
     if not droppers:
-        common.refuse(f"--drop-path: {args.model} has no paths that can be dropped, leave the flag away")
+        common.refuse(f"--drop-path: {args.model} has no paths that can be dropped, leave out the flag")
     for i, dropper in enumerate(droppers):
         dropper.p = args.drop_path * i / max(1, len(droppers) - 1)
 

@@ -40,7 +40,7 @@ def settle(args):
     """
     if args.resume == "auto":
         if args.resume_weights_only:
-            common.refuse("--resume auto continues a run exactly: leave --resume-weights-only away, or name a file")
+            common.refuse("--resume auto continues a run exactly: leave out --resume-weights-only, or name a file")
         last = Path(args.output_dir, "checkpoint.pth")
         args.resume = processes.from_main_process(lambda: str(last) if last.exists() else "")
     checkpoint = starting.starting_point(args)
@@ -56,7 +56,7 @@ def settle(args):
     args.hold_out, args.hold_out_seed = held_out.share, held_out.seed
     folders = {*args.train_splits, *(name.split("/")[0] for name in held_out.videos)}
     if args.cache_frames and (args.extra_data or folders != {"train"}):
-        common.refuse("--cache-frames holds one folder a split: leave it away with --extra-data and --train-splits")
+        common.refuse("--cache-frames holds one folder a split: leave it out with --extra-data and --train-splits")
     if "val" in args.train_splits and not held_out.videos:
         utils.log("val is trained on, too: its accuracy says nothing about other videos")
     return checkpoint, class_map, held_out
@@ -96,7 +96,7 @@ def settled_clip(args, checkpoint):
     given = {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
     saved = checkpoint or {"args": {}}
     if args.keep_aspect and args.val_resize_size:
-        common.refuse("--keep-aspect resizes the shorter side to the network's own size: leave --val-resize-size away")
+        common.refuse("--keep-aspect resizes the shorter side to the network's own size: leave out --val-resize-size")
     models.refuse_unless_video_model(args.model or clip.DEFAULT_MODEL)
     try:
         about, unsaid = clip.described(saved, {"model": args.model} | saved["args"])
@@ -111,7 +111,7 @@ def settled_clip(args, checkpoint):
                 flag, ours, theirs = FLAGS[field], *map(clip.in_words, (given[field], before))
                 flag = "keep_aspect" if args.keep_aspect and field == "resize_size" else flag
                 flag = flag.replace("_", "-")
-                common.refuse(f"--{flag} {ours}, but {args.resume} has {theirs}; leave the flag away")
+                common.refuse(f"--{flag} {ours}, but {args.resume} has {theirs}; leave out the flag")
         if about.rule_version != RULE_VERSION:
             common.refuse(
                 f"{args.resume} was trained on frames picked by version {about.rule_version} of the frame rule, this "
@@ -139,7 +139,7 @@ def refuse_sizes(args):
         if args.cache_frames and len(resized) == 1:
             common.refuse(
                 f"--cache-frames keeps frames of one size, and {args.model} resizes the shorter side to {resized[0]}: "
-                f"leave the cache away, or give --train-resize-size and --val-resize-size as height and width"
+                f"leave out the cache, or give --train-resize-size and --val-resize-size as height and width"
             )
 
 

@@ -135,7 +135,7 @@ def settled_hold_out(args, checkpoint, class_map):
         if (args.hold_out, args.hold_out_seed) != (known.share, known.seed):
             common.refuse(
                 f"--hold-out {args.hold_out:g} --hold-out-seed {args.hold_out_seed}, but {args.resume} has "
-                f"{known.share:g} and {known.seed}; leave the flags away"
+                f"{known.share:g} and {known.seed}; leave out the flags"
             )
         return known
     drawn = draw_hold_out(args, class_map)

@@ -77,7 +77,7 @@ def of_registry(model_name, weights_name, say=print):
         except OSError as e:
             refuse(
                 f"{weights_name} could not be had from {url} ({e}); download it where there is a network and put it at "
-                f"{cached}, or train from scratch: leave --weights away and give --trainable-layers all, or, in half "
+                f"{cached}, or train from scratch: leave out --weights and give --trainable-layers all, or, in half "
                 f"the time, layer3 layer4 fc"
             )
     return load_checkpoint(cached, say=say)["model"]
