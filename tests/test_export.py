@@ -386,7 +386,7 @@ def test_clips_of_other_classes_do_not_calibrate(checkpoint, tmp_path, capsys):
     model = Model.from_pretrained(str(checkpoint), calibration=(str(tmp_path / "others"), 100))
     with pytest.raises(SystemExit):
         model.get_calibration_dataset_cls()
-    assert "of other classes than the model's 5, say 'ballet'" in capsys.readouterr().err
+    assert "of other classes than the 5 of the model, say 'ballet'" in capsys.readouterr().err
     write_clips(tmp_path / "few", 3, frames=4, size=8, labels=CLASSES)
     model = Model.from_pretrained(str(checkpoint), calibration=(str(tmp_path / "few"), 100))
     model.get_calibration_dataset_cls()("train")

@@ -205,7 +205,7 @@ def test_wrong_settings_are_refused_and_nothing_is_touched(run_script, tmp_path)
                "--val-videos-per-class", 1)
     before = content_of(tmp_path / "out")
     result = run_script("tools/make_sample_dataset.py", "--out", "out", code=2)
-    assert "drawn with other settings" in result.stderr
+    assert "was made with other settings" in result.stderr
     assert content_of(tmp_path / "out") == before
 
     (tmp_path / "mine").mkdir()

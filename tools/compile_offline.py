@@ -29,7 +29,7 @@ from pathlib import Path
 import common
 from common import flags, json_lines, machine
 
-from aihub import logits_file, model_io, onnx_graphs
+from aihub import logits_file, model_io, onnx_graphs, tensors
 from qualcomm import binary_runs, clip_runs, compiler, latency, sources
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def find_source():
 # --- one network ------------------------------------------------------------------------------------------------------
 
 
-def calibration_rows(uncompiled):
+def rows_to_calibrate_with(uncompiled):
     """The manifest's rows to calibrate with: [] if there is nothing to calibrate or no weights to heed.
 
     Exits with code 2 and one sentence if there are no clips, or clips of classes that it does not know.
@@ -131,17 +131,11 @@ def calibration_rows(uncompiled):
 
 
 def choose_rows(uncompiled, folder, number):
-    """(`number` rows of a folder's manifest, as many of each class; how many it has).
+    """(`number` rows of a folder's manifest, as many of each class; how many it has), checked for the network."""
+    from torchvision_patches import clip
 
-    Exits with code 2 and one sentence if it has clips of a class that the network was not trained with.
-    """
-    from aihub.tensors import class_balanced
-
-    rows = common.read_manifest(Path(folder, "manifest.jsonl"))
-    unknown = sorted({row["label"] for row in rows} - set(uncompiled.classes or [row["label"] for row in rows]))
-    if unknown:
-        common.refuse(f"{folder} holds clips of {unknown[0]!r}, which is no class of {uncompiled.made_from}")
-    return class_balanced(rows, number), len(rows)
+    description = clip.described(uncompiled.about["clip"])[0] if uncompiled.about.get("clip") else None
+    return tensors.rows_for(uncompiled.made_from, folder, number, uncompiled.classes, description)
 
 
 def calibration_clips(uncompiled, rows):
@@ -158,9 +152,7 @@ def calibration_clips(uncompiled, rows):
 
 def reader_of(uncompiled, folder):
     """A function from a manifest's row to its clip, which it checks against the shape that the network takes."""
-    from aihub.tensors import read_clip
-
-    return functools.partial(read_clip, folder, shape=uncompiled.shape)
+    return functools.partial(tensors.read_clip, folder, shape=uncompiled.shape)
 
 
 def key_of(uncompiled, rows):
@@ -255,7 +247,7 @@ def print_report(binary):
 def compile_one():
     """Compile what the constants name, run clips in the emulator if asked to; returns the figures for the last line."""
     uncompiled = find_source()
-    rows = calibration_rows(uncompiled)
+    rows = rows_to_calibrate_with(uncompiled)
     compiler.install(qnn_dir)
     key = key_of(uncompiled, rows)
     deployed = functools.cache(lambda: sources.deployed_graph(uncompiled, calibration_clips(uncompiled, rows)))

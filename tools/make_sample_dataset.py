@@ -17,12 +17,9 @@ same PyAV). A second run keeps what is complete and draws what is missing or cut
 """
 
 import json
-import multiprocessing
 import os
 import shlex
-import threading
-from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import Counter, deque
 from pathlib import Path
 
 import common
@@ -33,6 +30,7 @@ from PIL import Image, ImageDraw
 
 from drawn.exercises import EXERCISES
 from drawn.scene import HEIGHT, WIDTH, frames_of
+from torchvision_patches.pool import WorkerLost, outcomes_of
 
 # ----------------------------------------------------------------------------------------------------------------------
 OUT = "./sample/dataset"  # folder to write, in the layout of a QEVD download
@@ -51,6 +49,7 @@ RAW_LABELS = "fine_grained_labels.json"  # in each part
 WORKERS = "QEVD-FIT-300k-Additional-Labels/fine_grained_labels_with_worker_ids.json"
 MANNERS = ["", " - stopping early", " - rom=5", " - fast"]  # what raw labels say behind the exercise
 VIDEOS_PER_PERSON = 4
+TIME_LIMIT = 600  # s for one video, which takes one or two
 LARGEST = 300_000  # bytes that a video has at most; 0.1 MB on average
 
 # --- one video --------------------------------------------------------------------------------------------------------
@@ -80,8 +79,8 @@ def make_video(video):
         options = {"preset": "veryfast", "bf": "2", "crf": "24", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=video["fps"], options=options)
         stream.width, stream.height, stream.pix_fmt, stream.thread_count = WIDTH, HEIGHT, "yuv420p", 1
-        person = [SEED, 1, video["person"]]
-        for picture in frames_of(video["class_name"], video["seeds"], video["num_frames"], video["fps"], person):
+        drawn = (video[key] for key in ("class_name", "seeds", "num_frames", "fps", "person_seeds"))
+        for picture in frames_of(*drawn):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return True
@@ -110,7 +109,8 @@ def plan_videos():
     videos = [videos[i] for i in rng.permutation(len(videos))]
     for k, (video, number) in enumerate(zip(videos, ids.tolist())):
         part = f"QEVD-FIT-300k-Part-{1 + k * NUM_PARTS // len(videos)}"
-        video.update(path=str(Path(OUT, part, f"{number:08d}.mp4")), seeds=[SEED, number])
+        video.update(seeds=[SEED, number], person_seeds=[SEED, 1, video["person"]])
+        video["path"] = str(Path(OUT, part, f"{number:08d}.mp4"))
     return videos
 
 
@@ -145,23 +145,9 @@ def check_settings():
     settings = {name: globals()[name] for name in ("CLASSES", "TRAIN_VIDEOS_PER_CLASS", "VAL_VIDEOS_PER_CLASS",
                                                    "EXTRA_VIDEOS_PER_CLASS", "SEED")}  # fmt: skip
     path = Path(OUT, "settings.json")
-    text = json.dumps(settings, indent=2) + "\n"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        common.refuse(f"{OUT} was drawn with other settings ({path}); delete that folder, or choose another OUT")
     if not path.exists() and Path(OUT).is_dir() and any(Path(OUT).iterdir()):
         common.refuse(f"{OUT} holds files that this tool did not write; choose another OUT")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    common.write_text(path, text)
-
-
-def end_with_parent():
-    """Let this process of the pool end when its parent is killed; it would wait for work for ever."""
-
-    def wait_then_end():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait_then_end, daemon=True).start()
+    common.same_settings(path, settings, "delete that folder, or choose another OUT")
 
 
 def make_videos(videos):
@@ -174,9 +160,14 @@ def make_videos(videos):
         part.mkdir(exist_ok=True)
         for left_by_a_kill in part.glob(".*.mp4.*.tmp"):
             left_by_a_kill.unlink()
-    with ProcessPoolExecutor(NUM_WORKERS, initializer=end_with_parent) as pool:
-        jobs = [pool.submit(make_video, video) for video in videos]
-        return sum(job.result() for job in tqdm(as_completed(jobs), "drawing", len(jobs), unit="video"))
+    written, outcomes = 0, outcomes_of(make_video, deque(videos), NUM_WORKERS, TIME_LIMIT)
+    for outcome in tqdm(outcomes, "drawing", len(videos), unit="video"):
+        if isinstance(outcome.error, WorkerLost):
+            common.refuse(f"{outcome.item['path']} was not drawn ({outcome.error.reason}); start again to go on")
+        if outcome.error:
+            raise outcome.error
+        written += outcome.value
+    return written
 
 
 def write_contact_sheet(path, videos):

@@ -272,9 +272,7 @@ def examine(clips, known, state):
 
 def check_fit(good, tensor):
     """Exit with code 2 and one sentence if a clip has another shape than the model takes: it is not cut or padded."""
-    shape = tuple(tensor["shape"])
-    if model_io.layout_of(shape) == "NTHWC":
-        shape = (shape[0], shape[4], *shape[1:4])
+    shape = model_io.ncthw(tensor["shape"])
     others = [f"{clip} is {dtype} {own}" for clip, (digest, own, dtype) in good.items() if own != shape or not digest]
     if others:
         common.refuse(

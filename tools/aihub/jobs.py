@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import common
 from common import machine
 
-from aihub import model_io, service
+from aihub import logits_file, model_io, service
 
 
 class Patience:
@@ -64,13 +64,12 @@ def write_dataset(path, data_path, clips, digests, tensor):
 
     at_once = 2 * machine.num_workers()
     with ThreadPool(machine.num_workers()) as pool, h5py.File(path, "w") as file:
-        group = file.create_group("data/0")
+        group = logits_file.begin_samples(file, tensor["name"], len(clips))
         for start in range(0, len(clips), at_once):
             some = pool.map(compressed, clips[start : start + at_once], chunksize=1)
             for i, (shape, dtype, content) in enumerate(some, start):
-                batch = group.create_dataset(f"batch_{i}", shape, dtype, chunks=shape, compression="gzip")
+                batch = group.create_dataset(logits_file.batch_name(i), shape, dtype, chunks=shape, compression="gzip")
                 batch.id.write_direct_chunk((0,) * len(shape), content)  # h5py would compress in one thread
-        group.attrs.update({"name": tensor["name"], "order": 0, "batch_count": len(clips)})
     return path
 
 

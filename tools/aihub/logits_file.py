@@ -1,4 +1,4 @@
-"""Logits of clips: the HDF5 file that evaluate.py reads, and how two sets of them agree."""
+"""AI Hub's layout of HDF5 files, data/<k>/batch_<i>; logits of clips in it; how two sets of logits agree."""
 
 import re
 
@@ -39,14 +39,40 @@ def evaluate_command(h5, manifest, classes, **constants):
     return flags.next_command("evaluate.py", h5, **constants)
 
 
+def batch_name(i):
+    """What sample i of an input or output is called."""
+    return f"batch_{i}"
+
+
+def begin_samples(file, name, number, order=0):
+    """The group of an open HDF5 file for the `number` samples of the input or output `name`, the order-th of a model.
+
+    The client's reader asks for each of the attributes.
+    """
+    group = file.create_group(f"data/{order}")
+    group.attrs.update({"name": name, "order": order, "batch_count": number})
+    return group
+
+
+def count_samples(file):
+    """How many samples an open HDF5 file has of its one input or output. Raises KeyError if it is no such file."""
+    return len(file["data/0"])
+
+
+def logits_of_clips(file, numbers):
+    """Float32 (len(numbers), classes) of these samples of an open HDF5 file."""
+    import numpy as np
+
+    return np.concatenate([file["data/0"][batch_name(i)][()] for i in numbers])
+
+
 def write_logits(file, rows, tensor_paths, output_name):
     """Write logits into an open HDF5 file as AI Hub does, data/0/batch_<i> float32 (1, classes), and `tensor_paths`."""
     import h5py
 
-    group = file.create_group("data/0")
+    group = begin_samples(file, output_name, len(tensor_paths))
     for i, row in enumerate(rows):
-        group.create_dataset(f"batch_{i}", data=row[None])  # 368 bytes: gzip would make it 3 KB
-    group.attrs.update({"name": output_name, "order": 0, "batch_count": len(tensor_paths)})
+        group.create_dataset(batch_name(i), data=row[None])  # 368 bytes: gzip would make it 3 KB
     file.create_dataset("tensor_paths", data=tensor_paths, dtype=h5py.string_dtype())
 
 
@@ -59,7 +85,7 @@ def find_batches(file, path):
     numbers = sorted(int(name[6:]) for name in group if re.fullmatch(r"batch_\d+", name))
     if not numbers:
         common.refuse(f"{path} holds no prediction (data/0/batch_<i>); run tools/run_inference.py again")
-    dtype = group[f"batch_{numbers[0]}"].dtype
+    dtype = group[batch_name(numbers[0])].dtype
     if dtype.kind != "f":
         common.refuse(
             f"{path} holds {dtype} values, a quantised output without its scale; run tools/run_inference.py, which "

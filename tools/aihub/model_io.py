@@ -23,6 +23,11 @@ def ncthw(shape):
     return (shape[0], shape[4], *shape[1:4]) if layout_of(shape) == "NTHWC" else shape
 
 
+def in_layout(clip, shape):
+    """A clip (1, 3, T, H, W) in the layout of `shape`, as a view."""
+    return clip.transpose(0, 2, 3, 4, 1) if layout_of(shape) == "NTHWC" else clip
+
+
 def io_of(model):
     """What a hub model takes and gives: {"input": {name, dtype, shape, scale, zero_point}, "output": the same}.
 
@@ -87,8 +92,7 @@ def as_model_input(clip, tensor):
     """
     import numpy as np
 
-    if layout_of(tensor["shape"]) == "NTHWC":
-        clip = clip.transpose(0, 2, 3, 4, 1)
+    clip = in_layout(clip, tensor["shape"])
     if tensor["scale"] is not None:
         limits = np.iinfo(tensor["dtype"])
         clip = (np.rint(clip / tensor["scale"]) + tensor["zero_point"]).clip(limits.min, limits.max)

@@ -97,6 +97,7 @@ def slices_of(tensor, indices, dim=0):
     return [tensor.narrow(dim, start, end - start) for start, end in zip([0, *indices], ends)]
 
 
+BINARY_NODE = "EPContext"  # a node that stands for a binary of a device
 QUANTISING = ("QuantizeLinear", "DequantizeLinear")
 
 # --- inputs and outputs -----------------------------------------------------------------------------------------------
@@ -108,10 +109,28 @@ def graph_inputs(graph):
     return [value for value in graph.input if value.name not in weights]
 
 
+def only_input(graph, path):
+    """The one input of a graph that has one output, too; exits with code 2 and one sentence for any other graph."""
+    inputs = graph_inputs(graph)
+    if len(inputs) != 1 or len(graph.output) != 1:
+        names = ", ".join(value.name for value in (*inputs, *graph.output))
+        common.refuse(f"{path} has the inputs and outputs {names}; one clip in and one tensor out is needed")
+    return inputs[0]
+
+
+def clip_that_fits(dims, clip_shape):
+    """`clip_shape`, an RGB clip as NCTHW, in the layout that the `dims` of an input allow; None if they allow none."""
+    n, c, *rest = clip_shape
+    for wanted in ((n, c, *rest), (n, *rest, c)):
+        if len(dims) == 5 and all(a in (None, b) for a, b in zip(dims, wanted)):
+            return wanted
+    return None
+
+
 def dims_of(value):
     """A shape with None where a dimension is not fixed."""
     dims = value.type.tensor_type.shape.dim
-    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    return tuple(dim.dim_value or None for dim in dims)
 
 
 def dtype_of(value):
@@ -195,13 +214,10 @@ def fix_open_dimensions(proto, clip_shape):
     (value,) = graph_inputs(proto.graph)
     own = dims_of(value)
     if None in own:
-        n, c, *rest = clip_shape
-        layouts = [wanted for wanted in ((n, c, *rest), (n, *rest, c))
-                   if len(own) == 5 and all(a in (None, b) for a, b in zip(own, wanted))]  # fmt: skip
-        if not layouts:
+        if not (fixed := clip_that_fits(own, clip_shape)):
             raise ValueError(f"its input has the shape {own}, with open dimensions that are not those of a clip "
                              f"{clip_shape}; export it with fixed ones")  # fmt: skip
-        for dim, size in zip(value.type.tensor_type.shape.dim, layouts[0]):
+        for dim, size in zip(value.type.tensor_type.shape.dim, fixed):
             dim.dim_value = size
         del proto.graph.value_info[:]
         for output in proto.graph.output:
@@ -223,6 +239,39 @@ def io_of_graph(graph, quantizers):
     if None in io["output"]["shape"]:
         raise ValueError(f"the shape of the output {io['output']['name']} is not fixed; export it with fixed shapes")
     return io
+
+
+def around_binary(io, binary_name, graph_name, **attributes):
+    """An ONNX model of one node that names a context binary beside it, as onnxruntime's QNN provider wants it.
+
+    io: [[(name, numpy name of the type, shape)] of the inputs, the same of the outputs]. attributes: more of the node.
+    """
+    import numpy as np
+    from onnx import helper
+
+    values = [
+        [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+         for name, dtype, shape in tensors] for tensors in io
+    ]  # fmt: skip
+    node = helper.make_node(
+        BINARY_NODE, *([value.name for value in tensors] for tensors in values), domain="com.microsoft", embed_mode=0,
+        ep_cache_context=binary_name, **attributes,
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(helper.make_graph([node], graph_name, *values), opset_imports=opsets)
+
+
+def binary_named_in(graph):
+    """What the one node of `around_binary` names beside it: a file's name, "" where it holds the binary itself.
+
+    None for a graph without such a node. Raises ValueError for one with several.
+    """
+    (node,) = [node for node in graph.node if node.op_type == BINARY_NODE] or [None]
+    if node is None:
+        return None
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    beside = "embed_mode" in attributes and not attributes["embed_mode"].i
+    return attributes["ep_cache_context"].s.decode() if beside and "ep_cache_context" in attributes else ""
 
 
 # --- running on this CPU ----------------------------------------------------------------------------------------------
@@ -279,31 +328,23 @@ def load_onnx(path, shape):
         )
     try:
         onnx.checker.check_model(str(path))  # by path, so that weights in a second file are checked, too
-        model = onnx.load(path)
+        model = load_with_weights(path)
     except Exception as e:  # protobuf's DecodeError, onnx's ValidationError, a missing weights file
         common.refuse(f"{path} is not a valid ONNX model: {str(e).splitlines()[0] if str(e) else type(e).__name__}")
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < 11:
         common.refuse(f"{path} has opset {opset}; export it with 11 or newer, say torch.onnx.export(opset_version=17)")
-    weights = {weight.name for weight in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
-        names = [value.name for value in (*inputs, *model.graph.output)]
-        common.refuse(f"{path} has the inputs and outputs {', '.join(names)}; one clip in and one tensor out is needed")
-    (value,) = inputs
+    value = only_input(model.graph, path)
     if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         common.refuse(
             f"the input {value.name} of {path} is not float32; a quantised model is compiled by "
             f"tools/example_export.py --precision w8a8, from the checkpoint"
         )
-    own = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]  # None: open
-    batch, c, t, h, w = shape
-    for wanted in ((batch, c, t, h, w), (batch, t, h, w, c)):
-        if len(own) == 5 and all(a in (None, b) for a, b in zip(own, wanted)):
-            return model, {value.name: (wanted, "float32")}
+    if wanted := clip_that_fits(dims_of(value), shape):
+        return model, {value.name: (wanted, "float32")}
     common.refuse(
-        f"the input {value.name} of {path} has shape {tuple(own)}, but BATCH, C, T, H, W are {tuple(shape)}; set them "
-        f"to what the model takes"
+        f"the input {value.name} of {path} has shape {dims_of(value)}, but BATCH, C, T, H, W are {tuple(shape)}; set "
+        f"them to what the model takes"
     )
 
 

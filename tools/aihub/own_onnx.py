@@ -94,9 +94,8 @@ def quantised(hub, source, input_specs, device, wanted):
     ((name, (shape, _)),) = input_specs.items()
     rows = tensors.calibration_rows(wanted.calibration_dir, wanted.num_clips)
     # read_clip refuses others than those of the shape
-    clips = [tensors.read_clip(wanted.calibration_dir, row, model_io.ncthw(shape)) for row in rows]
-    if model_io.layout_of(shape) == "NTHWC":
-        clips = [clip.transpose(0, 2, 3, 4, 1) for clip in clips]
+    clips = (tensors.read_clip(wanted.calibration_dir, row, model_io.ncthw(shape)) for row in rows)
+    clips = [model_io.in_layout(clip, shape) for clip in clips]
     # to ONNX first, as qai_hub_models does: AI Hub quantises what it has made itself
     job = hub.submit_compile_job(source, device, input_specs=input_specs, options="--target_runtime onnx")
     service.wait_for(job)

@@ -90,14 +90,12 @@ def read_result(path):
 
     `chunks` is [] where another program, or a version before chunks had keys, wrote it.
     """
-    import h5py
-
     try:
-        with h5py.File(path, "r") as file:
+        with common.open_hdf5(path)[0] as file:
             chunks = [line.decode().split() for line in file["chunks"]] if "chunks" in file else []
             clips = [clip.decode() for clip in file["tensor_paths"]] if "tensor_paths" in file else []
             return {
-                "number": len(file["data/0"]),
+                "number": logits_file.count_samples(file),
                 "clips": clips,
                 "chunks": [(key, int(number)) for key, number in chunks],
                 "attributes": dict(file.attrs),
@@ -109,32 +107,26 @@ def read_result(path):
 
 def logits_of_row(path, row):
     """Float32 (classes,) of the clip that `tensor_paths[row]` names."""
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        return file[f"data/0/batch_{row}"][0]
+    with common.open_hdf5(path)[0] as file:
+        return logits_file.logits_of_clips(file, [row])[0]
 
 
 def take_over(path, result, chunks, state):
     """Copy what an earlier result has of these chunks into the state, so that it is not run again."""
-    import h5py
-    import numpy as np
-
     keys, row = {chunk.key for chunk in chunks}, 0
     if keys.isdisjoint(key for key, _ in result.get("chunks", [])):
         return
     jobs = json.loads(result["attributes"]["job_ids"])
-    with h5py.File(path, "r") as file:
+    with common.open_hdf5(path)[0] as file:
         for (key, number), job in zip(result["chunks"], jobs):
             if key in keys:
-                rows = range(row, row + number)
-                state.save_logits(key, np.concatenate([file[f"data/0/batch_{i}"][()] for i in rows]))
+                state.save_logits(key, logits_file.logits_of_clips(file, range(row, row + number)))
                 state.update(key, job=job)
             row += number
 
 
 def write_result(path, chunks, state, output_name, attributes):
-    """Write OUTPUT_H5: AI Hub's data/0/batch_<i>, `tensor_paths`, and for the next run `chunks` and `examined`."""
+    """Write OUTPUT_H5: the logits as logits_file has them, and for the next run `chunks` and `examined`."""
     import h5py
     import numpy as np
 

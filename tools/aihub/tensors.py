@@ -45,22 +45,27 @@ def read_clip(data_dir, row, shape):
     return clip.astype(np.float32)
 
 
-def calibration_rows(folder, number, classes=None, description=None):
-    """`number` rows of the manifest in a folder, as many of each label, to calibrate with; says how many there are.
+def rows_for(model, folder, number, classes=None, description=None):
+    """(`number` rows of the manifest in a folder, as many of each label; how many it has).
 
-    classes: names of the model's classes, description: its ClipDescription, where they are known. Exits with code 2 and
-    one sentence if the clips are of other classes, or were made otherwise.
+    model: its name, for sentences; classes: the names of its classes, description: its ClipDescription, where they are
+    known. Exits with code 2 and one sentence if the clips are of other classes, or were made otherwise.
     """
     rows = common.read_manifest(Path(folder, "manifest.jsonl"))
     unknown = {row["label"] for row in rows} - set(classes or [row["label"] for row in rows])
     if unknown:
         common.refuse(
-            f"the clips in {folder} are of other classes than the model's {len(classes)}, say {min(unknown)!r}: "
-            f"calibrate with clips of the videos that it was trained on"
+            f"the clips in {folder} are of other classes than the {len(classes)} of {model}, say {min(unknown)!r}: "
+            f"take clips of videos of those that it was trained on"
         )
     if description:
-        check_tensors(folder, "the model", description)
-    rows = class_balanced(rows, number)
+        check_tensors(folder, model, description)
+    return class_balanced(rows, number), len(rows)
+
+
+def calibration_rows(folder, number, classes=None, description=None):
+    """`rows_for` a model that is calibrated with them; says how many there are."""
+    rows, _ = rows_for("the model", folder, number, classes, description)
     labels = {row["label"] for row in rows}
     fewer = f"; {number} were asked for, there are no more" if len(rows) < number else ""
     print(f"calibrating with {len(rows)} clips of {len(labels)} classes from {folder}{fewer}")

@@ -132,16 +132,20 @@ def only_writer(path, flag):
         lock.release()
 
 
-def open_hdf5(path, mode="r"):
-    """An open h5py.File; without a lock of HDF5's own where the file system has none. Raises OSError as h5py does."""
+def open_hdf5(path):
+    """(an h5py.File open for reading, why nothing tells if another process writes it, "" if something does).
+
+    A drive may have no locks. Raises OSError as h5py does, "unable to lock" in it where another process has the file.
+    """
     import h5py
 
     try:
-        return h5py.File(path, mode)
+        return h5py.File(path, "r"), ""
     except OSError as e:
-        if "unable to lock" not in str(e) or f"errno = {errno.EAGAIN}" in str(e):
+        reason = re.search(r"unable to lock file, errno = (\d+)", str(e))
+        if not reason or (because := os.strerror(int(reason[1]))) == os.strerror(errno.EAGAIN):
             raise
-        return h5py.File(path, mode, locking=False)
+    return h5py.File(path, "r", locking=False), because
 
 
 @contextlib.contextmanager

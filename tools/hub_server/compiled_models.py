@@ -4,8 +4,6 @@ import json
 import os
 import zipfile
 
-import numpy as np
-
 from aihub import onnx_graphs
 
 from .records import EMULATED, EmulatedJobError, Tensor, full_qairt_version, pb, tensors_to_message
@@ -42,7 +40,9 @@ def write_target(hub, job, runtime, content):
     if runtime == "onnx":
         write_zip(path, {"model.onnx": content})
     elif runtime == "precompiled_qnn_onnx":
-        write_zip(path, {"model.onnx": onnx_around_binary(inputs, outputs, "model.bin"), "model.bin": binary})
+        tensors = [[(t.name, t.dtype, t.shape) for t in side] for side in (inputs, outputs)]
+        around = onnx_graphs.around_binary(tensors, "model.bin", "emulated", notes=EMULATED)
+        write_zip(path, {"model.onnx": around.SerializeToString(), "model.bin": binary})
     else:
         path.write_bytes(binary)
     message.input_spec.CopyFrom(tensors_to_message(inputs))
@@ -59,22 +59,6 @@ def write_zip(path, files):
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
             archive.writestr(f"model.onnx/{name}", content)
-
-
-def onnx_around_binary(inputs, outputs, binary_name):
-    """An ONNX model of one node that refers to a context binary beside it, as onnxruntime's QNN provider wants it."""
-    from onnx import helper
-
-    values = [
-        [helper.make_tensor_value_info(t.name, helper.np_dtype_to_tensor_dtype(np.dtype(t.dtype)), t.shape) for t in ts]
-        for ts in (inputs, outputs)
-    ]
-    names = [[t.name for t in ts] for ts in (inputs, outputs)]
-    node = helper.make_node("EPContext", *names, domain="com.microsoft", embed_mode=0, ep_cache_context=binary_name,
-                            notes=EMULATED)
-    graph = helper.make_graph([node], "emulated", *values)
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets).SerializeToString()
 
 
 def binary_of(model):

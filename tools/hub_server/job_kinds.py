@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from aihub import onnx_graphs
+from aihub import logits_file, onnx_graphs
 
 from . import source_models
 from .compiled_models import binary_of, check_qairt_version, inputs_and_outputs, make_session, session_of, write_target
@@ -111,13 +111,13 @@ class Samples:
             if group.attrs["batch_count"] != self.num_samples:
                 raise EmulatedJobError("the dataset has not the same number of samples for every input")
             for i in range(self.num_samples):
-                sample = group[f"batch_{i}"]
+                sample = group[logits_file.batch_name(i)]
                 if sample.shape != tensor.shape or sample.dtype.name not in tensor.accepted_dtypes:
                     given = Tensor(tensor.name, sample.shape, sample.dtype.name)
                     raise EmulatedJobError(f"sample {i} of the dataset is {given}, the model expects {tensor}")
 
     def read(self, i):
-        return {name: group[f"batch_{i}"][()] for name, group in self.groups.items()}
+        return {name: group[logits_file.batch_name(i)][()] for name, group in self.groups.items()}
 
 
 def open_dataset(hub, job):
@@ -142,7 +142,7 @@ def run_inference_job(hub, job):
     microseconds = []
     with open_dataset(hub, job) as samples, h5py.File(path, "w") as file:
         samples.check(inputs)
-        groups = output_groups(file, outputs, samples.num_samples)
+        groups = [logits_file.begin_samples(file, t.name, samples.num_samples, k) for k, t in enumerate(outputs)]
         for i in range(samples.num_samples):
             check_goes_on(hub)
             sample = samples.read(i)
@@ -153,23 +153,13 @@ def run_inference_job(hub, job):
             if any(sample[name].dtype != feeds[name].dtype for name in feeds):
                 arrays = [t.dequantize(array) for t, array in zip(outputs, arrays)]
             for group, array in zip(groups, arrays):
-                group.create_dataset(f"batch_{i}", data=array, compression="gzip")
+                group.create_dataset(logits_file.batch_name(i), data=array, compression="gzip")
             job.num_samples += 1
     hub.datasets[dataset.dataset_id].path = path
     dataset.file_upload_complete = True
     job.output_dataset_id = result.output_dataset_id = dataset.dataset_id
     if job.profiling:
         fill_in_profile(hub, job, microseconds)
-
-
-def output_groups(file, outputs, num_samples):
-    """Create a group per output as the client's reader wants it: data/<k> with name, order and batch_count."""
-    groups = []
-    for k, tensor in enumerate(outputs):
-        group = file.create_group(f"data/{k}")
-        group.attrs.update(name=tensor.name, order=k, batch_count=num_samples)
-        groups.append(group)
-    return groups
 
 
 def run_profile_job(hub, job):

@@ -52,22 +52,15 @@ def where_it_runs(binary):
 def write_context(binary, folder):
     """Put FOLDER/context.onnx, by which the provider runs a binary, and the binary itself into a folder."""
     import onnx
-    from onnx import helper
 
     if binary.path.suffix == ".onnx":
         for file in binary.path.parent.iterdir():
             link_or_copy(file, Path(folder, "context.onnx" if file == binary.path else file.name))
         return
-    tensors, graph_name = [binary.description[key] for key in ("input", "output")], binary.description["graph"]
-    elem_types = [helper.np_dtype_to_tensor_dtype(np.dtype(tensor["dtype"])) for tensor in tensors]
-    values = [helper.make_tensor_value_info(t["name"], kind, t["shape"]) for t, kind in zip(tensors, elem_types)]
-    node = helper.make_node(
-        "EPContext", [values[0].name], [values[1].name], domain="com.microsoft", name=graph_name, main_context=1,
-        embed_mode=0, ep_cache_context="context.bin", source="QNNExecutionProvider", partition_name=graph_name,
-    )  # fmt: skip
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    graph = helper.make_graph([node], graph_name, values[:1], values[1:])
-    onnx.save(helper.make_model(graph, opset_imports=opsets), f"{folder}/context.onnx")
+    graph_name = binary.description["graph"]
+    tensors = [[(t["name"], t["dtype"], t["shape"])] for t in (binary.description[key] for key in ("input", "output"))]
+    more = {"name": graph_name, "main_context": 1, "source": "QNNExecutionProvider", "partition_name": graph_name}
+    onnx.save(onnx_graphs.around_binary(tensors, "context.bin", graph_name, **more), f"{folder}/context.onnx")
     link_or_copy(binary.path, Path(folder, "context.bin"))
 
 
@@ -110,15 +103,13 @@ def binary_of_onnx(path, described):
 
     try:
         graph = onnx.load(path, load_external_data=False).graph
-        (node,) = [node for node in graph.node if node.op_type == "EPContext"] or [None]
+        name = onnx_graphs.binary_named_in(graph)
     except Exception:  # no ONNX model: whoever reads it as one says so
         return None
-    if node is None:
+    if name is None:
         return None
-    attributes = {attribute.name: attribute for attribute in node.attribute}
-    name = attributes["ep_cache_context"].s.decode() if "ep_cache_context" in attributes else ""
     binary = path.parent / name
-    if attributes["embed_mode"].i or not binary.is_file():
+    if not binary.is_file():
         common.refuse(f"{path} names the context binary {name[:60]!r}, which is not beside it")
     io = onnx_graphs.io_of_graph(graph, {})
     io = {key: tensor | {scale: described.get(key, {}).get(scale) for scale in ("scale", "zero_point")}

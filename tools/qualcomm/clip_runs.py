@@ -74,7 +74,7 @@ def compare(uncompiled, graph, binary, clips, outputs):
 
 
 def write_h5(path, tensor_paths, logits, binary):
-    """Write logits as run_inference.py does: data/0/batch_<i> float32 (1, classes), and `tensor_paths`."""
+    """Write logits as run_inference.py does."""
     import h5py
 
     description = binary.description

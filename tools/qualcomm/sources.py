@@ -181,10 +181,7 @@ def from_onnx(path, frames, precision):
         proto = onnx_graphs.load_with_weights(path)
     except ValueError as e:
         common.refuse(str(e))
-    inputs = onnx_graphs.graph_inputs(proto.graph)
-    if len(inputs) != 1 or len(proto.graph.output) != 1:
-        names = ", ".join(value.name for value in (*inputs, *proto.graph.output))
-        common.refuse(f"{path} has the inputs and outputs {names}; one clip in and one tensor out is needed")
+    onnx_graphs.only_input(proto.graph, path)
     about = about_of(description.read_description(path))
     try:
         clips, _ = clip.described(about.get("clip") or {})

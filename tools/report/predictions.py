@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import time
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -124,7 +123,7 @@ def refuse_other_clips(predictions, manifest, rows):
 
 
 def read_predictions(path, rows, manifest, class_map):
-    """Read an HDF5 in AI Hub's layout: data/0/batch_<i>, each (num_classes,) or (1, num_classes).
+    """Read an HDF5 in AI Hub's layout, each sample (num_classes,) or (1, num_classes).
 
     Returns (about, class names, tensor paths, scores float32 (n, num_classes), unusable, notes): row i of the scores is
     that of path i, and `unusable` is {row: why}. The paths are None if the file has none; then its batches are
@@ -146,26 +145,18 @@ def read_predictions(path, rows, manifest, class_map):
 
 def open_h5(path):
     """(the HDF5 `path`, open for reading, notes about it); exits with code 2 and one sentence if it cannot be."""
-    import h5py
-
     try:
-        return h5py.File(path, "r"), []
+        file, because = common.open_hdf5(path)
     except FileNotFoundError:
         common.refuse(f"there is no {path}; run tools/run_inference.py first, or name another file")
     except OSError as e:
-        reason = re.search(r"unable to lock file, errno = (\d+)", str(e))
-        if reason and os.strerror(int(reason[1])) == os.strerror(11):  # EAGAIN: somebody has the lock
+        if "unable to lock" in str(e):
             common.refuse(f"{path} is in use by another process, which writes to it; wait for it, or close it there")
-        if not reason:
-            if e.errno:
-                common.refuse(f"{path} cannot be read: {os.strerror(e.errno)}")
-            common.refuse(f"{path} is not a complete HDF5 file ({e}); run tools/run_inference.py again")
-        because = os.strerror(int(reason[1]))
-    try:  # any other errno: the drive has no locks
-        file = h5py.File(path, "r", locking=False)
-    except OSError as e:
+        if e.errno:
+            common.refuse(f"{path} cannot be read: {os.strerror(e.errno)}")
         common.refuse(f"{path} is not a complete HDF5 file ({e}); run tools/run_inference.py again")
-    return file, [f"the drive of {path} has no locks ({because}): nothing would tell if a run were writing to it"]
+    note = f"the drive of {path} has no locks ({because}): nothing would tell if a run were writing to it"
+    return file, [note] * bool(because)
 
 
 def read_attributes(file, path):
