@@ -147,12 +147,8 @@ def calibration_clips(uncompiled, rows):
         yield np.random.default_rng(0).random(uncompiled.shape, dtype=np.float32)
         return
     print(f"calibrating with {len(rows)} clips of {len({row['label'] for row in rows})} classes")
-    yield from map(reader_of(uncompiled, CALIBRATION_DIR), tqdm(rows, desc="calibrating", unit="clip"))
-
-
-def reader_of(uncompiled, folder):
-    """A function from a manifest's row to its clip, which it checks against the shape that the network takes."""
-    return functools.partial(tensors.read_clip, folder, shape=uncompiled.shape)
+    for row in tqdm(rows, desc="calibrating", unit="clip"):
+        yield tensors.read_clip(CALIBRATION_DIR, row, uncompiled.shape)
 
 
 def key_of(uncompiled, rows):
@@ -265,12 +261,11 @@ def run_clips(uncompiled, binary, deployed):
         common.refuse(
             f"{uncompiled.made_from} takes {uncompiled.shape}, which is no RGB clip: there is nothing to emulate"
         )
-    (rows, number), read = choose_rows(uncompiled, data_dir, num_clips), reader_of(uncompiled, data_dir)
-    clips = [(clip_runs.identity_of(data_dir, row), functools.partial(read, row)) for row in rows]
-    outputs = clip_runs.outputs_of(binary, clips, OUTPUT_H5, qnn_dir, num_processes)
+    rows, number = choose_rows(uncompiled, data_dir, num_clips)
+    outputs = clip_runs.outputs_of(binary, data_dir, rows, OUTPUT_H5, qnn_dir, num_processes)
+    clips = map(clip_runs.loader(binary, data_dir), rows)
     figures = clip_runs.compare(uncompiled, deployed()[0], binary, clips, outputs)
-    paths = [row["tensor_path"] for row in rows]
-    clip_runs.write_h5(OUTPUT_H5, paths, model_io.as_logits(outputs, binary.description["output"]), binary)
+    clip_runs.write_h5(OUTPUT_H5, rows, outputs, binary)
     manifest, report_dir = Path(data_dir, "manifest.jsonl"), Path(OUTPUT_H5).with_name("report-htp")
     command = logits_file.evaluate_command(OUTPUT_H5, manifest, uncompiled.classes, report_dir=report_dir)
     partial = " --allow-partial" if len(rows) < number else ""

@@ -16,20 +16,18 @@ $ python tools/local_hub.py python tools/run_inference.py       # without an acc
 
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
-from common import flags, machine
+from common import flags
 
 from aihub import description, logits_file, model_io, onnx_graphs, own_onnx, service, tensors
 from aihub.jobs import Clips, Inference, Patience, Target, still_there
-from aihub.state import Chunk, State, keep_aside, key_of, logits_of_row, read_result, take_over, write_result
+from aihub.state import State, chunks_of, keep_aside, key_of, logits_of_row, read_result, take_over, write_result
 
 # ----------------------------------------------------------------------------------------------------------------------
 # --- Model source: choose one ---
@@ -143,15 +141,14 @@ def run_here(path, clips):
         )
     check_clips_of_model(Source(path, None, "", binary.description))
     compiler.install(common.REPO / ".qnn")
-    good, bad = examine(clips, {}, State(OUTPUT_H5))
-    check_fit(good, binary.description["input"])
-    loads = [(clip_runs.identity_of(data_path, {"tensor_path": clip}), functools.partial(load_clip, clip))
-             for clip in good]  # fmt: skip
+    good, bad = State(OUTPUT_H5).examine(data_path, clips)
+    tensors.check_fit(good, binary.description["input"])
+    rows = [{"tensor_path": clip} for clip in good]
     try:
-        outputs = clip_runs.outputs_of(binary, loads, OUTPUT_H5, common.REPO / ".qnn", num_processes=0)
+        outputs = clip_runs.outputs_of(binary, data_path, rows, OUTPUT_H5, common.REPO / ".qnn")
     except compiler.CompilerError as e:
         common.refuse(f"{path} cannot be run here: {e}")
-    clip_runs.write_h5(OUTPUT_H5, list(good), model_io.as_logits(outputs, binary.description["output"]), binary)
+    clip_runs.write_h5(OUTPUT_H5, rows, outputs, binary)
     for clip, reason in bad.items():
         print(f"left out {clip}: {reason}")
     print(f"wrote {OUTPUT_H5}: {len(good):,} clips" + (f"; {len(bad):,} clips left out" if bad else ""))
@@ -159,13 +156,6 @@ def run_here(path, clips):
     print(f"next: {logits_file.evaluate_command(OUTPUT_H5, Path(data_path, 'manifest.jsonl'), classes)}")
     if bad:
         raise SystemExit(1)
-
-
-def load_clip(clip):
-    """A clip as float32 (1, 3, T, H, W)."""
-    import numpy as np
-
-    return np.load(Path(data_path, clip)).astype(np.float32)
 
 
 # --- what the model takes ---------------------------------------------------------------------------------------------
@@ -218,89 +208,6 @@ def check_io(io):
     model_io.check_scale(io["output"])
 
 
-# --- the clips --------------------------------------------------------------------------------------------------------
-
-
-def read_clip(clip):
-    """(digest, shape, type) of a clip. Raises ValueError and what numpy raises where it is no clip in [0, 1]."""
-    import numpy as np
-
-    values = np.load(Path(data_path, clip))
-    if values.dtype not in ("float32", "float16"):
-        return "", values.shape, str(values.dtype)
-    if not (values.min() >= -0.01 and values.max() <= 1.01):
-        raise ValueError(
-            f"values from {values.min():.3g} to {values.max():.3g} instead of [0, 1]: normalisation is inside the "
-            f"model; run tools/preprocess_and_save.py again"
-        )
-    return model_io.clip_digest(values), values.shape, str(values.dtype)
-
-
-def examine(clips, known, state):
-    """Read every clip: ({clip: (digest, shape, type)}, {clip: why it is left out}), in the clips' order.
-
-    known: {clip: [size, time, digest, shape, type]} of an earlier run; these are not read again unless size or time
-    have changed.
-    """
-    from tqdm import tqdm
-
-    known, good, bad = known | state.read("examined"), {}, {}
-
-    def examine_one(clip):
-        path = Path(data_path, clip)
-        try:
-            stat = path.stat()
-            seen = [stat.st_size, stat.st_mtime_ns]
-            return known[clip] if known.get(clip, [])[:2] == seen else [*seen, *read_clip(clip)]
-        except (OSError, ValueError, EOFError) as e:
-            return str(e)
-
-    found = {}
-    with ThreadPool(machine.num_workers()) as pool, tqdm(total=len(clips), unit="clip", desc="reading") as bar:
-        for clip, result in zip(clips, pool.imap(examine_one, clips, chunksize=8)):
-            bar.update()
-            if isinstance(result, str):
-                bad[clip] = result
-            else:
-                found[clip] = result
-                good[clip] = (result[2], tuple(result[3]), result[4])
-    state.update("examined", **found)
-    if not good:
-        common.refuse(f"none of the {len(clips):,} clips in {data_path} can be used: {next(iter(bad.values()))}")
-    return good, bad
-
-
-def check_fit(good, tensor):
-    """Exit with code 2 and one sentence if a clip has another shape than the model takes: it is not cut or padded."""
-    shape = model_io.ncthw(tensor["shape"])
-    others = [f"{clip} is {dtype} {own}" for clip, (digest, own, dtype) in good.items() if own != shape or not digest]
-    if others:
-        common.refuse(
-            f"{len(others):,} of {len(good):,} clips do not fit the model, which takes float32 {shape}: "
-            f"{'; '.join(others[:3])}{' …' if len(others) > 3 else ''}; preprocess with the model's CLIP_LEN"
-        )
-
-
-def bytes_of_clip(tensor):
-    """Of a clip as it is sent, before compression."""
-    import numpy as np
-
-    return int(np.prod(tensor["shape"])) * np.dtype(model_io.sent_dtype(tensor)).itemsize
-
-
-def make_chunks(clips, good, io, attributes):
-    """Cut the clips by their place in the manifest, so that one that is left out or comes back changes one chunk."""
-    size = max(1, min(MAX_CHUNK, MAX_CHUNK_BYTES // bytes_of_clip(io["input"])))
-    model = [attributes["model_sha256"], attributes["device"], io["input"], io["output"]]
-    chunks = []
-    for number, start in enumerate(range(0, len(clips), size)):
-        part = [clip for clip in clips[start : start + size] if clip in good]
-        if part:
-            key = key_of(model, [(clip, good[clip][0]) for clip in part])
-            chunks.append(Chunk(number, key, part))
-    return chunks
-
-
 # --- AI Hub -----------------------------------------------------------------------------------------------------------
 
 
@@ -346,8 +253,8 @@ def expected_logits(source, good, result):
     import numpy as np
 
     exported = source.described.get("probe") or {}
-    for clip, (digest, *_) in good.items():
-        if digest == exported.get("digest"):
+    for clip, examined in good.items():
+        if examined.digest == exported.get("digest"):
             return clip, np.float32(exported["logits"])
     if result and result["attributes"].get("model_sha256") == source.sha256:
         for row, clip in enumerate(result["clips"]):
@@ -377,7 +284,7 @@ class Run:
 
     source: Source
     device: Any  # qai_hub.Device
-    good: dict  # {clip: (digest, shape, type)}
+    good: dict  # {clip: tensors.Examined}
     bad: dict  # {clip: why it is left out}
     result: dict  # of an earlier run, as read_result has it
     state: State
@@ -387,6 +294,13 @@ class Run:
     def model_key(self):
         """What the state calls the model by."""
         return key_of(self.source.sha256, self.attributes["device"], wanted_layout(), PRECISION)
+
+
+def make_chunks(clips, run, io):
+    """The chunks of the clips, as large as the constants allow for a model that takes and gives `io`."""
+    size = max(1, min(MAX_CHUNK, MAX_CHUNK_BYTES // model_io.bytes_of_clip(io["input"])))
+    model = [run.attributes["model_sha256"], run.attributes["device"], io["input"], io["output"]]
+    return chunks_of(clips, run.good, size, model)
 
 
 def attributes_of(source, device):
@@ -423,14 +337,14 @@ def bring_logits(source, clips):
     device = service.find_device(hub, DEVICE_NAME)
     onnx_graphs.check_hub_binary(source.path, device)
     state, result = State(OUTPUT_H5), read_result(OUTPUT_H5)
-    good, bad = examine(clips, result.get("examined", {}), state)
+    good, bad = state.examine(data_path, clips, result.get("examined", {}))
     if "input" in described:
-        check_fit(good, described["input"])
+        tensors.check_fit(good, described["input"])
     run = Run(source, device, good, bad, result, state, attributes_of(source, device))
     io = known_io(source, state.read(run.model_key), result)
     chunks, failed = [], {}
     if io:
-        chunks = make_chunks(clips, good, io, run.attributes)
+        chunks = make_chunks(clips, run, io)
         if not bad and is_complete(result, chunks, run.attributes):
             state.remove([])
             print(f"{OUTPUT_H5} is complete for this model and these clips; delete it to run them again")
@@ -438,7 +352,7 @@ def bring_logits(source, clips):
         take_over(OUTPUT_H5, result, chunks, state)
     if not chunks or not all(state.has_logits(chunk.key) for chunk in chunks):
         inference = prepare(hub, run, io)
-        io, chunks = inference.target.io, make_chunks(clips, good, inference.target.io, run.attributes)
+        io, chunks = inference.target.io, make_chunks(clips, run, inference.target.io)
         failed = infer(inference, chunks, state)
     finish(run, chunks, failed, io)
 
@@ -453,14 +367,14 @@ def prepare(hub, run, io):
     layout_known = bool(io or wanted_layout())
     io = io or from_constants(wanted_layout())
     check_io(io)
-    check_fit(run.good, io["input"])
+    tensors.check_fit(run.good, io["input"])
     print(f"model     {source.path} on {run.attributes['device']}")
     print(f"input     {model_io.describe(io['input'])}{'' if layout_known else ', a guess'}")
     options = service.job_options(
         source.described.get("qairt_version") or service.qairt_version_of(model), INFERENCE_OPTIONS
     )
     target = Target(hub, model, run.device, io, options, Path(OUTPUT_H5).stem)
-    clips = Clips(data_path, {clip: digest for clip, (digest, *_) in run.good.items()})
+    clips = Clips(data_path, {clip: examined.digest for clip, examined in run.good.items()})
     inference = Inference(target, clips, state, patiently)
     if not record.get("io") and len(run.good) > 1:
         clip, expected = expected_logits(source, run.good, run.result)
@@ -473,7 +387,7 @@ def infer(inference, chunks, state):
     """Bring the chunks' logits into the state; returns {chunk number: why not}."""
     largest = max(len(chunk.clips) for chunk in chunks)
     # two datasets lie there, before they are compressed
-    needed = 2 * largest * bytes_of_clip(inference.target.io["input"])
+    needed = 2 * largest * model_io.bytes_of_clip(inference.target.io["input"])
     common.check_space(state.folder, needed, f"make room or lower --max-chunk-bytes (now {MAX_CHUNK_BYTES:,})")
     print(f"clips     {sum(len(chunk.clips) for chunk in chunks):,} in {len(chunks):,} chunks of at most {largest}")
     try:

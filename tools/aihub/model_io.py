@@ -85,6 +85,13 @@ def sent_dtype(tensor):
     return "float32" if tensor["scale"] is None and not tensor["dtype"].startswith("float") else tensor["dtype"]
 
 
+def bytes_of_clip(tensor):
+    """Of a clip as it is sent to an input of `io_of`, before compression."""
+    import numpy as np
+
+    return int(np.prod(tensor["shape"])) * np.dtype(sent_dtype(tensor)).itemsize
+
+
 def as_model_input(clip, tensor):
     """Float32 (1, 3, T, H, W) in [0, 1] as the layout and type of a model's input (`io_of(model)["input"]`).
 

@@ -1,6 +1,6 @@
 """What run_inference.py keeps on disk: the state of a run, by chunk, and the logits that it writes.
 
-OUTPUT_H5.state/examined.json       {clip: [size, time, digest, shape, type]} of clips that were found good
+OUTPUT_H5.state/examined.json       {clip: tensors.Examined} of clips that were found good
 OUTPUT_H5.state/<model>.json        the model at AI Hub, what it takes and gives, whether one clip went through it
 OUTPUT_H5.state/<chunk>.json        AI Hub's ids of a chunk's dataset and job
 OUTPUT_H5.state/<chunk>.npy         a chunk's logits, float32 (clips, classes), once they arrived
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import common
 
-from aihub import logits_file
+from aihub import logits_file, tensors
 
 
 class Chunk(NamedTuple):
@@ -25,6 +25,16 @@ class Chunk(NamedTuple):
     number: int  # counted in the manifest's order
     key: str  # of all that decides its logits
     clips: list  # paths relative to data_path
+
+
+def chunks_of(clips, good, size, model):
+    """Cut clips by their place in the manifest, so that one that is left out or comes back changes one chunk.
+
+    good: {clip: tensors.Examined} of those that are not left out; model: what else their logits depend on.
+    """
+    parts = [[clip for clip in clips[start : start + size] if clip in good] for start in range(0, len(clips), size)]
+    keys = [key_of(model, [(clip, good[clip].digest) for clip in part]) for part in parts]
+    return [Chunk(number, key, part) for number, (key, part) in enumerate(zip(keys, parts)) if part]
 
 
 def key_of(*parts):
@@ -56,6 +66,12 @@ class State:
     def update(self, name, **values):
         """Write <name>.json with these values changed."""
         common.write_text(self.folder / f"{name}.json", json.dumps(self.read(name) | values))
+
+    def examine(self, folder, clips, known=()):
+        """tensors.examine, for which the state remembers, and `known` of an earlier result, what was seen."""
+        good, bad = tensors.examine(folder, clips, dict(known) | self.read("examined"))
+        self.update("examined", **good)
+        return good, bad
 
     def has_logits(self, key):
         return (self.folder / f"{key}.npy").exists()

@@ -1,13 +1,18 @@
-"""Tensors of preprocess_and_save.py that check and calibrate a model: chosen by class, read, of the right kind.
+"""Tensors of preprocess_and_save.py for a model: examined, chosen by class, read, of the right kind.
 
 numpy is imported inside the functions that need it, so that `--help` stays fast.
 """
 
 import json
 import random
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import NamedTuple
 
 import common
+from common import machine
+
+from aihub import model_io
 
 
 def class_balanced(rows, number):
@@ -70,6 +75,73 @@ def calibration_rows(folder, number, classes=None, description=None):
     fewer = f"; {number} were asked for, there are no more" if len(rows) < number else ""
     print(f"calibrating with {len(rows)} clips of {len(labels)} classes from {folder}{fewer}")
     return rows
+
+
+class Examined(NamedTuple):
+    """What was seen of a clip's file, as plain values that JSON holds."""
+
+    size: int  # bytes
+    mtime_ns: int
+    digest: str  # model_io.clip_digest; "" for another type than a float's
+    shape: list
+    dtype: str
+
+
+def examine(folder, clips, known):
+    """Read every clip of a folder: ({clip: Examined}, {clip: why it is left out}), in the clips' order.
+
+    known: {clip: values of an Examined} of an earlier run; these are not read again unless size or time have changed.
+    Exits with code 2 and one sentence if none is good.
+    """
+    from tqdm import tqdm
+
+    good, bad = {}, {}
+
+    def examine_one(clip):
+        try:
+            status = Path(folder, clip).stat()
+            seen = [status.st_size, status.st_mtime_ns]
+            return Examined(*(known[clip] if known.get(clip, [])[:2] == seen else [*seen, *look_into(folder, clip)]))
+        except (OSError, ValueError, EOFError) as e:
+            return str(e)
+
+    with ThreadPool(machine.num_workers()) as pool, tqdm(total=len(clips), unit="clip", desc="reading") as bar:
+        for clip, result in zip(clips, pool.imap(examine_one, clips, chunksize=8)):
+            bar.update()
+            (bad if isinstance(result, str) else good)[clip] = result
+    if not good:
+        common.refuse(f"none of the {len(clips):,} clips in {folder} can be used: {next(iter(bad.values()))}")
+    return good, bad
+
+
+def look_into(folder, clip):
+    """(digest, shape, type) of a clip. Raises ValueError and what numpy raises where it is no clip in [0, 1]."""
+    import numpy as np
+
+    values, digest = np.load(Path(folder, clip)), ""
+    if values.dtype in ("float32", "float16"):
+        if not (values.min() >= -0.01 and values.max() <= 1.01):
+            raise ValueError(
+                f"values from {values.min():.3g} to {values.max():.3g} instead of [0, 1]: normalisation is inside the "
+                f"model; run tools/preprocess_and_save.py again"
+            )
+        digest = model_io.clip_digest(values)
+    return digest, list(values.shape), str(values.dtype)
+
+
+def check_fit(good, tensor):
+    """Exit with code 2 and one sentence if a clip has another shape than the model takes: it is not cut or padded.
+
+    good: {clip: Examined}; tensor: the model's input, as model_io.io_of has it.
+    """
+    shape = model_io.ncthw(tensor["shape"])
+    others = [f"{clip} is {its.dtype} {tuple(its.shape)}" for clip, its in good.items()
+              if tuple(its.shape) != shape or not its.digest]  # fmt: skip
+    if others:
+        common.refuse(
+            f"{len(others):,} of {len(good):,} clips do not fit the model, which takes float32 {shape}: "
+            f"{'; '.join(others[:3])}{' …' if len(others) > 3 else ''}; preprocess with the model's CLIP_LEN"
+        )
 
 
 def check_tensors(folder, model, description):

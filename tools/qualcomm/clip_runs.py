@@ -4,13 +4,14 @@ Definitions only, no constant that a user edits. Where the emulator runs it, a c
 for a handful.
 """
 
+import functools
 import json
 from pathlib import Path
 
 import common
 from common import json_lines, machine
 
-from aihub import logits_file, model_io, onnx_graphs
+from aihub import logits_file, model_io, onnx_graphs, tensors
 
 from . import binary_runs, latency
 
@@ -22,10 +23,10 @@ def identity_of(data_dir, row):
     return [row["tensor_path"], *((status.st_size, status.st_mtime_ns) if status else (0, 0))]
 
 
-def outputs_of(binary, clips, output_h5, wheels, num_processes):
+def outputs_of(binary, data_dir, rows, output_h5, wheels, num_processes=0):
     """A binary's outputs of clips, an array (clips, classes) of its output type; prints what they took.
 
-    `clips`: [(identity, function that returns float32 (1, 3, T, H, W))]. Each clip is noted in `output_h5`.state when
+    rows: of the manifest in `data_dir`, or {"tensor_path"} alone. Each clip is noted in `output_h5`.state when
     it is done and is not run again; the notes stay for a later run of more clips. Raises CompilerError.
     """
     import numpy as np
@@ -33,33 +34,41 @@ def outputs_of(binary, clips, output_h5, wheels, num_processes):
 
     notes = Path(f"{output_h5}.state", f"{binary.description['sha256'][:16]}.jsonl")
     done = {json.dumps(row.get("clip")): row.get("output") for row in json_lines.read_rows(notes)}
-    names = [json.dumps(identity) for identity, _ in clips]
-    missing = {i: clips[i][1] for i, name in enumerate(names) if name not in done}
+    identities = [identity_of(data_dir, row) for row in rows]
+    names, load = [json.dumps(identity) for identity in identities], loader(binary, data_dir)
+    missing = {i: functools.partial(load, rows[i]) for i, name in enumerate(names) if name not in done}
     number, times = min(len(missing), machine.num_workers(num_processes)), []
     if binary_runs.is_native():
         number = min(number, 1)  # there is one NPU
     print(f"running   {binary.path} on {binary_runs.where_it_runs(binary)}", flush=True)
-    with tqdm(total=len(clips), initial=len(clips) - len(missing), unit="clip", desc="running") as bar:
+    with tqdm(total=len(rows), initial=len(rows) - len(missing), unit="clip", desc="running") as bar:
         for i, output, seconds in binary_runs.run_each(binary, missing, wheels, number):
             times.append(seconds)
             done[names[i]] = output.tolist()
-            json_lines.append_row(notes, {"clip": clips[i][0], "output": done[names[i]]})
+            json_lines.append_row(notes, {"clip": identities[i], "output": done[names[i]]})
             bar.update()
     if said := latency.measured(times, binary.description, binary_runs.is_native()):
         print(said)
     return np.concatenate([np.array(done[name], dtype=binary.description["output"]["dtype"]) for name in names])
 
 
+def loader(binary, data_dir):
+    """A function from a manifest's row to its clip, float32 (1, 3, T, H, W) as the binary takes it."""
+    return functools.partial(tensors.read_clip, data_dir, shape=model_io.ncthw(binary.description["input"]["shape"]))
+
+
 def compare(uncompiled, graph, binary, clips, outputs):
-    """Print how a binary's outputs agree with onnxruntime's on this CPU and with torch's, and return it."""
+    """Print how a binary's outputs agree with onnxruntime's on this CPU and with torch's, and return it.
+
+    clips: that gave the outputs, each float32 (1, 3, T, H, W).
+    """
     import numpy as np
     import torch
 
     session = onnx_graphs.cpu_session(graph.SerializeToString())
     taken, given = binary.description["input"], binary.description["output"]
-    expected = {"onnxruntime": [], "torch": []}
-    for _, load in clips:
-        clip = load()
+    expected, num_clips = {"onnxruntime": [], "torch": []}, len(outputs)
+    for clip in clips:
         (output,) = session.run(None, {taken["name"]: model_io.as_model_input(clip, taken)})
         expected["onnxruntime"].append(model_io.as_logits(output, given))
         if uncompiled.torch_model is not None:
@@ -69,17 +78,18 @@ def compare(uncompiled, graph, binary, clips, outputs):
     for what, arrays in expected.items():
         if arrays:
             figures[f"against_{what}"] = agreed = logits_file.agreement(logits, np.concatenate(arrays))
-            print(f"binary against {what}: {logits_file.in_words(agreed, len(clips), given['scale'])}")
+            print(f"binary against {what}: {logits_file.in_words(agreed, num_clips, given['scale'])}")
     return figures
 
 
-def write_h5(path, tensor_paths, logits, binary):
-    """Write logits as run_inference.py does."""
+def write_h5(path, rows, outputs, binary):
+    """Write the logits in a binary's outputs of these rows as run_inference.py does."""
     import h5py
 
     description = binary.description
     with common.written_then_renamed(path) as temporary, h5py.File(temporary, "w") as file:
-        logits_file.write_logits(file, logits, tensor_paths, description["output"]["name"])
+        logits, paths = model_io.as_logits(outputs, description["output"]), [row["tensor_path"] for row in rows]
+        logits_file.write_logits(file, logits, paths, description["output"]["name"])
         io = {key: description[key] for key in ("input", "output")}
         attributes = {"model": binary.path.name, "device": binary_runs.where_it_runs(binary), "job_ids": "[]"}
         attributes |= {"output_kind": "logits", "io": json.dumps(io)}
