@@ -1,6 +1,7 @@
 """--run NAME: a chain of all steps in a folder of its own, and two runs that leave each other's files untouched."""
 
 import csv
+import importlib
 import json
 import shlex
 from pathlib import Path
@@ -204,6 +205,32 @@ def test_what_belongs_to_a_run():
     assert flags.in_run("runs/x", ["./checkpoint.pth", "a.pth"]) == ["runs/x/checkpoint.pth", "a.pth"]
     for other in "", "./class_map.json", "./QEVD_organized", "./reports", "../report", "/report", "a/report", 4, True:
         assert flags.in_run("runs/x", other) == other
+
+
+def constants_after(script, *words):
+    """What `set_constants_from_flags` makes of a script's constants, as if it were started with these words."""
+    values = dict(vars(importlib.import_module(script)))
+    flags.set_constants_from_flags(values, words)
+    return values
+
+
+def test_what_a_run_writes_lies_where_its_later_steps_look(monkeypatch):
+    """Under whatever of a run's names; what is named to be read, and any other place, stays. The run goes on."""
+    monkeypatch.setattr(flags, "named_run", "")
+    for name, folder in ("calibration_tensors", "runs/r8/calibration_tensors"), ("mine/tensors", "mine/tensors"):
+        words = ("--out-root", name, "--run", "r8", "--checkpoint", "checkpoint.pth")
+        made = constants_after("preprocess_and_save", *words)
+        assert (made["OUT_ROOT"], made["CHECKPOINT"]) == (folder, "checkpoint.pth")
+        words = {"precision": "w8a8", "CALIBRATION_DIR": made["OUT_ROOT"]}
+        command = flags.next_command("example_export.py", made["OUT_ROOT"], **words).removeprefix(HUB)
+        *_, script, run, r8, precision, w8a8 = command.split(" --calibration-dir")[0].split()
+        assert (run, r8, precision, w8a8) == ("--run", "r8", "--precision", "w8a8"), command
+        exported = constants_after("example_export", *command.split()[2:])
+        assert Path(exported["CALIBRATION_DIR"]) == Path(folder), "the printed command looks elsewhere"
+    assert constants_after("evaluate", "--report-dir", "./report", "--run", "r8")["report_dir"] == "runs/r8/report"
+    assert flags.next_command("check_videos.py", "x", ROOT="x").endswith("check_videos.py --root x"), "it has no --run"
+    without = constants_after("preprocess_and_save", "--out-root", "calibration_tensors")
+    assert without["OUT_ROOT"] == "calibration_tensors" and "--run" not in flags.next_command("evaluate.py", "x")
 
 
 @pytest.mark.parametrize(("written", "words"), [

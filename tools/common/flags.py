@@ -47,7 +47,8 @@ def set_constants_from_flags(script, argv=None, words=None):
     too); a list takes several values; a boolean, or None for one that a file tells, takes `true` or `false`, and the
     bare flag means true; a rate may have decimals; `skip_x` can also be turned off with `--do-x`. `words` names the
     list whose values may stand without a flag, as file names do; what stands behind `--` belongs to it as it is.
-    `--run NAME` moves constants that no flag sets as `in_run` says; a script that has none to move does not take it.
+    `--run NAME` moves constants that no flag sets as `in_run` says, and those of WRITTEN whatever sets them, so that a
+    run's later steps find them; a script that has none to move does not take it.
     `--help` shows each constant's value and the comment on its line. An unknown flag or a bad value exits with code 2.
     Returns the names of the constants that a flag set.
     """
@@ -90,8 +91,12 @@ def set_constants_from_flags(script, argv=None, words=None):
     given = vars(parser.parse_intermixed_args(argv))
     if as_they_are:
         given[words] = [*given[words], *as_they_are]
-    if folder := given.pop("run", None):
-        script.update({name: in_run(folder, script[name]) for name in moved})
+    global named_run
+    named_run = given.pop("run", None) or ""
+    if named_run:
+        script.update({name: in_run(named_run, script[name]) for name in moved})
+        written = [name for name in given if name.upper().startswith(WRITTEN)]
+        given |= {name: in_run(named_run, given[name]) for name in written}
     script.update(given)
     return set(given)
 
@@ -101,6 +106,8 @@ RUN_NAME = re.compile(r"\w[\w.+-]*")
 # what a run writes and its later steps read: where scripts are started or, with --run NAME, in runs/NAME
 OF_A_RUN = {"checkpoint.pth", "soup.pth", "preprocessed_tensors", "calibration_tensors", "export_assets"}
 OF_A_RUN |= {"dataset-export.h5", "dataset-export-htp.h5", "report", "predictions", "recordings"}
+WRITTEN = "OUT", "REPORT_DIR", "RECORDINGS"  # how the names of constants begin that say where a script writes
+named_run = ""  # the folder of the run that --run named for this script, "" for none
 
 
 def run_folder(name):
@@ -129,17 +136,18 @@ LOCAL_HUB = "python tools/local_hub.py "  # before a command that needs AI Hub
 def next_command(script, written, **constants):
     """The command of the next step, `python tools/SCRIPT`, with flags for those constants that it has otherwise.
 
-    written: a path that this step wrote; if it lies in a run's folder, that run goes on.
+    written: a path that this step wrote; if it lies in a run's folder, that run goes on, else the one that --run named.
     """
     parts = Path(written).parts
     in_one = len(parts) > 2 and parts[0] == RUNS and RUN_NAME.fullmatch(parts[1])
-    folder, run = (Path(*parts[:2]), ["--run", parts[1]]) if in_one else (Path(), [])
-    words = ["python", f"tools/{script}", *run]
+    folder = Path(*parts[:2]) if in_one else Path(named_run)
     nodes = ast.parse((REPO / "tools" / script).read_text(encoding="utf-8")).body
     nodes = [n for n in nodes if isinstance(n, ast.Assign) and isinstance(n.value, (ast.Constant, ast.List))]
-    values = {getattr(node.targets[0], "id", ""): node.value for node in nodes}
+    values = {getattr(node.targets[0], "id", ""): ast.literal_eval(node.value) for node in nodes}
+    takes_run = folder.parts and any(in_run(folder, value) != value for value in values.values())
+    words = ["python", f"tools/{script}", *(["--run", folder.name] if takes_run else [])]
     for name, value in constants.items():
-        default = in_run(folder, ast.literal_eval(values[name]) if name in values else "")
+        default = in_run(folder, values.get(name, ""))
         given = [value] if isinstance(default, list) and not isinstance(value, list) else value
         if (Path(given) != Path(default)) if isinstance(default, str) else as_paths(given) != as_paths(default):
             parts = value if isinstance(value, list) else [value]
