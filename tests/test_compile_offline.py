@@ -432,6 +432,14 @@ def test_wrong_usage(tmp_path, own_folder, run_here):
     small = ("--source", own_folder / "small.onnx")
     assert "takes 8 frames" in refused(*small, "--num-frames", 16)
     assert "calibrated with clips" in refused(*small, "--precision", "w8a8", "--calibration-dir", "nowhere")
+    (tmp_path / "own.onnx").write_bytes((own_folder / "small.onnx").read_bytes())
+    clip = {"clip_len": 8, "resize_size": [20, 20], "crop_size": [16, 16], "rotate": True}
+    described = {"sha256": common.sha256_of(tmp_path / "own.onnx"), "clip": clip}
+    (tmp_path / "own.json").write_text(json.dumps(described))
+    write_clips(tmp_path / "clips", 2)
+    (tmp_path / "clips/settings.json").write_text(json.dumps({"rotate": False}))
+    said = refused("--source", "own.onnx", "--precision", "w8a8", "--calibration-dir", "clips")
+    assert "own.onnx takes clips of rotate" in said and "as the tensors in clips are" in said
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     assert "is no readable ONNX model" in refused("--source", "broken.onnx")
     (tmp_path / "two.onnx").write_bytes(two_inputs().SerializeToString())

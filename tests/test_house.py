@@ -79,18 +79,23 @@ def names_in(path):
     return names
 
 
-def doubles(named):
-    """{name: places} of those that stand at several."""
+def doubles(named, most=1):
+    """{name: places} of those that stand at more than `most`."""
     places = collections.defaultdict(set)
     for name, path in named:
         places[name].add(relative(path))
-    return {name: sorted(paths) for name, paths in places.items() if len(paths) > 1}
+    return {name: sorted(paths) for name, paths in places.items() if len(paths) > most}
 
 
 def test_no_two_files_and_no_two_classes_have_one_name():
     files = [(path.name, path) for path in HOUSE if path.name != "__init__.py"]
     classes = [(node.name, path) for path in HOUSE for node in ast.walk(TREES[path]) if isinstance(node, ast.ClassDef)]
     assert not doubles(files) and not doubles(classes), "rename one of each: a name says what it holds"
+
+
+def test_no_function_name_stands_thrice():
+    functions = [(node.name, path) for path in HOUSE for node in TREES[path].body if isinstance(node, ast.FunctionDef)]
+    assert not doubles([(name, path) for name, path in functions if name != "main"], most=2)
 
 
 def test_files_and_functions_are_of_a_size_that_is_read_at_once():

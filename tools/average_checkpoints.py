@@ -71,7 +71,7 @@ def average(checkpoints):
     return kept | {"model": weights, "train_splits": seen}
 
 
-def save(checkpoint, path):
+def save_soup(checkpoint, path):
     """Write a checkpoint, and beside it the list of the videos that were held out, which is that of all CHECKPOINTS."""
     import torch
 
@@ -108,7 +108,7 @@ def greedy(paths, checkpoints, layers, folder):
     kept, best = best_first[:1], accuracies[best_first[0]]
     for i in best_first[1:]:
         tried = Path(folder, "tried.pth")
-        save(average([checkpoints[k] for k in (*kept, i)]), tried)
+        save_soup(average([checkpoints[k] for k in (*kept, i)]), tried)
         accuracy = validate(tried, layers)["video_acc1"]
         what = "kept" if accuracy >= best else "left out"
         print(f"with {paths[i]}: Video Acc@1 {accuracy:.{d}f}, {what}", flush=True)
@@ -134,7 +134,7 @@ def main():
     if GREEDY:
         with tempfile.TemporaryDirectory(dir=Path(OUTPUT).resolve().parent) as folder:
             paths, checkpoints = greedy(paths, checkpoints, layers, folder)
-    save(average(checkpoints), OUTPUT)
+    save_soup(average(checkpoints), OUTPUT)
     print(f"{OUTPUT}: the average of {', '.join(paths)}")
     commands = [flags.next_command("example_export.py", OUTPUT, checkpoint=OUTPUT)]
     if data_path and (held_out := read_held_out(checkpoints[0], paths[0]).videos):

@@ -47,7 +47,7 @@ import common
 from common import finding, flags, machine
 from common.names import printable
 
-from videos.check_report import COLUMNS, print_summary, read_rows, write_rows
+from videos.check_report import COLUMNS, print_summary, read_report, write_rows
 from videos.journal import Journal
 from videos.judging import examine, report_row
 from videos.repairs import REPAIRABLE, preserve, repair
@@ -138,12 +138,12 @@ def examined_and_repaired(videos, num_workers, temporary_of):
 # --- files: nothing is lost ------------------------------------------------------------------------------------------
 
 
-def name_of(video):
+def name_below_root(video):
     """A video's path relative to ROOT, by which processes share the work."""
     return Path(video).relative_to(ROOT)
 
 
-def list_videos():
+def videos_to_check():
     """All videos under ROOT/train and ROOT/val, sorted, and {path: why} of what cannot be read there."""
     endings = {"." + ending.lower().lstrip(".") for ending in EXT}
     videos, unreadable, others, misplaced = [], {}, Counter(), 0
@@ -168,7 +168,7 @@ def delete_leftovers(folders, journal):
     """Delete the half-written repairs of this process's videos that a killed run left beside them."""
     for file in (file for folder in folders for file in folder.iterdir()):
         leftover = re.fullmatch(r"\.(.+)\.\d+\.repairing", file.name, re.DOTALL)  # as temporary_path() names them
-        if leftover and journal.is_mine(name_of(file.with_name(leftover[1]))):
+        if leftover and journal.is_mine(name_below_root(file.with_name(leftover[1]))):
             file.unlink()
 
 
@@ -234,7 +234,7 @@ def known_rows(journal, report_before):
         take(row, current, mtime)
     with contextlib.suppress(FileNotFoundError):
         mtime = os.stat(REPORT).st_mtime_ns
-        for row in read_rows(Path(REPORT)).values():
+        for row in read_report(Path(REPORT)).values():
             take(row, mtime != report_before, mtime)
     return {video: (row, current) for video, (row, current, _) in newest.items()}
 
@@ -334,7 +334,7 @@ def check_and_record(videos, unreadable, journal, scratch):
 def check_share(videos, unreadable, journal):
     """Check those videos of this process's share that need it. Returns {video: row} of the others, healthy before."""
     known = known_rows(journal, mtime_of(REPORT))
-    mine = [video for video in videos if journal.is_mine(name_of(video))]
+    mine = [video for video in videos if journal.is_mine(name_below_root(video))]
     kept = {str(video): row_to_keep(known[str(video)][0]) for video in mine if str(video) in known}
     kept = {video: row for video, row in kept.items() if row}
     todo = [video for video in mine if str(video) not in kept]
@@ -344,7 +344,7 @@ def check_share(videos, unreadable, journal):
     if not DRY_RUN:
         delete_leftovers({video.parent for video in videos}, journal)
     with tempfile.TemporaryDirectory() as scratch:
-        of_mine = {path: why for path, why in unreadable.items() if journal.is_mine(name_of(path))}
+        of_mine = {path: why for path, why in unreadable.items() if journal.is_mine(name_below_root(path))}
         check_and_record(todo, of_mine, journal, scratch)
     return kept
 
@@ -376,7 +376,7 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is clean, too
     journal = Journal(f"{REPORT}.progress")
     report_before = mtime_of(REPORT)
-    videos, unreadable = list_videos()
+    videos, unreadable = videos_to_check()
     try:
         kept = check_share(videos, unreadable, journal)
         rows = final_rows(known_rows(journal, report_before), kept)

@@ -54,7 +54,7 @@ def main():
     flags.set_constants_from_flags(globals(), words="MEMBERS")
     if len(set(MEMBERS)) < max(2, len(MEMBERS)):
         common.refuse("name two or more different HDF5 files of predictions, one for each network that may join")
-    rows = predictions.read_rows(manifest)
+    rows = predictions.rows_of_manifest(manifest)
     members = read_members(rows)
     chooses = choosing_half(rows, members[0].predictions.clips)
     labels = members[0].predictions.labels
@@ -70,7 +70,7 @@ def main():
 
 def read_members(rows):
     """The Members in MEMBERS; exits with code 2 where they are not of the same classes, clips and videos."""
-    loaded = [predictions.load(path, manifest, rows, class_map) for path in MEMBERS]
+    loaded = [predictions.load_predictions(path, manifest, rows, class_map) for path in MEMBERS]
     first, described = loaded[0], [predictions.description_of(one.about) for one in loaded]
     times = latencies(loaded)
     members = []

@@ -133,7 +133,7 @@ def write_labels(videos):
         common.write_text(Path(OUT, name), json.dumps(rows, indent=1) + "\n")
 
 
-def check_settings():
+def check_and_note_settings():
     """Exit with code 2 if CLASSES or a count makes no sense, or if OUT was drawn with other settings; note ours."""
     unknown = [name for name in CLASSES if name not in EXERCISES]
     if unknown or not CLASSES or len(set(CLASSES)) < len(CLASSES):
@@ -194,7 +194,7 @@ def write_contact_sheet(path, videos):
 
 def main():
     flags.set_constants_from_flags(globals())
-    check_settings()
+    check_and_note_settings()
     videos = plan_videos()
     written = make_videos(videos)
     write_labels(videos)

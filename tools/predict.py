@@ -79,7 +79,7 @@ def clip_description(classifier, path):
         common.refuse(str(e))
 
 
-def find_videos():
+def videos_that_are_named():
     """The files that VIDEOS names: ([path], {path: why not}), each once, in the order of VIDEOS."""
     videos, failed = {}, {}
     for word in VIDEOS:
@@ -244,7 +244,7 @@ def verdict_on(five, sure, label):
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def report(videos, failed, unsure, right):
+def report_labels(videos, failed, unsure, right):
     """Print what failed, how many there are of each, the accuracy where folders name classes, and what was written.
 
     unsure, right: as `predict_all` returns them.
@@ -274,7 +274,7 @@ def main():
         common.refuse("name videos, folders or patterns: python tools/predict.py squats.mp4 more_videos/")
     if TIMELINE and (CSV or JSONL):
         common.refuse("CSV and JSONL list one prediction a video; a timeline writes its segments into OUT")
-    videos, failed = find_videos()
+    videos, failed = videos_that_are_named()
     if not videos:
         common.refuse("no video found: " + "; ".join(f"{path}: {why}" for path, why in list(failed.items())[:3]))
     from see.classifier import load
@@ -300,7 +300,7 @@ def main():
         common.refuse(f"{names.printable(e.filename or OUT)} cannot be written ({e.strerror}); mend this, start again")
     if classifier.latency:
         print(classifier.latency())
-    report(videos, failed, unsure, right)
+    report_labels(videos, failed, unsure, right)
     raise SystemExit(1 if failed else 0)
 
 

@@ -52,7 +52,7 @@ TIMEOUT = 120  # seconds after which a video that does not finish decoding has f
 CURE = "delete it, or choose another with --out-root"
 
 
-def list_videos():
+def videos_to_preprocess():
     """The sorted paths <class>/<video> below DATA_ROOT that get tensors, and {path: error} of what cannot."""
     found = finding.find_videos(DATA_ROOT)
     if others := finding.about_other_endings(found):
@@ -129,7 +129,7 @@ def clip_description(saved, given):
     return description
 
 
-def check_settings(description):
+def note_settings(description):
     """Remember in OUT_ROOT/settings.json how the clips are made; refuse an OUT_ROOT that was filled with others."""
     from torchvision_patches.clip import OF_PIXELS
 
@@ -264,7 +264,7 @@ def main():
     if not os.path.isdir(DATA_ROOT):
         common.refuse(f"there is no folder DATA_ROOT = {DATA_ROOT}; it must hold <class>/<video>")
     saved = load_checkpoint(CHECKPOINT) if CHECKPOINT else {}
-    found, failures = list_videos()
+    found, failures = videos_to_preprocess()
     found = of_hold_out(found, saved)
     videos = some_of_each_class(found)
     if not videos:
@@ -283,7 +283,7 @@ def preprocess_all(videos, failures, description):
     """Do this process's share of `videos`; the process that ends last writes the manifest. Exits with 0 or 1."""
     journal = Journal(Path(OUT_ROOT, "progress"))
     Path(OUT_ROOT).mkdir(parents=True, exist_ok=True)
-    check_settings(description)
+    note_settings(description)
     before = read_progress(videos, journal, description.clip_len)[0]["num_frames"] > 0
     if needed := int((~before).sum()) * size_of(shape_of(description)):
         common.check_space(OUT_ROOT, needed, "make room, or choose another OUT_ROOT; no tensor was written")
@@ -300,7 +300,7 @@ def preprocess_all(videos, failures, description):
         journal.say_missing(len(missing), "manifest.jsonl")
     else:
         write_manifest(videos, table, failures | errors, description, journal)
-        report(table[after], failures | errors, description)
+        report_tensors(table[after], failures | errors, description)
         what_for = {"precision": "w8a8", "CALIBRATION_DIR": OUT_ROOT} if MAX_PER_CLASS else {"data_dir": OUT_ROOT}
         what_for |= {"checkpoint": CHECKPOINT} if CHECKPOINT else {}
         print(f"next: {flags.next_command('example_export.py', OUT_ROOT, **what_for)}")
@@ -312,7 +312,7 @@ def preprocess_all(videos, failures, description):
     sys.exit(1 if not missing and failures | errors else 0)
 
 
-def report(table, failures, description):
+def report_tensors(table, failures, description):
     """Print how many clips there are, how many of short or rotated videos, and the first failures."""
     short = int((table["num_frames"] * description.frame_rate / table["fps"] < description.clip_len).sum())
     print(f"{len(table):,} clips in {OUT_ROOT}/manifest.jsonl, {short:,} of them of short videos, sampled faster")

@@ -180,10 +180,10 @@ def main():
 
     last_lines = [results[command]["last_line"] for _, command in todo]
     trained, deployed = json.loads(last_lines[4]), json.loads(last_lines[8])
-    report(trained, deployed, json.loads(last_lines[10]) if has_compiler else None, time.monotonic() - start)
+    report_figures(trained, deployed, json.loads(last_lines[10]) if has_compiler else None, time.monotonic() - start)
 
 
-def report(trained, deployed, compiled, seconds):
+def report_figures(trained, deployed, compiled, seconds):
     """Print where everything lies, the two accuracies and the next step; exit with code 1 if they do not agree.
 
     compiled: what compile_offline.py found, None where Qualcomm's compiler is not installed.

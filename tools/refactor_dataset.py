@@ -173,7 +173,7 @@ class DatasetRefactorer:
             for video, failure in placing.place_all(todo, MODE):
                 if failure:
                     video.outcome, video.reason = "refused", failure
-        return report(videos, others)
+        return report_placed(videos, others)
 
     def check_settings(self):
         """Exit with code 2 for a mode that does not exist, and for folders that lie within one another."""
@@ -237,7 +237,7 @@ def count_records(videos, others):
     return counts
 
 
-def report(videos, others):
+def report_placed(videos, others):
     """Print the table, the smallest and largest classes and what is not there; returns the counts."""
     counts, outcomes = count_records(videos, others), OUTCOMES_OF_RAW if RAW_LABELS else OUTCOMES
     repeats = sum(len(video.records) - 1 for video in videos.values())

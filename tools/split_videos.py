@@ -112,7 +112,7 @@ def check_settings():
         common.refuse(f"{DEST} holds {' and '.join(held)} but no split.csv that says how it was split; name a new DEST")
 
 
-def find_videos():
+def videos_of_source():
     """All videos at SOURCE/<class>/…/<video>. Returns ([Video], {path below SOURCE: why it is none}).
 
     Says by name which folders are no classes. Exits with code 2 if none is one, if SOURCE is split already, or if two
@@ -377,7 +377,7 @@ def write_class_map(labels, first_run):
     return known
 
 
-def report(videos, class_map, done, failed):
+def report_sides(videos, class_map, done, failed):
     """Print the videos of each class and side in DEST, what a class lacks, what was done, and what failed."""
     there = [video for video in videos if os.path.lexists(video.target)]
     counts = {side: Counter(video.label for video in there if video.side == side) for side in SIDES}
@@ -414,7 +414,7 @@ def main():
     flags.set_constants_from_flags(globals())
     check_settings()
     rows = read_split()
-    videos, failed = find_videos()
+    videos, failed = videos_of_source()
     placed = placed_of(rows)
     with ThreadPoolExecutor(8) as pool:  # it is the disk, or the network, that they wait for
         looks = pool.map(lambda video: look_at(video, placed.get(video.video)), videos)
@@ -432,7 +432,7 @@ def main():
         done = place_all(videos, rows, failed)
     except OSError as e:
         common.refuse(f"{e.filename or DEST} cannot be written ({e.strerror}); mend this and start again")
-    report(videos, class_map, done, failed)
+    report_sides(videos, class_map, done, failed)
     print(f"next: {flags.next_command('check_videos.py', DEST, ROOT=DEST)}")
     raise SystemExit(1 if failed else 0)
 

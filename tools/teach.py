@@ -154,7 +154,7 @@ def judge(train, val, names):
     return layer, trusted
 
 
-def save(backbone, layer, trusted, names):
+def save_taught(backbone, layer, trusted, names):
     """Write OUTPUT: the backbone with its new last layer, as train.py writes a checkpoint."""
     import torch
 
@@ -191,7 +191,7 @@ def main():
     names = sorted(class_map, key=class_map.get)
     from teaching import features
 
-    backbone = features.load(BACKBONE, MODEL, len(names), ROTATE, KEEP_ASPECT)
+    backbone = features.load_backbone(BACKBONE, MODEL, len(names), ROTATE, KEEP_ASPECT)
     videos = videos_of_split()
     readable = look_at(videos, backbone)
     train, val = ([video for video in readable if video.side == side] for side in ("train", "val"))
@@ -200,7 +200,7 @@ def main():
     layer, trusted = judge(train, val, names)
     if trusted.threshold is not None:
         print(f'"not sure" below {trusted.threshold:.0%}: of surer answers {calibration.WANTED:.0%} were right')
-    save(backbone, layer, trusted, names)
+    save_taught(backbone, layer, trusted, names)
     print_next(train)
     raise SystemExit(1 if some_failed or len(readable) < len(videos) else 0)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import common
 from common import finding
 from common.groups import read_groups
-from common.held_out import NOTHING, HeldOut, name_of, read_held_out
+from common.held_out import NOTHING, HeldOut, held_out_name, read_held_out
 from common.names import shortened
 
 from torchvision_patches.video_utils import stamp
@@ -82,7 +82,7 @@ def videos_of_split(split, class_map, args, held_out):
     listed = [pair for name in folders for pair in list_videos(args.data_path, name, class_map, args.class_map)]
     kept, samples, val = set(held_out.videos), [], []
     for pair in listed:
-        (val if name_of(pair[0], args.data_path) in kept else samples).append(pair)
+        (val if held_out_name(pair[0], args.data_path) in kept else samples).append(pair)
     if split == "val":
         if len(val) < len(kept):
             print(f"val: {len(kept) - len(val):,} of the {len(kept):,} videos that were held out are no longer there")
@@ -162,7 +162,7 @@ def draw_hold_out(args, class_map):
         text = f"{with_group:,} of {len(samples):,} videos have a group; "
         text += f"{len(chosen):,} videos of {len(groups):,} groups held out"
     print(text, flush=True)
-    names = tuple(sorted(name_of(path, args.data_path) for path, _ in chosen))
+    names = tuple(sorted(held_out_name(path, args.data_path) for path, _ in chosen))
     return HeldOut(names, tuple(sorted(groups & set(group_of.values()))), args.hold_out, args.hold_out_seed)
 
 

@@ -68,8 +68,8 @@ class State:
         common.write_text(self.folder / f"{name}.json", json.dumps(self.read(name) | values))
 
     def examine(self, folder, clips, known=()):
-        """tensors.examine, for which the state remembers, and `known` of an earlier result, what was seen."""
-        good, bad = tensors.examine(folder, clips, dict(known) | self.read("examined"))
+        """tensors.examine_all, for which the state remembers, and `known` of an earlier result, what was seen."""
+        good, bad = tensors.examine_all(folder, clips, dict(known) | self.read("examined"))
         self.update("examined", **good)
         return good, bad
 

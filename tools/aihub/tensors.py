@@ -87,7 +87,7 @@ class Examined(NamedTuple):
     dtype: str
 
 
-def examine(folder, clips, known):
+def examine_all(folder, clips, known):
     """Read every clip of a folder: ({clip: Examined}, {clip: why it is left out}), in the clips' order.
 
     known: {clip: values of an Examined} of an earlier run; these are not read again unless size or time have changed.

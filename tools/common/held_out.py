@@ -60,6 +60,6 @@ def read_held_out(checkpoint, path):
     return found
 
 
-def name_of(path, root):
+def held_out_name(path, root):
     """How the list names a video: its path relative to the dataset's root, with "/"."""
     return os.path.relpath(path, root).replace(os.sep, "/")

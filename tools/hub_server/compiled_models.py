@@ -7,7 +7,7 @@ import zipfile
 from aihub import onnx_graphs
 
 from .records import EMULATED, EmulatedJobError, Tensor, full_qairt_version, pb, tensors_to_message
-from .source_models import load_onnx, unzipped
+from .source_models import onnx_of_upload, unzipped
 
 NUM_THREADS = min(4, os.cpu_count())  # CPU threads of onnxruntime
 CACHED_SESSIONS = 2  # models kept loaded between inference jobs
@@ -67,7 +67,7 @@ def binary_of(model):
         if head_and_graph := onnx_graphs.read_hub_binary(path):
             return head_and_graph
     if model.message.model_type == pb.MODEL_TYPE_ONNX:
-        return {"runtime": "onnx"}, load_onnx(model.path).SerializeToString()
+        return {"runtime": "onnx"}, onnx_of_upload(model.path).SerializeToString()
     kind = pb.ModelType.Name(model.message.model_type).removeprefix("MODEL_TYPE_")
     raise EmulatedJobError(
         f"this {kind} was not made by the local hub: it runs on a Qualcomm device, or in Qualcomm's emulator "

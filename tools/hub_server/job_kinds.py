@@ -52,7 +52,7 @@ def run_quantize_job(hub, job):
     weights, activations = bits.get(job.details.weights_dtype), bits.get(job.details.activations_dtype)
     if not weights or not activations:
         raise EmulatedJobError("the local hub quantizes weights and activations to int8 or int16")
-    proto = source_models.load_onnx(hub.models[job.model_id].path)
+    proto = source_models.onnx_of_upload(hub.models[job.model_id].path)
     source_models.fix_input_shapes(proto, [])
     inputs, _ = inputs_and_outputs(make_session(proto.SerializeToString()))
 

@@ -22,7 +22,7 @@ def load_as_onnx(model, specs):
     """
     model_type = model.message.model_type
     if model_type == pb.MODEL_TYPE_ONNX:
-        proto = load_onnx(model.path)
+        proto = onnx_of_upload(model.path)
     elif model_type == pb.MODEL_TYPE_TORCH_EXPORTED_PROGRAM:
         proto = exported_program_to_onnx(model.path, specs)
     else:
@@ -43,7 +43,7 @@ def unzipped(path):
         yield onnx_path.parent
 
 
-def load_onnx(path):
+def onnx_of_upload(path):
     """The onnx.ModelProto of an .onnx file, or of a zipped folder with one .onnx file and its external weights."""
     try:
         with unzipped(path) as file_or_folder:

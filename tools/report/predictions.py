@@ -70,7 +70,7 @@ def rank_of_label(scores, labels):
     return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
 
 
-def read_rows(manifest):
+def rows_of_manifest(manifest):
     """The manifest's rows without their lists of frame indices, which need 200 MB for 200,000 clips."""
     kept = "video_path", "label", "tensor_path", "shape", "source_size", "source_mtime_ns"
     rows = [{k: row[k] for k in kept if k in row} for row in common.read_manifest(manifest)]
@@ -79,7 +79,7 @@ def read_rows(manifest):
     return rows
 
 
-def load(path, manifest, rows, class_map, allow_partial=False):
+def load_predictions(path, manifest, rows, class_map, allow_partial=False):
     """Predictions of the HDF5 `path` for the `rows` of the manifest; exits with code 2 where the two do not fit.
 
     Class names are those that the file has of its model; a file that has none goes by the file `class_map`.

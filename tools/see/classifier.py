@@ -61,7 +61,7 @@ def load(path, weights=(), mirrored=False):
         common.refuse(f"{paths[0]}: only checkpoints vote or are mirrored here; a compiled model is what it is")
     if binary := binary_runs.binary_at(paths[0]):
         return load_for_chip(binary)
-    return load_onnx(paths[0])
+    return load_in_onnxruntime(paths[0])
 
 
 def load_torch(paths, weights, mirrored):
@@ -88,7 +88,7 @@ def load_torch(paths, weights, mirrored):
     return found.calibrated(model.about())
 
 
-def load_onnx(path):
+def load_in_onnxruntime(path):
     """An ONNX model, or the one in a binary of the local hub, in onnxruntime."""
     content, known = read_model(path)
     try:

@@ -81,7 +81,7 @@ def about_rotation(degrees):
     return f"; players turn it by {degrees}° clockwise, the official preprocessing does not" if degrees else ""
 
 
-def save(image, path):
+def save_picture(image, path):
     with common.written_then_renamed(path) as temporary:
         # run lengths alone: a third of the time of the default, 3 % larger
         image.save(temporary, format="png", compress_level=1, compress_type=3)
@@ -119,7 +119,7 @@ def draw_clip(path, video, clip, five, model, sure=True):
         draw.text((margin, bars - 24), NOT_SURE, INK, font(24), anchor="lm")
     draw_bars(draw, margin, bars, width - 2 * margin, five, BLUE if sure else PALER)
     draw_text(draw, (margin, height - 34), model, GREY, 15, width - 2 * margin)
-    save(image, path)
+    save_picture(image, path)
 
 
 def draw_bars(draw, x, y, width, five, colour):
@@ -194,7 +194,7 @@ def draw_timeline(path, about, edges, moments, segments, shown, classes):
         for s, p in enumerate(moments[:, classes.index(label)]):
             if p * 46 >= 1:  # not for NaN
                 draw.rectangle((x_of(edges[s]), y + 46 - 46 * p, x_of(edges[s + 1]) - 1, y + 46), colour)
-    save(image, path)
+    save_picture(image, path)
 
 
 def lanes_of(segments, moments, classes):

@@ -32,7 +32,7 @@ class Backbone(NamedTuple):
     digest: str  # of its weights but the last layer's, 16 hex digits
 
 
-def load(source, model_name, num_classes, rotate, keep_aspect):
+def load_backbone(source, model_name, num_classes, rotate, keep_aspect):
     """The Backbone in the weights `source`, with a random last layer for `num_classes`.
 
     source: a checkpoint of any classes, a file, or the name of weights that the registry has for `model_name`. rotate,

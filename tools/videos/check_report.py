@@ -12,7 +12,7 @@ COLUMNS += ["fps", "variable_frame_rate", "duration_s", "shorter_than_4_s", "wid
 COLUMNS += ["size_bytes", "mtime_ns", "decodes", "header_fps", "longest_gap_s", "video_streams"]
 
 
-def read_rows(path):
+def read_report(path):
     """Rows of a report by video; the last row of a video counts. Leaves out a row that a kill cut off.
 
     Raises FileNotFoundError. Exits with code 2 if the file is no report of this script, so that nothing else is
