@@ -100,10 +100,11 @@ def look_at(videos, backbone):
     from torchvision_patches.mirror import names_a_side
 
     by_file = {video.file: video for video in videos}
-    mirrored = {file: not names_a_side(video.label) for file, video in by_file.items()}
+    views = {video.file: (CLIPS_PER_VIDEO, not names_a_side(video.label)) for video in videos if video.side == "train"}
+    views |= {video.file: (1, False) for video in videos if video.side == "val"}
     workers = machine.num_workers(NUM_WORKERS)
     failed = {}
-    for file, rows, why in features.compute(by_file, mirrored, backbone, FEATURES, CLIPS_PER_VIDEO, workers):
+    for file, rows, why in features.compute(views, backbone, FEATURES, workers):
         by_file[file].features = rows
         if why:
             failed[file] = why

@@ -103,11 +103,13 @@ def features_of(backbone, clips):
 # --- of many videos, kept on disk -------------------------------------------------------------------------------------
 
 
-def clips_of(video, description, num_clips):
-    """Clips of a video, evenly spread from the first on: float32 (n, 3, T, H, W) in [0, 1], n at most num_clips.
+def clips_of(video_and_number, description):
+    """Clips of a video, evenly spread from the first on: float32 (n, 3, T, H, W) in [0, 1].
 
-    Raises UnreadableVideo if the file, or a frame of a clip, cannot be read.
+    video_and_number: its path, and how many clips at most. Raises UnreadableVideo if the file, or a frame of a clip,
+    cannot be read.
     """
+    video, num_clips = video_and_number
     pts, indices = frames_to_read(facts_of(video), description)
     length = description.clip_len
     starts = np.unique(np.linspace(0, len(pts) - length, num_clips).round().astype(int))
@@ -123,29 +125,30 @@ def kept_at(folder, backbone, video, num_clips, mirrored):
     return Path(folder, hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32] + ".npy")
 
 
-def compute(videos, mirrored, backbone, folder, num_clips, num_workers):
+def compute(views, backbone, folder, num_workers):
     """Yield (video, features or None, why not) of each video, as they are finished; what is kept is not computed again.
 
-    videos: paths. mirrored: {video: whether its mirror image shows the same class}. folder: where features are kept.
-    Features are float32 (views, features); row 0 is of the video's first clip, which later steps score.
+    views: {path of a video: (number of its clips, whether their mirror images are looked at, too)}. folder: where
+    features are kept, float32 (views, features); row 0 is of the video's first clip, which later steps score.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    places = {video: kept_at(folder, backbone, video, num_clips, mirrored[video]) for video in videos}
-    todo = deque(video for video in videos if not places[video].exists())
-    read = functools.partial(clips_of, description=backbone.description, num_clips=num_clips)
-    with tqdm(total=len(videos), initial=len(videos) - len(todo), unit="video", desc="looking") as bar:
-        for video in videos:
+    places = {video: kept_at(folder, backbone, video, *of_video) for video, of_video in views.items()}
+    todo = deque((video, views[video][0]) for video in views if not places[video].exists())
+    read = functools.partial(clips_of, description=backbone.description)
+    with tqdm(total=len(views), initial=len(views) - len(todo), unit="video", desc="looking") as bar:
+        for video in views:
             if places[video].exists():
                 yield video, np.load(places[video]), ""
         for outcome in outcomes_of(read, todo, num_workers, TIME_LIMIT):
             bar.update()
+            video, _ = outcome.item
             if outcome.error:
-                yield outcome.item, None, getattr(outcome.error, "reason", str(outcome.error))
+                yield video, None, outcome.why_not()
                 continue
             clips = outcome.value
-            if mirrored[outcome.item]:
+            if views[video][1]:
                 clips = np.concatenate([clips, clips[..., ::-1]])
             rows = features_of(backbone, np.ascontiguousarray(clips))
-            with common.written_then_renamed(places[outcome.item]) as temporary, open(temporary, "wb") as file:
+            with common.written_then_renamed(places[video]) as temporary, open(temporary, "wb") as file:
                 np.save(file, rows)
-            yield outcome.item, rows, ""
+            yield video, rows, ""
