@@ -281,7 +281,7 @@ def test_a_run_that_starts_while_another_fills(frame_cache, videos, tmp_path):
 def test_videos_that_cannot_be_stored_cost_nothing_else(frame_cache, videos, tmp_path, capsys):
     """A name too long for its frames, and a video that was changed after it was indexed."""
     source = sorted((videos / "val").rglob("*.mp4"))
-    paths = [tmp_path / f"{'n' * 220}.mp4", tmp_path / "changed.mp4", tmp_path / "ordinary.mp4"]
+    paths = [tmp_path / f"{'n' * 250}.mp4", tmp_path / "changed.mp4", tmp_path / "ordinary.mp4"]
     for path, video in zip(paths, source):
         shutil.copy(video, path)
     cached, decoded = clips_of(frame_cache, paths, tmp_path, tmp_path / "cache")

@@ -65,6 +65,7 @@ def check_constants(paths):
     """Refuse what could only fail later. paths: of the checkpoints."""
     if target_runtime not in RUNTIMES:
         common.refuse(f"target_runtime is {target_runtime!r}, possible are {', '.join(RUNTIMES)}")
+    own_onnx.check_precision(precision)
     for path in [] if random_weights else paths or [""]:
         if not Path(path).is_file():
             common.refuse(

@@ -405,7 +405,7 @@ def main():
     print(f"{classifier.about}: {len(classifier.classes)} classes, {clip.clip_len} frames at {clip.frame_rate:g} fps")
     warm_up(classifier)
     # in a thread of its own: a kernel (Jupyter, Spyder) runs a loop in this one
-    ended, loop = [], asyncio.new_event_loop()
+    ended, is_over, loop = [], threading.Event(), asyncio.new_event_loop()
     task = loop.create_task(serve(Server(classifier, token), lambda port: say_address(token, port)))
 
     def run():
@@ -413,15 +413,17 @@ def main():
             loop.run_until_complete(task)
         except (asyncio.CancelledError, SystemExit) as e:
             ended.append(e)
+        finally:
+            is_over.set()
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    threading.Thread(target=run).start()
     try:
-        while thread.is_alive():
-            thread.join(1)
+        # not the thread's join, which an interrupt makes believe that it has ended (Python up to 3.12)
+        while not is_over.wait(1):
+            pass
     except KeyboardInterrupt:
         loop.call_soon_threadsafe(task.cancel)
-        thread.join()
+        is_over.wait()
         print("\n" + classifier.latency() if classifier.latency else "", end="")
         common.interrupted("start it again for a new address")
     if ended:

@@ -26,11 +26,15 @@ class Wanted(NamedTuple):
 
 def check_wanted(wanted):
     """Exit with code 2 and one sentence for what could only fail later."""
-    if wanted.precision not in PRECISIONS:
-        common.refuse(f"the precision is {wanted.precision!r}, possible are {', '.join(PRECISIONS)}")
+    check_precision(wanted.precision)
     check_addresses(wanted.share)
     if wanted.precision != "float":
         check_calibration(wanted.precision, wanted.calibration_dir)
+
+
+def check_precision(precision):
+    if precision not in PRECISIONS:
+        common.refuse(f"the precision is {precision!r}, possible are {', '.join(PRECISIONS)}")
 
 
 def check_addresses(share):
