@@ -35,6 +35,14 @@ def uploads(hub):
     return hub.requests.count(("POST", "/api/v1/models/"))
 
 
+def test_where_a_job_is_seen():
+    """At AI Hub on its page; the local hub has none, and its address means nothing when it has ended."""
+    at_ai_hub = Namespace(url="https://workbench.aihub.qualcomm.com/jobs/jabc123/")
+    assert service.page_of(at_ai_hub) == at_ai_hub.url
+    for host in "127.0.0.1:41955", "localhost:1":
+        assert service.page_of(Namespace(url=f"http://{host}/jobs/jabc123/")) == "jabc123 (local hub)"
+
+
 @pytest.mark.parametrize("channel_last", [False, True], ids=["NCTHW", "NTHWC"])
 def test_compiles_as_the_seed_says_and_profiles(tmp_path, hub, run, channel_last):
     """One compile job to a QNN context binary in the file's own layout, one profile job; latency is reported."""
@@ -135,13 +143,13 @@ def test_failed_jobs_are_reported(tmp_path, hub, run):
 
 
 def test_the_connection_is_lost_while_a_job_runs(tmp_path, hub, run):
-    """One sentence with the job's URL; it is no reason to compile once more in another way."""
+    """One sentence with the job; it is no reason to compile once more in another way."""
     onnx.save(small_onnx(), tmp_path / "model.onnx")
     hub.faults.append(Fault("GET /api/v1/jobs/*", drop="request", skip=1, times=10**6))
     result = run(*SHAPE, code=1, **hasty_client(tmp_path))
     (job,) = hub.jobs.values()
     line = result.stderr.splitlines()[-1]
-    assert "Could not connect" in line and f"{hub.url}/jobs/{job.id}" in line and "Traceback" not in result.stderr
+    assert "Could not connect" in line and f"{job.id} (local hub)" in line and "Traceback" not in result.stderr
 
 
 def test_ctrl_c_is_one_line(capsys):

@@ -232,6 +232,8 @@ def test_jobs_and_sharing_of_the_real_network(exported):
                   "video: float32 (1, 4, 112, 112, 3), NTHWC",
                   "next: python tools/local_hub.py python tools/run_inference.py\n"):  # fmt: skip
         assert words in printed, f"{words!r} was not reported:\n{printed}"
+    assert f"compile job {compile_job.id} (local hub)\n" in printed
+    assert hub.url not in printed and "Downloaded model to" not in printed, "of no use when the hub has ended"
     assert "NOT ON THE NPU" not in printed, "an emulated device has none"
 
 

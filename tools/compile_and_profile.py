@@ -53,7 +53,7 @@ def main():
     if io:
         print(f"input     {model_io.describe(io['input'])}")
         print(f"output    {model_io.describe(io['output'])}")
-    print(f"model     {target_model.url}")
+    print(f"model     {service.page_of(target_model)}")
 
 
 if __name__ == "__main__":

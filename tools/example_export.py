@@ -111,7 +111,15 @@ def check_qairt_version(hub):
 
 @contextlib.contextmanager
 def each_job_waited_for(hub):
-    """Let every submission wait for its job and stop if it failed: the pipeline goes on with a failed job's handle."""
+    """Let every submission wait for its job and stop if it failed: the pipeline goes on with a failed job's handle.
+
+    Nor does the client name the temporary file that it downloads a model to.
+    """
+    from qai_hub import client
+
+    def say(*words, **options):
+        if not " ".join(map(str, words)).startswith("Downloaded model to "):
+            print(*words, **options)
 
     def waiting(submit):
         def submit_and_wait(*args, **kwargs):
@@ -126,6 +134,8 @@ def each_job_waited_for(hub):
         for name in names:
             patches.callback(setattr, hub, name, getattr(hub, name))
             setattr(hub, name, waiting(getattr(hub, name)))
+        client.print = say
+        patches.callback(delattr, client, "print")
         yield
 
 
@@ -283,7 +293,8 @@ def compare_on_device(hub, hub_device, model, target_model, io, options=""):
     outputs = job.download_output_data() or {}
     arrays = outputs.get(io["output"]["name"]) or next(iter(outputs.values()), [])
     if len(arrays) != len(clips):
-        raise service.JobFailedError(f"the inference job brought no output for its {len(clips)} clips; see {job.url}")
+        page = service.page_of(job)
+        raise service.JobFailedError(f"the inference job brought no output for its {len(clips)} clips; see {page}")
     logits = np.concatenate([model_io.as_logits(array, io["output"]) for array in arrays])
     print(f"on device against torch: {logits_file.in_words(logits_file.agreement(logits, expected), len(clips))}")
 
@@ -303,7 +314,8 @@ def print_result(result, path, bundle, io):
         print(f"input     {model_io.describe(io['input'])}, RGB in [0, 1]")
         print(f"output    {model_io.describe(io['output'])}, logits")
     for job in filter(None, (result.compile_job, result.link_job)):
-        print(f"{job.job_type + ' job':<11} {job.job_id}  {job.url}")
+        page = service.page_of(job)
+        print(f"{job.job_type + ' job':<11} {page if page.startswith(job.job_id) else f'{job.job_id}  {page}'}")
 
 
 def print_next(path, emulated):

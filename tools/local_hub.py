@@ -68,7 +68,8 @@ def main():
     logging.disable(logging.WARNING)  # onnxruntime's quantizer warns on the root logger
     with LocalHub(QAIRT_VERSIONS.split()) as hub:
         client_ini = hub.write_client_ini(hub.folder / "client.ini")
-        print(f"local hub at {hub.url}: jobs are {EMULATED}; figures are not a device's", file=sys.stderr)
+        where = "" if command else f" at {hub.url}"
+        print(f"local hub{where}: jobs are {EMULATED}; figures are not a device's", file=sys.stderr)
         if command:
             sys.exit(run_command(command, client_ini))
         proxy = without_proxy(os.environ)["NO_PROXY"]

@@ -81,26 +81,27 @@ def logits_of(job, status, num_clips, tensor, patiently):
     import numpy as np
     from qai_hub.client import UserError
 
+    page = service.page_of(job)
     if not status.success:
-        raise service.JobFailedError(f"the inference job failed: {status.message or 'no reason given'}; see {job.url}")
+        raise service.JobFailedError(f"the inference job failed: {status.message or 'no reason given'}; see {page}")
     try:
-        outputs = patiently(job.url, job.download_output_data)
+        outputs = patiently(page, job.download_output_data)
     except UserError as e:  # they expire, too
-        raise service.JobFailedError(f"the inference job's outputs cannot be had: {e}; see {job.url}") from None
+        raise service.JobFailedError(f"the inference job's outputs cannot be had: {e}; see {page}") from None
     if not outputs:
-        raise service.JobFailedError(f"the inference job succeeded but brought no outputs; see {job.url}")
+        raise service.JobFailedError(f"the inference job succeeded but brought no outputs; see {page}")
     arrays = outputs.get(tensor["name"]) or next(iter(outputs.values()))
     sizes = {array.size for array in arrays}
     wanted = {int(np.prod(tensor["shape"]))} if tensor["shape"] else sizes
     if len(arrays) != num_clips or sizes != wanted or len(sizes) != 1:
         raise service.JobFailedError(
             f"the inference job brought {len(arrays)} outputs of {sorted(sizes)} values for {num_clips} clips, "
-            f"{num_clips} of {sorted(wanted)} were expected; see {job.url}"
+            f"{num_clips} of {sorted(wanted)} were expected; see {page}"
         )
     try:
         return np.concatenate([model_io.as_logits(array, tensor).reshape(1, -1) for array in arrays])
     except ValueError as e:
-        raise service.JobFailedError(f"{e}; see {job.url}") from None
+        raise service.JobFailedError(f"{e}; see {page}") from None
 
 
 def still_there(get, identifier, patiently):
@@ -170,7 +171,7 @@ class Inference:
             if layout_known:
                 raise service.JobFailedError(
                     f"the device says that the model takes {told}, its description {model_io.describe(tensor)}; export "
-                    f"the model again; see {job.url}"
+                    f"the model again; see {service.page_of(job)}"
                 )
             ((name, (shape, dtype)),) = told.items()
             tensor |= {"name": name, "shape": tuple(shape), "dtype": dtype}
@@ -182,20 +183,20 @@ class Inference:
                 "to NCTHW or NTHWC, or keep the .json that example_export.py writes beside a model"
             )
         logits = logits_of(job, status, 1, self.target.io["output"], self.patiently)[0]
-        self.check_logits(clip, logits, expected, job.url)
+        self.check_logits(clip, logits, expected, service.page_of(job))
 
     def send_one(self, clip):
         """(job, its status, what it says of the model's inputs {name: (shape, type)}) of a finished job on one clip."""
         with tempfile.TemporaryDirectory(prefix="upload-", dir=self.state.folder) as folder:
             dataset = self.upload(self.write(Path(folder, "probe.h5"), [clip]), "probe")
         job = self.submit(dataset, "probe")
-        print(f"probe     1 clip, {job.url}", flush=True)
+        print(f"probe     1 clip, {service.page_of(job)}", flush=True)
         seconds = 0.2
-        while not (status := self.patiently(job.url, job.get_status)).finished:
+        while not (status := self.patiently(service.page_of(job), job.get_status)).finished:
             time.sleep(seconds)
             seconds = min(10, 1.5 * seconds)
         # of some models known only now
-        return job, status, self.patiently(job.url, self.target.hub.get_job, job.job_id).shapes
+        return job, status, self.patiently(service.page_of(job), self.target.hub.get_job, job.job_id).shapes
 
     def contradicted(self, told):
         """Whether a job's {name: (shape, dtype)} differ from what is known of the model's input; sizes and order."""
@@ -247,7 +248,7 @@ class Inference:
                     running[chunk.number] = chunk, self.start(chunk, waiting, written)
                     seconds = 0.2
                 for chunk, job in list(running.values()):
-                    status = self.patiently(f"chunk {chunk.number}, {job.url}", job.get_status)
+                    status = self.patiently(f"chunk {chunk.number}, {service.page_of(job)}", job.get_status)
                     if not status.finished:
                         continue
                     del running[chunk.number]
@@ -293,7 +294,7 @@ class Inference:
             self.state.update(chunk.key, dataset=dataset.dataset_id)
         job = self.submit(dataset, what)
         self.state.update(chunk.key, job=job.job_id)
-        tqdm.write(f"{what}: {len(chunk.clips):,} clips, {job.url}")
+        tqdm.write(f"{what}: {len(chunk.clips):,} clips, {service.page_of(job)}")
         return job
 
 

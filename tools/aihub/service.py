@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import common
 
@@ -112,23 +113,31 @@ def is_emulated(device):
     return any(attribute.startswith("emulated") for attribute in device.attributes)
 
 
+def page_of(job):
+    """Where people see a job, or a model: its address at AI Hub; of the local hub, which has no pages, the id alone."""
+    address = urlsplit(job.url)
+    if address.hostname in ("127.0.0.1", "localhost"):
+        return f"{Path(address.path).name} (local hub)"
+    return job.url
+
+
 def wait_for(job):
-    """Wait until a job has ended; the URL of a job is printed first. Raises JobFailedError if it did not succeed.
+    """Wait until a job has ended; where it can be seen is printed first. Raises JobFailedError if it did not succeed.
 
     If AI Hub stops answering, the client's InternalError says so, and where the job can be seen that goes on there.
     """
     from qai_hub.client import InternalError
 
-    print(f"{job.job_type} job {job.url}", flush=True)
-    seconds = 0.5
+    page, seconds = page_of(job), 0.5
+    print(f"{job.job_type} job {page}", flush=True)
     try:
         while not (status := job.get_status()).finished:
             time.sleep(seconds)
             seconds = min(10, 1.5 * seconds)
     except hub_errors() as e:
-        raise InternalError(f"{sentence_of(e)} The {job.job_type} job goes on there: {job.url}") from e
+        raise InternalError(f"{sentence_of(e)} The {job.job_type} job goes on there: {page}") from e
     if not status.success:
-        raise JobFailedError(f"the {job.job_type} job failed: {status.message or 'no reason given'}; see {job.url}")
+        raise JobFailedError(f"the {job.job_type} job failed: {status.message or 'no reason given'}; see {page}")
 
 
 def qairt_version_of(model):
@@ -164,7 +173,7 @@ def print_profile(job, device):
     """
     profile = job.download_profile()
     if not profile:
-        raise JobFailedError(f"the {job.job_type} job brought no profile; see {job.url}")
+        raise JobFailedError(f"the {job.job_type} job brought no profile; see {page_of(job)}")
     summary, layers = profile["execution_summary"], profile["execution_detail"]
     units = collections.Counter(layer["compute_unit"] for layer in layers)
     milliseconds = summary["estimated_inference_time"] / 1000
