@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from common import flags
+from common.held_out import HeldOut
 
 import pytest
 import torch
@@ -72,24 +73,12 @@ WINNER = [  # a test for each of the five commands
     "test_export.py::test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow",
 ]
 WINNER_ON_SAMPLE = [*WINNER[:4], "test_preprocess.py::test_values_manifest_and_counts", WINNER[4]]
-HELD_OUT = "test_training_run.py::test_who_is_held_out_is_in_a_list_that_later_steps_follow"
-VOTE = "test_deployed_network.py::test_several_and_their_mirror_image_deployed"
-STARTED = [
-    "it wants a network",
-    "test_checkpoints.py::test_the_winners_published_form",
-    "test_checkpoints.py::test_the_winners_published_form",
-]
+STARTED = ["it wants a network", *["test_checkpoints.py::test_the_winners_published_form"] * 2]
 TO_WIN = [  # a test for each of the ten commands
-    "test_training_run.py::test_the_hold_out_is_the_same_for_every_seed_of_training",
-    HELD_OUT,
-    HELD_OUT,
-    HELD_OUT,
-    "test_export.py::test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow",
-    "test_runs.py::test_a_run_with_a_name_and_float_and_w8a8_side_by_side",
-    "test_choose_ensemble.py::test_the_gate_and_given_milliseconds",
-    VOTE,
-    VOTE,
-    "test_runs.py::test_a_table_of_runs",
+    "test_training_run.py::test_who_is_held_out_is_in_a_list_that_later_steps_follow",
+    *["test_readme.py::test_seeds_that_vote"] * 6,
+    *["test_deployed_network.py::test_several_and_their_mirror_image_deployed"] * 2,
+    "test_readme.py::test_seeds_that_vote",
 ]
 
 # Commands that run neither here nor in quickstart.py as they stand: the test that runs them with other paths, or why
@@ -335,3 +324,39 @@ def test_own_videos_are_trained_on_and_processes_share_the_check(shell, own_vide
     (tmp_path / "QEVD_organized").symlink_to("my_dataset")
     shell(RUN_HERE[10])
     assert len((tmp_path / "bad_videos.csv").read_text().splitlines()) == 1 + 2 * 8  # under both names of the folder
+
+
+def test_seeds_that_vote(shell, tmp_path):
+    """"To win" from the trained checkpoints on, two small networks: each step takes what the one before it wrote."""
+    (tmp_path / "class_map.json").symlink_to(REPO / "class_map.json")
+    people = []
+    for label in "pushups", "squats":
+        (tmp_path / "QEVD_organized/train" / label).mkdir(parents=True)
+        for _ in range(5):
+            people.append({"video_path": f"./{len(people):08d}.mp4", "worker_id": len(people)})
+            path = tmp_path / "QEVD_organized/train" / label / people[-1]["video_path"]
+            write_video(path, 60, height=48, width=64, seed=len(people))
+    (tmp_path / "fine_grained_labels_with_worker_ids.json").write_text(json.dumps(people))
+    videos = sorted(path.relative_to(tmp_path / "QEVD_organized") for path in tmp_path.glob("QEVD_organized/*/*/*"))
+    kept_out = HeldOut(tuple(path.as_posix() for path in videos if int(path.stem) % 5), share=0.8)
+    class_map = json.loads((REPO / "class_map.json").read_text())
+    names = sorted(class_map, key=class_map.get)
+    own = clip.of_network("mc3_18")._replace(resize_size=(32, 43), crop_size=(28, 28))
+    for seed in 1, 2:
+        folder = tmp_path / f"runs/seed{seed}"
+        folder.mkdir(parents=True)
+        kept_out.write(folder)
+        for epoch in 12, 13, 14:
+            torch.manual_seed(100 * seed + epoch)
+            network = torchvision.models.get_model("mc3_18", num_classes=92)
+            saved = {"model": network.state_dict(), "epoch": epoch, "args": {"model": "mc3_18"}, "classes": names}
+            torch.save(saved | {"held_out": kept_out.key()} | own.as_dict(), folder / f"model_{epoch}.pth")
+    (folder / "model_14.pth").rename(folder / "soup.pth")
+    _, *of_a_seed, choose, _, _, table = commands(section("3. Training the Model :weight_lifting:"))[1:]
+    for seed in 1, 2:
+        for command in of_a_seed if seed == 1 else of_a_seed[-2:]:  # the clips are the same for both
+            hub = "python tools/local_hub.py " if re.search("example_export|run_inference", command) else ""
+            shell(hub + command.replace("seed1", f"seed{seed}") + " --device cpu" * ("average" in command))
+    printed = shell(choose.replace("runs/seed3/dataset-export.h5 ", "")).splitlines()
+    assert json.loads(printed[-1])["steps"] and any("example_export.py" in line for line in printed), printed
+    assert "2 runs: runs/table.csv" in shell(table)
