@@ -378,7 +378,7 @@ def test_failed_and_empty_and_wrong_results_are_repeated(place, run_script):
     flags = place.flags("--max-chunk", 3, "--retry-seconds", 0.1)
     result = run_script(SCRIPT, *flags, **place.environment)
     place.check_output()
-    for words in ("caught fire (local hub); see http", "no outputs", "2 outputs", "[3] values", "expired"):
+    for words in ("caught fire (local hub); see j", "no outputs", "2 outputs", "[3] values", "expired"):
         assert words in result.stdout, f"{words!r} was not reported:\n{result.stdout}"
     assert (place.uploads(), len(place.jobs())) == (4, 9)
 
