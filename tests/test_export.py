@@ -466,7 +466,7 @@ def test_a_failed_job_ends_the_export(hub):
     """Message and job, no job after it; the pipeline alone would go on with the failed job's handle."""
     hub.faults.append(Fault("compile", fail=True, message="op Foo is unknown"))
     client = client_of(hub)
-    failing = pytest.raises(service.JobFailedError, match="op Foo is unknown.* see j\w+ \(local hub\)")
+    failing = pytest.raises(service.JobFailedError, match=r"op Foo is unknown.* see j\w+ \(local hub\)")
     with failing, example_export.each_job_waited_for(client):
         client.submit_compile_job(small_onnx(), qai_hub.Device(DEVICE), options="--target_runtime qnn_dlc")
 

@@ -389,7 +389,7 @@ def test_a_chunk_that_keeps_failing_is_named_and_the_rest_kept(place, run_script
     flags = place.flags("--max-chunk", 6, "--chunks-in-flight", 1, "--attempts", 2, "--retry-seconds", 0.1)
     result = run_script(SCRIPT, *flags, code=1, **place.environment)
     assert "chunk 1 failed 2 times (6 clips" in result.stdout, result.stdout
-    assert "out of memory (local hub); see http" in result.stdout, result.stdout
+    assert "out of memory (local hub); see j" in result.stdout, result.stdout
     assert not (place.folder / "out.h5").exists()
     place.forget_setup()
     run_script(SCRIPT, *flags, **place.environment)
