@@ -29,7 +29,7 @@ from pathlib import Path
 import common
 from common import flags, json_lines, machine
 
-from aihub import logits_file, model_io, onnx_graphs, tensors
+from aihub import logits_file, model_io, onnx_graphs, own_onnx, tensors
 from qualcomm import binary_runs, clip_runs, compiler, latency, sources
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -119,14 +119,7 @@ def rows_to_calibrate_with(uncompiled):
     """
     if uncompiled.precision == "float" or uncompiled.io or uncompiled.is_quantised or model:
         return []
-    if not Path(CALIBRATION_DIR, "manifest.jsonl").is_file():
-        clip_len = f" --clip-len {uncompiled.frames}" if uncompiled.frames != 16 else ""
-        common.refuse(
-            f"{uncompiled.precision} is calibrated with clips of training videos, but there is no manifest.jsonl in "
-            f"{CALIBRATION_DIR} (looked in {Path(CALIBRATION_DIR).absolute()}): make them with "
-            f"tools/preprocess_and_save.py --data-root TRAIN_FOLDER --out-root {CALIBRATION_DIR} --max-per-class 2"
-            f"{clip_len}, or name another folder with --calibration-dir"
-        )
+    own_onnx.check_calibration(uncompiled.precision, CALIBRATION_DIR, uncompiled.frames)
     return choose_rows(uncompiled, CALIBRATION_DIR, num_calibration_samples)[0]
 
 

@@ -62,7 +62,6 @@ INFERENCE_OPTIONS = ""                  # more options of AI Hub's inference job
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-
 # --- what to run ------------------------------------------------------------------------------------------------------
 
 
@@ -151,11 +150,7 @@ def run_here(path, clips):
     clip_runs.write_h5(OUTPUT_H5, rows, outputs, binary)
     for clip, reason in bad.items():
         print(f"left out {clip}: {reason}")
-    print(f"wrote {OUTPUT_H5}: {len(good):,} clips" + (f"; {len(bad):,} clips left out" if bad else ""))
-    classes = binary.description.get("classes") or []
-    print(f"next: {logits_file.evaluate_command(OUTPUT_H5, Path(data_path, 'manifest.jsonl'), classes)}")
-    if bad:
-        raise SystemExit(1)
+    end(f"{len(good):,} clips", {"left out": len(bad)}, binary.description.get("classes"))
 
 
 # --- what the model takes ---------------------------------------------------------------------------------------------
@@ -423,19 +418,24 @@ def finish(run, chunks, failed, io):
         keep_aside(Path(OUTPUT_H5), run.result, there, run.source.sha256)
     jobs = [run.state.read(chunk.key).get("job", "") for chunk in there]
     # evaluate.py looks whether model_path still holds this model
-    attributes = run.attributes | {"model_path": str(run.source.path.resolve())}
+    source, state = run.source, run.state
+    attributes = run.attributes | {"model_path": str(source.path.resolve())}
     attributes |= {"job_ids": json.dumps(jobs), "io": json.dumps(io)}
     name = io["output"]["name"] or "output_0"
-    num_clips, num_classes = sum(len(chunk.clips) for chunk in there), run.state.logits(there[0].key).shape[1]
-    write_result(OUTPUT_H5, there, run.state, name, attributes)
-    run.state.remove([run.model_key, *(chunk.key for chunk in there)])
+    num_clips, num_classes = sum(len(chunk.clips) for chunk in there), state.logits(there[0].key).shape[1]
+    write_result(OUTPUT_H5, there, state, name, attributes)
+    state.remove([run.model_key, *(chunk.key for chunk in there)])
     missing = sum(len(by_number[number].clips) for number in failed)
-    print(f"wrote {OUTPUT_H5}: {num_clips:,} clips, {num_classes} {attributes.get('output_kind', 'scores')} each"
-          + (f"; {len(run.bad):,} clips left out" if run.bad else "")
-          + (f"; {missing:,} clips of failed chunks missing" if missing else ""))  # fmt: skip
-    classes = json.loads(attributes.get("classes", "[]"))
+    written = f"{num_clips:,} clips, {num_classes} {attributes.get('output_kind', 'scores')} each"
+    end(written, {"left out": len(run.bad), "of failed chunks missing": missing}, source.described.get("classes"))
+
+
+def end(written, lacking, classes):
+    """Say what OUTPUT_H5 holds, {why: number of clips} that it lacks, the next step; exit code 1 if it lacks any."""
+    lacking = "".join(f"; {number:,} clips {why}" for why, number in lacking.items() if number)
+    print(f"wrote {OUTPUT_H5}: {written}{lacking}")
     print(f"next: {logits_file.evaluate_command(OUTPUT_H5, Path(data_path, 'manifest.jsonl'), classes)}")
-    if run.bad or failed:
+    if lacking:
         raise SystemExit(1)
 
 

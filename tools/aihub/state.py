@@ -104,7 +104,7 @@ def read_result(path):
     """What an earlier run wrote to `path`: {number of clips, clips, chunks [(key, number of clips)], attributes,
     examined}; {} if nothing usable.
 
-    `chunks` is [] where another program, or a version before chunks had keys, wrote it.
+    `chunks` is [] where another program wrote it.
     """
     try:
         with common.open_hdf5(path)[0] as file:
