@@ -77,7 +77,7 @@ def taught(seen, number, seed):
 def main():
     flags.set_constants_from_flags(globals())
     draw()
-    backbone = features.load(BACKBONE, "r2plus1d_18", len(CLASSES), False, False)
+    backbone = features.load_backbone(BACKBONE, "r2plus1d_18", len(CLASSES), False, False)
     seen, seconds = look(backbone)
     print(f"looking: {seconds['train']:.2f} s a video to learn from, {seconds['val']:.2f} s a held-out one")
     for number in PER_CLASS:
