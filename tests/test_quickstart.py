@@ -79,6 +79,7 @@ def test_every_step_runs_and_the_two_accuracies_agree(small_run, result):
     assert figures.keys() - {"estimated_ms"} == named, "estimated_ms comes where Qualcomm's compiler is installed"
     assert figures["num_val_videos"] == 6 and abs(figures["val_acc1"] - figures["deployed_acc1"]) < 0.001, figures
     assert result.count("\n$ python ") >= 10 and "training starts from scratch" in result
+    assert "Of so few videos (1 a class, 1 epoch) about 16.7 % Top-1, chance, is expected" in result
     made = ("dataset/contact_sheet.png", "training/checkpoint.pth", "training/curves.png", "report/report.html")
     assert len(list((folder / "predictions").glob("*.png"))) == 1, "one video of the exercise, one picture"
     for file in (*made, "preprocessed_tensors/manifest.jsonl", "export_assets/resnet_2plus1d.bin", "dataset-export.h5"):
@@ -112,6 +113,18 @@ def test_another_number_of_videos_is_not_mixed_in(small_run, result, run_script)
     _, arguments, environment = small_run
     more = run_script("tools/quickstart.py", *arguments, "--val-videos-per-class", 2, code=2, **environment)
     assert "holds another number of videos" in more.stderr and "\n$ " not in more.stdout
+
+
+@pytest.mark.quick
+def test_what_is_expected_of_few_videos(tmp_path, monkeypatch):
+    for name in "abcd":
+        (tmp_path / "QEVD_organized/val" / name).mkdir(parents=True)
+    monkeypatch.setattr(quickstart, "FOLDER", str(tmp_path))
+    assert quickstart.about_so_few() == "", "the usual number learns"
+    for videos, epochs, seen in (1, 1, "1 a class, 1 epoch"), (2, 2, "2 a class, 2 epochs"):
+        monkeypatch.setattr(quickstart, "TRAIN_VIDEOS_PER_CLASS", videos)
+        monkeypatch.setattr(quickstart, "EPOCHS", epochs)
+        assert f"({seen}) about 25.0 % Top-1" in quickstart.about_so_few()
 
 
 @pytest.mark.quick

@@ -24,6 +24,7 @@ VAL_VIDEOS_PER_CLASS = 12  # drawn videos to validate on
 EPOCHS = 6  # passes over the training videos
 # ----------------------------------------------------------------------------------------------------------------------
 
+FEW = 5  # videos of a class, over all epochs, of which a network learns nothing
 EXERCISE = "squats"  # one of the drawn exercises
 TRAINING = "train R(2+1)D-18"  # the step that goes on from its checkpoint when it was interrupted
 
@@ -183,6 +184,15 @@ def main():
     report_figures(trained, deployed, json.loads(last_lines[10]) if has_compiler else None, time.monotonic() - start)
 
 
+def about_so_few():
+    """What to expect of a network that has seen hardly a video of each class, as a line; "" for others."""
+    if TRAIN_VIDEOS_PER_CLASS * EPOCHS > FEW:
+        return ""
+    chance = 100 / sum(path.is_dir() for path in Path(FOLDER, "QEVD_organized", "val").iterdir())
+    seen = f"{TRAIN_VIDEOS_PER_CLASS} a class, {EPOCHS} epoch{'s' * (EPOCHS > 1)}"
+    return f"Of so few videos ({seen}) about {chance:.1f} % Top-1, chance, is expected: every step runs, that is all.\n"
+
+
 def report_figures(trained, deployed, compiled, seconds):
     """Print where everything lies, the two accuracies and the next step; exit with code 1 if they do not agree.
 
@@ -201,7 +211,7 @@ def report_figures(trained, deployed, compiled, seconds):
                             Top-1      Top-5
 training's own validation   {val_acc1:7.3f} %  {val_acc5:7.3f} %  {trained["num_videos"]} videos
 deployed model              {deployed["top1"]:7.3f} %  {deployed["top5"]:7.3f} %  {deployed["n"]} videos
-
+{about_so_few()}
 Next: your own videos (README, "Use your own videos"), or QEVD and an AI Hub account (README, from section 2).
 Your own webcam: .venv/bin/python tools/live.py --checkpoint {FOLDER}/training/checkpoint.pth
 """)
