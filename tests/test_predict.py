@@ -11,14 +11,16 @@ import sys
 import time
 from pathlib import Path
 
-from common import calibration, flags
+from common import calibration, flags, fonts
 from common.names import shortened
 
 import av
+import matplotlib
 import numpy as np
 import pytest
 import torch
 import torchvision
+from matplotlib import font_manager
 from PIL import Image
 
 import predict
@@ -502,6 +504,21 @@ def test_a_copy_shows_the_recordings_colours(tmp_path):
     frames, _ = content_of(tmp_path / "out.mp4", sound=False)
     assert len(frames) == 10 and frames[0][1].shape == (66 + 28, 98, 3)
     assert np.abs(frames[0][1][:60].astype(int) - 77).max() <= 3
+
+
+def test_a_name_in_another_script_has_a_font_of_its_own(monkeypatch, capsys):
+    """The installed font that has what DejaVu Sans lacks; where none has it, that is said once."""
+    other, letter = str(Path(matplotlib.get_data_path(), "fonts/ttf/STIXGeneral.ttf")), "\u1d84"
+    assert letter in fonts.characters_of(other), "this matplotlib brings another STIXGeneral"
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [other])
+    assert drawing.font(20, f"squats {letter}").path == other
+    assert drawing.font(20, "café").path.endswith("DejaVuSans.ttf") and not capsys.readouterr().out
+    for name in ("squats_\U00013000.mp4", "\U00013000 again"):
+        image = Image.new("RGB", (300, 40), "white")
+        drawing.draw_text(drawing.ImageDraw.Draw(image), (0, 0), name, "black", 20, 300)
+        assert np.asarray(image).min() == 0, "nothing is drawn"
+    printed = capsys.readouterr().out
+    assert printed.count("no font here has \U00013000") == 1, printed
 
 
 def test_names_that_no_picture_can_hold_are_shortened():
