@@ -17,6 +17,8 @@ from pathlib import Path
 import common
 from common import environment, flags
 
+from qualcomm import compiler
+
 # ----------------------------------------------------------------------------------------------------------------------
 FOLDER = "sample"  # everything is written here, relative to the repository; git ignores it
 TRAIN_VIDEOS_PER_CLASS = 16  # drawn videos to train on
@@ -159,7 +161,11 @@ def main():
     if state.get("drawn", drawn) != drawn:
         common.refuse(f"{FOLDER}/ holds another number of videos: delete it, or keep it and pass --folder OTHER")
     results, todo = {}, steps()
-    has_compiler = (common.REPO / ".qnn").is_dir()
+    wheels = common.REPO / ".qnn"
+    has_compiler = wheels.is_dir()
+    if has_compiler and (reason := compiler.why_not_loaded(wheels)):
+        print(f"without an estimate of the latency: {reason}")
+        has_compiler = False
     todo += [offline_step()] * has_compiler
     for number, (what, command) in enumerate(todo, 1):
         if command in state["done"]:
