@@ -248,10 +248,10 @@ function showHistory() {
   const seconds = new Map();
   for (const { when, label } of labels) {
     const cell = cells[MINUTE - 1 - Math.floor((now - when) / 1000)];
-    if (!cell.className) seconds.set(label, (seconds.get(label) || 0) + 1);
     cell.className = colour(label);
     cell.title = label;
   }
+  for (const { title } of cells) if (title) seconds.set(title, (seconds.get(title) || 0) + 1);
   $("history").replaceChildren(...cells);
   const words = [...seconds].map(([label, count]) => `${label} ${count} s`);
   $("history").setAttribute("aria-label", words.join(", ") || "No labels yet");
