@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import zlib
 
 import h5py
@@ -46,15 +47,15 @@ def voter(labels, wrong, seed):
 def members(tmp_path):
     """Five networks: a is right on 80 %; b and c on as many, wrong elsewhere; a's double; noise. Returns the labels."""
     labels = np.arange(NUM) % 3
-    rows = ({"video_path": f"val/{CLASSES[label]}/{i}.mp4", "label": CLASSES[label], "tensor_path": f"{i}.npy"}
-            for i, label in enumerate(labels))  # fmt: skip
+    rows = ({"video_path": f"val/{CLASSES[label]}/{i}.mp4", "label": CLASSES[label], "tensor_path": f"{i}.npy",
+             "shape": [1, 3, 16, 2, 2]} for i, label in enumerate(labels))  # fmt: skip
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     fifth = np.arange(NUM) % 5
     quarter = (np.arange(NUM) // 5) % 4
     write_member(tmp_path, "a", voter(labels, fifth == 0, 0))
     write_member(tmp_path, "b", voter(labels, (fifth > 0) & (quarter == 0), 1))
     write_member(tmp_path, "c", voter(labels, (fifth > 0) & (quarter == 1), 2))
-    write_member(tmp_path, "double", voter(labels, fifth == 0, 0))
+    write_member(tmp_path, "double", 0.999 * voter(labels, fifth == 0, 0))
     write_member(tmp_path, "noise", np.random.default_rng(3).normal(size=(NUM, 3)))
     return labels
 
@@ -107,14 +108,33 @@ def test_what_cannot_vote_together_is_refused(tmp_path, members, run_script):
     write_member(tmp_path, "mirrored", logits, {"mirrored": True})
     write_member(tmp_path, "again", logits, {"checkpoint": "a/checkpoint.pth"})
     write_member(tmp_path, "other", logits, classes=json.dumps(["squats", "lunges", "planks"]))
+    write_member(tmp_path, "copied", logits, {"checkpoint_sha256": "0"})
+    write_member(tmp_path, "copy", 2 * logits, {"checkpoint_sha256": "0"})
+    write_member(tmp_path, "turned", logits, classes=json.dumps(CLASSES[::-1]))
+    write_member(tmp_path, "short", logits, io=json.dumps({"input": {"shape": [1, 8, 112, 112, 3]}}))
+    write_member(tmp_path, "nan", np.where(np.arange(NUM)[:, None] == 7, np.nan, logits))
+    write_member(tmp_path, "fewer", logits[:-1])
+    (tmp_path / "linked.h5").symlink_to("a.h5")
+    shutil.copy(tmp_path / "a.h5", tmp_path / "same.h5")
     (write_member(tmp_path, "unknown", logits), (tmp_path / "unknown/qevd_r2plus1d-w8a8-v73.json").unlink())
     for name, said in {
         "longer": "a.h5 has clip_len 16, longer.h5 has 32",
         "mirrored": "a.h5 has mirrored False, mirrored.h5 has True",
-        "again": "two of the files are of the checkpoint a/checkpoint.pth",
+        "again": "a.h5 and again.h5 are both of the checkpoint a/checkpoint.pth",
+        "linked": "a.h5 and linked.h5 are both of",
+        "same": "a.h5 and same.h5 are both of",
+        "turned": "the same classes in another order",
+        "short": "short.h5 was made of clips of 8 frames",
+        "nan": "predictions with NaN or infinite values: 1 (7.npy)",
+        "fewer": "fewer.h5 and manifest.jsonl do not fit",
         "other": "labels that are no class of the model",
         "unknown": "nothing says how long the model of unknown.h5 takes",
         "a": "name two or more different HDF5 files",
     }.items():
         refused = run_script(SCRIPT, "a.h5", f"{name}.h5", "--manifest", "manifest.jsonl", code=2).stderr
         assert said in refused, refused
+    refused = run_script(SCRIPT, "copied.h5", "copy.h5", "--manifest", "manifest.jsonl", code=2).stderr
+    assert "copied.h5 and copy.h5 are both of the checkpoint copy/checkpoint.pth" in refused
+    for milliseconds in ("-1", "0", "nan", "x"):
+        refused = run_script(SCRIPT, *FILES, "--manifest", "manifest.jsonl", f"--ms={milliseconds}", code=2).stderr
+        assert f"--ms takes milliseconds above 0, not {milliseconds}" in refused

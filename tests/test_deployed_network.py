@@ -82,6 +82,12 @@ def test_who_cannot_vote_together(voters, tmp_path, capsys):
     both = list(voters.values())
     assert "2 checkpoints" in refused(capsys, checkpoint=both, weights=["1"])
     assert "numbers" in refused(capsys, checkpoint=both, weights=["1", "x"])
+    for weight in ("0", "-1", "nan", "inf"):
+        assert "one above 0 for each is needed" in refused(capsys, checkpoint=both, weights=["1", weight])
+    (tmp_path / "linked.pth").symlink_to(first)
+    assert "once more" in refused(capsys, checkpoint=[first, tmp_path / "linked.pth"])
+    torch.save(content | {"classes": None}, tmp_path / "silent.pth")
+    assert "silent.pth does not name its classes" in refused(capsys, checkpoint=[first, tmp_path / "silent.pth"])
 
 
 def test_the_mirrored_look(voters, video, tmp_path):
@@ -99,6 +105,7 @@ def test_the_mirrored_look(voters, video, tmp_path):
 def test_what_a_mirror_makes_of_names():
     assert mirror.seen_in_mirror(SIDES) == [2, 1, 0, None, 4]
     assert mirror.seen_in_mirror(["Left_jab", "right_jab", "upright", "cross_+_hook_right"]) == [1, 0, 2, None]
+    assert mirror.seen_in_mirror(["Squats", "squats"]) == [0, 1], "they differ in case only, and name no side"
 
 
 @pytest.mark.parametrize("name", ["s3d", "swin3d_t", "r2plus1d_18", "r3d_18"])

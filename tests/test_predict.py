@@ -104,7 +104,7 @@ def test_a_folder_of_all_kinds_of_files(exercises, run_script, tmp_path):
 
 def test_the_picture_shows_what_the_model_saw(exercises, run, tmp_path):
     video = exercises / "in/deeper" / f"{CLASSES[1]}.mp4"
-    run(video, CHECKPOINT=str(exercises / "tiny.onnx"))
+    run(video, CHECKPOINT=[str(exercises / "tiny.onnx")])
     clip = first_clip(str(video), of_network())
     image = Image.open(tmp_path / f"predictions/{CLASSES[1]}.png")
     shown = np.asarray(image).astype(float)
@@ -141,7 +141,7 @@ json.dump(description | {"classes": json.load(open("tiny.json"))["classes"]}, op
                 f"{sys.executable} {infer} --dlc-path '' --onnx-dir . --video-onnx-name tiny.onnx"]  # fmt: skip
     run_script("tools/local_hub.py", "bash", "-c", " && ".join(commands), PYTHONPATH=REPO / "tools")
     for model, h5 in (("tiny.onnx", "dataset-export.h5"), ("w8a8.bin", "w8a8.h5")):
-        run("val", CHECKPOINT=model, JSONL="rows.jsonl", PICTURES=False)
+        run("val", CHECKPOINT=[model], JSONL="rows.jsonl", PICTURES=False)
         rows, expected = jsonl(tmp_path / "rows.jsonl"), logits_of(tmp_path / h5)
         assert len(expected) == 2
         for tensor, logits in expected.items():
@@ -177,14 +177,14 @@ def test_below_the_threshold_it_is_not_sure(exercises, run, tmp_path):
     """Of probabilities after the temperature: in print, tables and picture; without a threshold nothing changes."""
     squats, others = exercises / "in/deeper/squats.mp4", exercises / "in/jumping_jacks.mp4"
     write_onnx(tmp_path / "plain.onnx")
-    run(squats, others, CHECKPOINT="plain.onnx", JSONL="plain.jsonl", CSV="plain.csv")
+    run(squats, others, CHECKPOINT=["plain.onnx"], JSONL="plain.jsonl", CSV="plain.csv")
     logits = {name: np.array(row["logits"]) for name, row in jsonl(tmp_path / "plain.jsonl").items()}
     after = {name: calibration.softmax(row / 3).max() for name, row in logits.items()}
     less = min(after, key=after.get)
     assert {row["sure"] for row in jsonl(tmp_path / "plain.jsonl").values()} == {""}, "there is no threshold"
     before = Image.open(tmp_path / "predictions" / f"{Path(less).stem}.png").height
     write_onnx(tmp_path / "tiny.onnx", temperature=3.0, threshold=float(np.mean(list(after.values()))))
-    printed = run(squats, others, CHECKPOINT="tiny.onnx", JSONL="rows.jsonl", CSV="rows.csv")
+    printed = run(squats, others, CHECKPOINT=["tiny.onnx"], JSONL="rows.jsonl", CSV="rows.csv")
     rows = jsonl(tmp_path / "rows.jsonl")
     assert {name: row["sure"] for name, row in rows.items()} == {name: "no" if name == less else "yes" for name in rows}
     for name, row in rows.items():
@@ -208,7 +208,7 @@ def test_models_that_cannot_run_here_are_refused(exercises, run, tmp_path):
         "text.onnx": "onnxruntime cannot run text.onnx",
         "other.onnx": "other.json describes another file",
     }.items():
-        refused = run(video, CHECKPOINT=model, code=2)
+        refused = run(video, CHECKPOINT=[model], code=2)
         assert sentence in refused and "Traceback" not in refused, refused
     assert "name videos, folders or patterns" in run(code=2)
     assert "no video found: nowhere.mp4: there is no such file" in run("nowhere.mp4", code=2)
@@ -216,7 +216,7 @@ def test_models_that_cannot_run_here_are_refused(exercises, run, tmp_path):
     (tmp_path / "bare").mkdir()
     assert "no video in this folder" in run("bare", code=2)
     (tmp_path / "predictions").write_text("in the way")
-    assert "cannot be written" in run(video, CHECKPOINT=str(exercises / "tiny.onnx"), code=2)
+    assert "cannot be written" in run(video, CHECKPOINT=[str(exercises / "tiny.onnx")], code=2)
 
 
 def test_the_best_checkpoint_instead_of_the_last(exercises, run, tmp_path):
@@ -236,9 +236,32 @@ def test_the_best_checkpoint_instead_of_the_last(exercises, run, tmp_path):
         assert "there is no " in refused and f"without --best {model} is taken" in refused, refused
 
 
+def test_several_checkpoints_and_their_mirror_image_vote(exercises, run, tmp_path):
+    video = exercises / f"in/{CLASSES[0]}.mp4"
+    for name in ("one", "two"):
+        network = torchvision.models.get_model("mc3_18", num_classes=2)
+        saved = {"model": network.state_dict(), "model_name": "mc3_18", "clip_len": 4, "classes": ["a", "b"]}
+        torch.save(saved, tmp_path / f"{name}.pth")
+    votes, logits = (("one.pth",), ("two.pth",), ("one.pth", "two.pth"), ("two.pth", "--mirror")), []
+    for words in votes:
+        run(video, "--jsonl", "rows.jsonl", "--checkpoint", *words, PICTURES=False)
+        logits.append(np.array(jsonl(tmp_path / "rows.jsonl")[video.name]["logits"]))
+    np.testing.assert_allclose(logits[2], (logits[0] + logits[1]) / 2, atol=1e-5)
+    assert np.abs(logits[3] - logits[1]).max() > 1e-4, "the mirror image has no vote"
+    for words, said in {
+        ("one.pth", "one.pth"): "one.pth is one.pth once more",
+        ("one.pth", exercises / "tiny.onnx"): "tiny.onnx is no checkpoint (.pth)",
+        (exercises / "tiny.onnx", "--checkpoint-weights", "2"): "tiny.onnx is no checkpoint (.pth)",
+        ("one.pth", "two.pth", "--checkpoint-weights", "1", "nan"): "one above 0 for each is needed",
+        (): "name a checkpoint",
+    }.items():
+        assert said in run(video, "--checkpoint", *words, code=2)
+    assert "before --checkpoint, which takes several" in run("--checkpoint", "one.pth", video, code=2)
+
+
 def test_classes_without_names_are_numbered(exercises, run, tmp_path):
     shutil.copy(exercises / "tiny.onnx", tmp_path)
-    printed = run(exercises / f"in/deeper/{CLASSES[2]}.mp4", CHECKPOINT="tiny.onnx")
+    printed = run(exercises / f"in/deeper/{CLASSES[2]}.mp4", CHECKPOINT=["tiny.onnx"])
     assert "does not name its 3 classes" in printed and f"  class {SQUATS}" in printed
 
 
@@ -265,7 +288,7 @@ def test_a_decoder_that_hangs_or_crashes_fails_one_video_only(exercises, run, mo
     monkeypatch.setattr(predict, "TIMEOUT", 5)
     monkeypatch.setattr(clip_module, "first_clip", fault)
     videos = [exercises / "in/broken.mp4", exercises / f"in/{CLASSES[0]}.mp4"]
-    printed = run(*videos, code=1, CHECKPOINT=str(exercises / "tiny.onnx"), PICTURES=False)
+    printed = run(*videos, code=1, CHECKPOINT=[str(exercises / "tiny.onnx")], PICTURES=False)
     assert reason in printed and "2 videos = 1 classified + 1 failed" in printed, printed
 
 
@@ -333,7 +356,7 @@ def test_a_recording_of_three_exercises(exercises, run, tmp_path):
     """Segments, strip and annotated copy; turned upright, with its sound, packet for packet."""
     order = [CLASSES[2], CLASSES[1], CLASSES[2]]
     video = write_exercises(tmp_path / "session.mp4", order, seconds=6, seed=40, sound="aac", rotation=90)
-    printed = run("--timeline", video, CHECKPOINT=str(exercises / "tiny.onnx"))
+    printed = run("--timeline", video, CHECKPOINT=[str(exercises / "tiny.onnx")])
     assert "0:18.0, 15 clips, one every 1 s; players turn it by 90° clockwise" in printed
     with open(tmp_path / "predictions/session-segments.csv", newline="") as file:
         segments = [(row["label"], float(row["start_s"]), float(row["end_s"])) for row in csv.DictReader(file)]
@@ -363,7 +386,7 @@ def content_of(path, sound=True):
 @pytest.mark.parametrize("num_frames", [1, 2, 15])
 def test_a_recording_shorter_than_a_clip_is_one_segment(exercises, run, tmp_path, num_frames):
     write_still(tmp_path / "short.mp4", num_frames, height=48, width=64)
-    run("--timeline", tmp_path / "short.mp4", CHECKPOINT=str(exercises / "tiny.onnx"))
+    run("--timeline", tmp_path / "short.mp4", CHECKPOINT=[str(exercises / "tiny.onnx")])
     (segment,) = (tmp_path / "predictions/short-segments.csv").read_text().splitlines()[1:]
     assert segment.startswith(f"0.00,{num_frames / 30:.2f},")
     frames, _ = content_of(tmp_path / "predictions/short-annotated.mp4", sound=False)
@@ -398,7 +421,7 @@ def test_runners_up_have_a_lane(tmp_path):
 
 def test_an_avi_without_times_and_with_uncompressed_sound(exercises, run, tmp_path):
     video = write_exercises(tmp_path / "old.avi", ["squats"], seconds=5, sound="pcm_s16le", codec="mpeg4")
-    run("--timeline", video, CHECKPOINT=str(exercises / "tiny.onnx"))
+    run("--timeline", video, CHECKPOINT=[str(exercises / "tiny.onnx")])
     with av.open(str(tmp_path / "predictions/old-annotated.mp4")) as copy:
         assert copy.streams.audio[0].codec_context.name == "aac" and copy.streams.video[0].frames == 50
         assert sum(frame.samples for frame in copy.decode(audio=0)) == pytest.approx(40000, rel=0.1)
@@ -412,7 +435,7 @@ def test_a_damaged_part_is_named_and_the_rest_is_labelled(exercises, run, tmp_pa
     content = bytearray(video.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 3000] = bytes(3000)
     video.write_bytes(content)
-    printed = run("--timeline", video, CHECKPOINT=str(exercises / "tiny.onnx"), code=1)
+    printed = run("--timeline", video, CHECKPOINT=[str(exercises / "tiny.onnx")], code=1)
     assert "failed: " in printed and "from 0:0" in printed, printed
     lines = (tmp_path / "predictions/damaged-segments.csv").read_text().splitlines()
     labels = [line.split(",")[2] for line in lines[1:]]

@@ -17,6 +17,7 @@ Exit code 0: chosen; 2: the files do not fit together, or a wrong flag.
 """
 
 import json
+import math
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ class Member(NamedTuple):
     """A network that may join."""
 
     h5: str
-    predictions: Any  # predictions.Predictions, in the classes of the first member
+    predictions: Any  # predictions.Predictions
     logits: np.ndarray  # float64 (n, num_classes)
     checkpoint: str  # "" where nothing says it
     mirrored: bool  # whether its predictions are those of the clip and its mirror image
@@ -76,27 +77,38 @@ def read_members(rows):
     members = []
     for path, one, known, milliseconds in zip(MEMBERS, loaded, described, times):
         refuse_strangers(first, described[0], one, known)
+        predictions.refuse_other_clips(one, manifest, rows)
         for note in one.notes + figures.oddities(one):
             print(f"note: {note}")
         checkpoint = known.get("checkpoint", "")
         if not isinstance(checkpoint, str):
             common.refuse(f"{path} is of a model in which several networks vote; name each one's own predictions")
-        one = one.in_classes(first.classes)
         mirrored = bool(known.get("mirrored"))
         members.append(Member(path, one, one.logits().astype(np.float64), checkpoint, mirrored, milliseconds))
-    named = [member.checkpoint for member in members if member.checkpoint]
-    if len(set(named)) < len(named):
-        twice = next(name for name in named if named.count(name) > 1)
-        common.refuse(f"two of the files are of the checkpoint {twice}: a network joins once")
+    refuse_twins(members)
     return members
+
+
+def refuse_twins(members):
+    """Exit with code 2 where two files are of one network: by its checkpoint, the content of that, or the logits."""
+    seen = {}
+    for member in members:
+        about = member.predictions.about
+        known = [member.checkpoint, about.get("checkpoint_sha256"), about.get("model_sha256"), member.logits.tobytes()]
+        for what in filter(None, dict.fromkeys(known)):
+            if what in seen:
+                of = f"the checkpoint {member.checkpoint}" if member.checkpoint else "one network"
+                common.refuse(f"{seen[what]} and {member.h5} are both of {of}: a network joins once")
+            seen[what] = member.h5
 
 
 def refuse_strangers(first, of_first, one, known):
     """Exit with code 2 where a file cannot vote with the first: other classes, clips, or videos."""
     here, there = one.about["h5"], first.about["h5"]
-    if set(one.classes) != set(first.classes):
-        odd = sorted(set(one.classes) ^ set(first.classes))
+    if odd := sorted(set(one.classes) ^ set(first.classes)):
         common.refuse(f"{here} and {there} are of other classes ({len(odd)} differ, {odd[0]!r} is one): none can vote")
+    if one.classes != first.classes:
+        common.refuse(f"{here} and {there} have the same classes in another order: in one model none can vote")
     if not np.array_equal(one.clips, first.clips):
         common.refuse(f"{here} and {there} hold predictions of other videos; run inference of both on {manifest}")
     ours, theirs = (dict(of.get("clip") or {}, mirrored=bool(of.get("mirrored"))) for of in (of_first, known))
@@ -115,8 +127,10 @@ def latencies(loaded):
 
     try:
         given = [float(value) for value in MS]
+        if not all(0 < value < math.inf for value in given):
+            raise ValueError
     except ValueError:
-        common.refuse(f"--ms takes milliseconds, not {' '.join(map(str, MS))}")
+        common.refuse(f"--ms takes milliseconds above 0, not {' '.join(map(str, MS))}")
     if given:
         if len(given) not in (1, len(loaded)):
             common.refuse(f"--ms has {len(given)} values for {len(loaded)} files: give one for each, or one for all")
@@ -198,14 +212,16 @@ def report_of(members, labels, half, chosen):
     for number in range(1, len(chosen) + 1):
         right = mean_logits(members, chosen[:number]).argmax(axis=1) == labels
         low, high = figures.wilson(right[~half].sum(), (~half).sum())
-        steps.append({
-            "h5": members[chosen[number - 1]].h5,
-            "milliseconds": round(sum(members[i].milliseconds for i in chosen[:number]), 2),
-            "top1_chosen_on": figures.percent(right[half].sum(), half.sum()),
-            "top1": figures.percent(right[~half].sum(), (~half).sum()),
-            "ci95_low": low,
-            "ci95_high": high,
-        })
+        steps.append(
+            {
+                "h5": members[chosen[number - 1]].h5,
+                "milliseconds": round(sum(members[i].milliseconds for i in chosen[:number]), 2),
+                "top1_chosen_on": figures.percent(right[half].sum(), half.sum()),
+                "top1": figures.percent(right[~half].sum(), (~half).sum()),
+                "ci95_low": low,
+                "ci95_high": high,
+            }
+        )
     best = max(members, key=lambda member: worth(member.logits[half], labels[half]))
     single = (best.logits.argmax(axis=1) == labels)[~half]
     lost, won = int((single & ~right[~half]).sum()), int((~single & right[~half]).sum())

@@ -42,7 +42,9 @@ import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
 # ----------------------------------------------------------------------------------------------------------------------
-CHECKPOINT = "./checkpoint.pth"  # of train.py; or an ONNX file or folder, or a binary made by the local hub
+CHECKPOINT = ["./checkpoint.pth"]  # of train.py, several vote; or an ONNX file or folder, or a binary of the local hub
+CHECKPOINT_WEIGHTS = []  # how much each checkpoint's vote counts, say 2 1 1; []: all alike
+MIRROR = False  # true: the mirror image of a clip votes, too
 CAMERA = ""  # of this machine: 0, /dev/video0; of the network: rtsp://…, http://…; a file; "": the browser's
 HOST = "127.0.0.1"  # address to listen on; 0.0.0.0: all of this machine, for a container or a board on the desk
 PORT = 8765  # of HOST; 0: any free one
@@ -400,7 +402,7 @@ def main():
     flags.set_constants_from_flags(globals())
     from see.classifier import load
 
-    classifier, token = load(CHECKPOINT), secrets.token_urlsafe(16)
+    classifier, token = load(CHECKPOINT, CHECKPOINT_WEIGHTS, MIRROR), secrets.token_urlsafe(16)
     clip = classifier.description
     print(f"{classifier.about}: {len(classifier.classes)} classes, {clip.clip_len} frames at {clip.frame_rate:g} fps")
     warm_up(classifier)

@@ -37,8 +37,10 @@ from aihub.description import read_description
 
 # ----------------------------------------------------------------------------------------------------------------------
 VIDEOS = []  # files, folders, patterns such as 'clips/*.mp4'
-CHECKPOINT = "./checkpoint.pth"  # of train.py; or an ONNX file or folder, or a binary made by the local hub
-BEST = False  # true: model_best.pth beside CHECKPOINT, of the best validation, instead
+CHECKPOINT = ["./checkpoint.pth"]  # of train.py, several vote; or an ONNX file or folder, or a binary of the local hub
+CHECKPOINT_WEIGHTS = []  # how much each checkpoint's vote counts, say 2 1 1; []: all alike
+MIRROR = False  # true: the mirror image of a clip votes, too
+BEST = False  # true: model_best.pth beside each of them, of the best validation, instead
 OUT = "./predictions"  # folder for the pictures
 PICTURES = True  # false: no pictures
 CSV = ""  # a file for one row a video ("": none)
@@ -271,7 +273,8 @@ def print_share(right, what):
 def main():
     flags.set_constants_from_flags(globals(), words="VIDEOS")
     if not VIDEOS:
-        common.refuse("name videos, folders or patterns: python tools/predict.py squats.mp4 more_videos/")
+        before = " (before --checkpoint, which takes several)" * (len(CHECKPOINT) > 1)
+        common.refuse(f"name videos, folders or patterns{before}: python tools/predict.py squats.mp4 more_videos/")
     if TIMELINE and (CSV or JSONL):
         common.refuse("CSV and JSONL list one prediction a video; a timeline writes its segments into OUT")
     videos, failed = videos_that_are_named()
@@ -279,9 +282,9 @@ def main():
         common.refuse("no video found: " + "; ".join(f"{path}: {why}" for path, why in list(failed.items())[:3]))
     from see.classifier import load
 
-    path = best_beside(CHECKPOINT) if BEST else CHECKPOINT
-    classifier = load(path)
-    classifier = classifier._replace(description=clip_description(classifier, path))
+    paths = [best_beside(path) if BEST else path for path in CHECKPOINT]
+    classifier = load(paths, CHECKPOINT_WEIGHTS, MIRROR)
+    classifier = classifier._replace(description=clip_description(classifier, paths[0]))
     frames = f"{classifier.description.clip_len} frames at {classifier.description.frame_rate:g} fps"
     print(f"{classifier.about}: {len(classifier.classes)} classes, {frames}")
     names_in_out, unsure, right = names_of(videos), 0, []

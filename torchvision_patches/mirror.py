@@ -18,4 +18,4 @@ def seen_in_mirror(classes):
     """
     index = {name.lower(): i for i, name in enumerate(classes)}
     mirrored = [SIDE.sub(lambda side: OTHER_SIDE[side[0].lower()], name.lower()) for name in classes]
-    return [index.get(name) for name in mirrored]
+    return [index.get(mirrored[i]) if names_a_side(name) else i for i, name in enumerate(classes)]

@@ -8,6 +8,7 @@ $ python tools/example_export.py --checkpoint checkpoint.pth --data-dir preproce
 """
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,6 +148,9 @@ def check_voters(voters):
             )
         if first.num_classes != voter.num_classes:
             common.refuse(f"{first.path} has {first.num_classes} classes, {voter.path} {voter.num_classes}: no vote")
+        if bool(first.classes) != bool(voter.classes):
+            silent = (voter if first.classes else first).path
+            common.refuse(f"{silent} does not name its classes, so nobody knows that they are those of the others")
         for i, (mine, theirs) in enumerate(zip(first.classes or (), voter.classes or ())):
             if mine != theirs:
                 common.refuse(f"class {i} is {mine!r} in {first.path} and {theirs!r} in {voter.path}: no vote")
@@ -159,7 +163,7 @@ def shares_of(weights, voters):
         weights = [float(weight) for weight in weights]
     except ValueError:
         common.refuse(f"weights are numbers, not {', '.join(map(str, weights))}")
-    if len(weights) != len(voters) or min(weights) <= 0:
+    if len(weights) != len(voters) or not all(0 < weight < math.inf for weight in weights):
         common.refuse(f"there are {len(voters)} checkpoints and the weights {weights}: one above 0 for each is needed")
     return [weight / sum(weights) for weight in weights]
 

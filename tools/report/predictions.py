@@ -239,8 +239,8 @@ def refuse_mismatch(path, manifest, left_out, fitting, total):
         lines.append(f"  {what}: {len(names):,} ({shortened(names, 3)})")
     if fitting:
         lines.append(
-            "Run tools/run_inference.py again on this manifest, or pass --allow-partial to evaluate the "
-            f"{fitting:,} of {total:,} clips that fit."
+            "Run tools/run_inference.py again on this manifest; tools/evaluate.py takes --allow-partial to evaluate "
+            f"the {fitting:,} of {total:,} clips that fit."
         )
     else:
         lines.append("Nothing is left to evaluate; give the files of one and the same run.")

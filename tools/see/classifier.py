@@ -49,16 +49,19 @@ def load(path, weights=(), mirrored=False):
     code 2 and one sentence if there is none, it is damaged, or it cannot run here.
     """
     paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(one) for one in path]
+    if not paths:
+        common.refuse("name a checkpoint or a compiled model with --checkpoint")
     for path in paths:
         if not path.exists():
             common.refuse(
                 f"there is no {path} (looked in {path.absolute().parent}); train.py writes a checkpoint, --checkpoint "
                 f"names it, or a compiled model"
             )
-    if all(path.suffix in (".pth", ".pt", ".safetensors") for path in paths):
+    others = [path for path in paths if path.suffix not in (".pth", ".pt", ".safetensors")]
+    if not others:
         return load_torch(paths, weights, mirrored)
-    if len(paths) > 1 or mirrored:
-        common.refuse(f"{paths[0]}: only checkpoints vote or are mirrored here; a compiled model is what it is")
+    if len(paths) > 1 or mirrored or weights:
+        common.refuse(f"{others[0]} is no checkpoint (.pth): only checkpoints vote, have weights or are mirrored here")
     if binary := binary_runs.binary_at(paths[0]):
         return load_for_chip(binary)
     return load_in_onnxruntime(paths[0])
