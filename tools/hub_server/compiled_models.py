@@ -1,7 +1,6 @@
 """Compiled models: the files that jobs make of them, and the onnxruntime sessions that run them on the CPU."""
 
 import json
-import os
 import zipfile
 
 from aihub import onnx_graphs
@@ -9,7 +8,6 @@ from aihub import onnx_graphs
 from .records import EMULATED, EmulatedJobError, Tensor, full_qairt_version, pb, tensors_to_message
 from .source_models import onnx_of_upload, unzipped
 
-NUM_THREADS = min(4, os.cpu_count())  # CPU threads of onnxruntime
 CACHED_SESSIONS = 2  # models kept loaded between inference jobs
 RUNTIMES = {
     "onnx": pb.MODEL_TYPE_ONNX,
@@ -88,7 +86,7 @@ def check_qairt_version(head, job):
 def make_session(content):
     """An onnxruntime session on the CPU. Raises EmulatedJobError if the bytes are no model that it can run."""
     try:
-        return onnx_graphs.cpu_session(content, NUM_THREADS)
+        return onnx_graphs.cpu_session(content)
     except Exception as e:
         raise EmulatedJobError(f"onnxruntime cannot run the model: {e}") from e
 

@@ -1,5 +1,6 @@
 """What each kind of job does: compile, quantize, link, inference, profile."""
 
+import contextlib
 import sys
 import tempfile
 import time
@@ -95,10 +96,7 @@ class Samples:
         self.groups = {group.attrs["name"]: group for group in groups}
         self.num_samples = int(groups[0].attrs["batch_count"]) if groups else 0
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def close(self):
         self.file.close()
 
     def check(self, inputs):
@@ -121,8 +119,9 @@ class Samples:
 
 
 def open_dataset(hub, job):
+    """The Samples of a job's dataset, as a context. Raises EmulatedJobError if it is no dataset."""
     try:
-        return Samples(hub.datasets[job.dataset_id].path)
+        return contextlib.closing(Samples(hub.datasets[job.dataset_id].path))
     except (OSError, KeyError) as e:
         raise EmulatedJobError(f"dataset {job.dataset_id} is not of AI Hub's layout: {e}") from e
 

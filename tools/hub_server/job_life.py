@@ -98,11 +98,6 @@ def get_job_result(hub, query, body, job_id):
     return hub.find("jobs", job_id).result
 
 
-def rename_job(hub, query, body, job_id):
-    hub.find("jobs", job_id).details.name = pb.JobPublicUpdate.FromString(body).name
-    return pb.CreateUpdateResponse(id=job_id)
-
-
 # --- from submission to end -------------------------------------------------------------------------------------------
 
 

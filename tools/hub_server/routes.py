@@ -1,4 +1,4 @@
-"""The calls of qai_hub 0.56's REST API, but for jobs: user, frameworks, devices, models, datasets, sharing.
+"""The calls of qai_hub 0.56's REST API, but for jobs: frameworks, devices, models, datasets, sharing.
 
 A function takes (hub, query, body, ids of the path) and returns a protobuf message of `qai_hub.public_api_pb2`.
 """
@@ -12,7 +12,7 @@ from . import job_life
 from .compiled_models import EXTENSIONS
 from .records import EMULATED, ModelRecord, RefusedError, full_qairt_version, new_id, pb, timestamp
 
-# --- catalogue: user, frameworks, devices -----------------------------------------------------------------------------
+# --- catalogue: frameworks, devices -----------------------------------------------------------------------------------
 
 
 def make_device(name, os_version, chipset, *attributes):
@@ -28,10 +28,6 @@ DEVICES = [
     make_device("Samsung Galaxy S25", "15", "qualcomm-snapdragon-8-elite-for-galaxy", "os:android", "format:phone",
                 "hexagon:v79", "soc-model:69"),
 ]
-
-
-def get_user(hub, query, body):
-    return pb.User(id=1, email="you@localhost", first_name="local", last_name="hub")
 
 
 def list_frameworks(hub, query, body):
@@ -172,7 +168,6 @@ def stop_sharing(hub, query, body, table, key):
 
 
 ROUTES = [
-    ("GET", "users/auth/user", get_user),
     ("GET", "frameworks", list_frameworks),
     ("GET", "devices", list_devices),
     ("POST", "models", create_model),
@@ -187,7 +182,6 @@ ROUTES = [
     ("GET", "datasets/ID/download_data", download_dataset),
     ("POST", "jobs", job_life.create_job),
     ("GET", "jobs/ID", job_life.get_job),
-    ("PATCH", "jobs/ID", job_life.rename_job),
     ("GET", "jobs/ID/result", job_life.get_job_result),
     ("GET", "(jobs|models|datasets)/ID/shared_access", get_sharing),
     ("PATCH", "(jobs|models|datasets)/ID/shared_access", change_sharing),

@@ -3,7 +3,6 @@ the pre-signed addresses of a storage service."""
 
 import asyncio
 import hashlib
-import os
 import re
 import secrets
 import shutil
@@ -14,6 +13,8 @@ import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import common
 
 from aiohttp import web
 
@@ -175,14 +176,9 @@ class LocalHub:
 
     async def write_blob(self, path, source):
         """Write a body, or a part of one, to `path`: complete or not at all. Returns its MD5."""
-        read = getattr(source, "read_chunk", None) or source.read
-        temporary, md5 = path.with_name(f"{secrets.token_hex(4)}.part"), hashlib.md5()
-        try:
-            with open(temporary, "wb") as file:
-                while piece := await read(1 << 20):
-                    md5.update(piece)
-                    file.write(piece)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        read, md5 = getattr(source, "read_chunk", None) or source.read, hashlib.md5()
+        with common.written_then_renamed(path) as temporary, open(temporary, "wb") as file:
+            while piece := await read(1 << 20):
+                md5.update(piece)
+                file.write(piece)
         return md5.hexdigest()

@@ -70,6 +70,9 @@ def load_exported_program(path):
 
 
 def exported_program_to_onnx(path, specs):
+    """A torch.export program, traced on zeros, with the inputs of `specs`, or without any with its own."""
+    import torch
+
     try:
         program = load_exported_program(path)
     except Exception as e:
@@ -81,13 +84,7 @@ def exported_program_to_onnx(path, specs):
     ]
     if specs and [(t.shape, t.dtype) for t in specs] != [(t.shape, t.dtype) for t in own]:
         raise EmulatedJobError(f"input_specs {listed(specs)} contradict the exported program's {listed(own)}")
-    return as_onnx(program, specs or own)
-
-
-def as_onnx(program, specs):
-    """Trace a torch.export program on zeros; the input names are those of `specs`."""
-    import torch
-
+    specs = specs or own
     inputs = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in specs)
     try:
         return onnx_graphs.program_to_onnx(program, inputs, [t.name for t in specs])
