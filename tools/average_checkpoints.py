@@ -126,10 +126,7 @@ def main():
     if GREEDY and not data_path:
         common.refuse("a greedy soup is chosen on val: name the dataset's root with --data-path")
     paths, checkpoints = CHECKPOINTS, load_alike(CHECKPOINTS)
-    try:
-        Path(OUTPUT).absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        common.refuse(f"{OUTPUT} cannot be written ({e.strerror})")
+    Path(OUTPUT).absolute().parent.mkdir(parents=True, exist_ok=True)
     layers = checkpoints[0]["args"].get("trainable_layers") or ["all"]
     if GREEDY:
         with tempfile.TemporaryDirectory(dir=Path(OUTPUT).resolve().parent) as folder:

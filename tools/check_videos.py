@@ -22,14 +22,13 @@ cannot be seen by any decoder.
 
 Stopped or killed at any moment, run the same command again: healthy videos whose size and mtime are unchanged are
 skipped, and rows of other datasets in REPORT stay. `torchrun` and SLURM share the videos between processes, as
-journal.py says; whichever finishes last writes REPORT. verdict.py judges a video, repairs.py mends and moves it.
+videos/journal.py says; whichever finishes last writes REPORT. videos/judging.py judges a video, repairs.py mends it.
 
 Exit codes: 0 all healthy, 1 faults found (listed), 2 wrong usage or a broken package, 130 stopped.
 """
 
 import contextlib
 import filecmp
-import importlib
 import itertools
 import os
 import re
@@ -47,7 +46,8 @@ import common
 from common import finding, flags, machine
 from common.names import printable
 
-from videos.check_report import COLUMNS, print_summary, read_report, write_rows
+from torchvision_patches.pool import WorkerLost, outcomes_of
+from videos.check_report import COLUMNS, print_summary, read_report
 from videos.journal import Journal
 from videos.judging import examine, report_row
 from videos.repairs import REPAIRABLE, preserve, repair
@@ -87,8 +87,6 @@ def why_failed(error):
 
     Exits with code 2 if the worker could not import a package: no video is to blame for that.
     """
-    from torchvision_patches.pool import WorkerLost
-
     if isinstance(error, ImportError):
         common.refuse(f"a child process cannot import what it needs ({error}); install those of requirements.txt")
     if isinstance(error, MemoryError):
@@ -113,8 +111,6 @@ def examined_and_repaired(videos, num_workers, temporary_of):
     Every check and every repair has TIMEOUT seconds; a decoder that hangs or crashes costs its own video only. Either
     is tried once more: the system may have ended the worker for lack of memory, a file server may have stalled.
     """
-    from torchvision_patches.pool import outcomes_of
-
     jobs, work = deque(map(Job, videos)), partial(examine_or_repair, REENCODE)
     for job, result, error in outcomes_of(work, jobs, num_workers, TIMEOUT):
         video, row, temporary, again = job
@@ -280,15 +276,6 @@ def final_rows(known, kept):
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
-def check_packages():
-    """Exit with code 2 if a package is missing or broken, before a child process fails on every video for it."""
-    try:
-        for package in "av", "pebble", "tqdm":
-            importlib.import_module(package)
-    except ImportError as e:
-        common.refuse(f"cannot import a package ({e}); install those of requirements.txt")
-
-
 def check_usage():
     """Exit with code 2 and one sentence if the constants contradict one another or there is no dataset."""
     folders = [Path(ROOT, split) for split in ("train", "val")]
@@ -372,7 +359,6 @@ def next_training():
 def main():
     flags.set_constants_from_flags(globals())
     check_usage()
-    check_packages()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is clean, too
     journal = Journal(f"{REPORT}.progress")
     report_before = mtime_of(REPORT)
@@ -384,7 +370,8 @@ def main():
         if missing and journal.world_size > 1:
             journal.say_missing(len(missing), REPORT)
             return
-        write_rows(Path(REPORT), rows)
+        Path(REPORT).absolute().parent.mkdir(parents=True, exist_ok=True)
+        common.write_csv(REPORT, COLUMNS, (rows[video] for video in sorted(rows)))
         journal.clear()
     except OSError as e:
         common.refuse(f"a file cannot be read or written ({e}); what is finished is kept: mend this and start again")

@@ -310,8 +310,6 @@ def main():
     except compiler.CompilerError as e:
         print_unsupported(e)
         raise SystemExit(1) from None
-    except OSError as e:
-        common.refuse(f"cannot write {e.filename or output_dir} ({e.strerror}); mend this and start again")
     print(json.dumps(figures))
     raise SystemExit(code)
 

@@ -12,8 +12,6 @@ Exit code 0: every clip of the manifest was evaluated (or the one of USE_SINGLE_
 something out; 2: the files do not fit together, or a wrong flag; 130: Ctrl-C.
 """
 
-import csv
-import io
 import json
 from pathlib import Path
 
@@ -118,11 +116,7 @@ def write_report(report, matrix, ours, other, rows):
     with common.written_then_renamed(folder / "confusion.png") as temporary:
         temporary.write_bytes(matrix.png)
     common.write_text(folder / "report.json", json.dumps(report, indent=1) + "\n")
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, report["per_class"][0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(report["per_class"])
-    common.write_text(folder / "per_class.csv", table.getvalue())
+    common.write_csv(folder / "per_class.csv", list(report["per_class"][0]), report["per_class"])
     text = page.render(report, matrix, ours, other, rows, Path(manifest).parent)
     common.write_text(folder / "report.html", text)
 

@@ -21,7 +21,6 @@ the release file's val) and of exercises that class_map.json lacks are left out,
 Exit code 1: videos are missing or records were refused; all of them stand in missing.csv.
 """
 
-import csv
 import os
 import time
 from collections import Counter
@@ -280,13 +279,8 @@ def report_not_there(rows):
         print(f"… and {len(bad) - LISTED:,} more")
     if not DRY_RUN:
         Path(MISSING_CSV).absolute().parent.mkdir(parents=True, exist_ok=True)
-        with (
-            common.written_then_renamed(MISSING_CSV) as temporary,
-            open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-        ):
-            # NUL is spelled out as what UTF-8 cannot hold is: the csv module of Python 3.10 neither writes nor reads it
-            table = [[str(value).replace("\0", "\\x00") for value in row] for row in [NotThere._fields, *rows]]
-            csv.writer(file).writerows(table)
+        # with escapes: names may be any text here, and the csv module of Python 3.10 neither writes nor reads NUL
+        common.write_csv(MISSING_CSV, NotThere._fields, (map(printable, row) for row in rows))
         print(f"{len(rows):,} records that are not there are listed in {MISSING_CSV}")
 
 

@@ -121,8 +121,6 @@ def only_run():
     except OSError as e:
         if e.errno == errno.ENOSPC or "No space left" in str(e):
             common.refuse(f"no space is left for {Path(OUTPUT_H5).absolute()} and its .state; what arrived is kept")
-        if isinstance(e, PermissionError):
-            common.refuse(f"cannot write {Path(OUTPUT_H5).absolute()}: {e.strerror}")
         raise
 
 

@@ -11,8 +11,6 @@ $ python tools/runs.py --score w8a8 87.5                # what the leaderboard s
 Exit code 0: every run is in the table; 1: a checkpoint of some cannot be read; 2: a wrong flag, or no run.
 """
 
-import csv
-import io
 import json
 from pathlib import Path
 
@@ -220,11 +218,7 @@ def write(rows, columns):
     import jinja2
 
     Path(OUT).parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    common.write_text(f"{OUT}.csv", text.getvalue())
+    common.write_csv(f"{OUT}.csv", columns, rows)
     folder = Path(__file__).parent / "report"
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True)
     empty = [column for column in columns if not any(row[column] not in ("", None) for row in rows)]

@@ -172,13 +172,8 @@ def write_split(rows, placed):
     """Write split.csv: the decisions of `rows`, and what lies in DEST, `placed`, as {name: Video}."""
     table = {row.decision: replace(row, size=0, mtime_ns=0) for row in rows}
     table |= {row.decision: row for row in placed.values()}
-    with (
-        common.written_then_renamed(Path(DEST, "split.csv")) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows([getattr(row, column) for column in COLUMNS] for _, row in sorted(table.items()))
+    rows = ([getattr(row, column) for column in COLUMNS] for _, row in sorted(table.items()))
+    common.write_csv(Path(DEST, "split.csv"), COLUMNS, rows)
 
 
 def look_at(video, row):
@@ -427,11 +422,8 @@ def main():
     look_for_twins(videos)
     known = {("name", name): row.side for name, row in placed.items()}
     sides.set_sides(videos, known | {key: row.side for row in rows for key in row.keys}, VAL_SHARE)
-    try:
-        class_map = write_class_map({video.label for video in videos}, first_run=not rows)
-        done = place_all(videos, rows, failed)
-    except OSError as e:
-        common.refuse(f"{e.filename or DEST} cannot be written ({e.strerror}); mend this and start again")
+    class_map = write_class_map({video.label for video in videos}, first_run=not rows)
+    done = place_all(videos, rows, failed)
     report_sides(videos, class_map, done, failed)
     print(f"next: {flags.next_command('check_videos.py', DEST, ROOT=DEST)}")
     raise SystemExit(1 if failed else 0)

@@ -43,18 +43,15 @@ def key_of(*parts):
 
 
 class State:
-    """The folder OUTPUT_H5.state. Exits with code 2 and one sentence if it cannot be written."""
+    """The folder OUTPUT_H5.state."""
 
     def __init__(self, output_h5):
         self.folder = Path(f"{output_h5}.state")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for upload in self.folder.glob("upload-*"):  # of a run that was killed; there is no other, see only_run
-                shutil.rmtree(upload)
-            for leftover in self.folder.parent.glob(f".{Path(output_h5).name}.*.tmp"):
-                leftover.unlink()
-        except OSError as e:
-            common.refuse(f"cannot write {self.folder.absolute()}: {e.strerror}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for upload in self.folder.glob("upload-*"):  # of a run that was killed; there is no other, see only_run
+            shutil.rmtree(upload)
+        for leftover in self.folder.parent.glob(f".{Path(output_h5).name}.*.tmp"):
+            leftover.unlink()
 
     def read(self, name):
         """The content of <name>.json, or {} if it is not there or damaged."""

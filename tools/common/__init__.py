@@ -7,6 +7,7 @@ before anything is installed. No constant that a user edits.
 
 import codecs
 import contextlib
+import csv
 import errno
 import getpass
 import hashlib
@@ -38,14 +39,16 @@ def interrupted(advice="run the same command again to go on"):
     raise SystemExit(130) from None
 
 
-# what a file system answers where a person has to do something: no right, read-only, full, over quota, too long a name
-OF_THE_FILE_SYSTEM = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
+# what a file system answers where a person has to do something: no right, read-only, full, over quota, too long a name,
+# a file where a folder should be, a broken disk
+OF_THE_FILE_SYSTEM = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+OF_THE_FILE_SYSTEM |= {errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 
 
 def end_in_a_sentence(kind, error, traceback):
     """Stands in for sys.excepthook: what lies outside of the program ends it with a sentence, all else as usual.
 
-    That is Ctrl-C, a package that is not installed for this Python, and a file system that refuses.
+    That is Ctrl-C, a package that is not there for this Python or broken, and a file system that refuses.
     """
     if issubclass(kind, KeyboardInterrupt):
         interrupted()
@@ -54,9 +57,11 @@ def end_in_a_sentence(kind, error, traceback):
             f"{error.name} is not installed for {sys.executable}; `source .venv/bin/activate` where tools/quickstart.py"
             f" or tests/run.py has made .venv, otherwise `pip install -r requirements.txt` (README, section 0)"
         )
+    if issubclass(kind, ImportError) and "cannot import name" not in str(error):  # that is a fault of ours
+        refuse(f"a package cannot be imported ({error}); install those of requirements.txt anew")
     if issubclass(kind, OSError) and error.errno in OF_THE_FILE_SYSTEM:
         place = names.printable(error.filename or "a file")  # an open file that is written has no name here
-        refuse(f"{place} cannot be read or written: {error.strerror}{whose(error.filename)}; mend it and start again")
+        refuse(f"{place} cannot be written or read: {error.strerror}{whose(error.filename)}; mend it and start again")
     sys.__excepthook__(kind, error, traceback)
 
 
@@ -170,6 +175,15 @@ def write_text(path, text):
     """Write a small file at once; `path` is complete or absent at every moment."""
     with written_then_renamed(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # names are bytes
+
+
+def write_csv(path, columns, rows):
+    """Write a table at once: its head, then each row, values in the order of `columns` or a dict of them."""
+    exact = dict(newline="", encoding="utf-8", errors="surrogateescape")  # names are bytes
+    with written_then_renamed(path) as temporary, open(temporary, "w", **exact) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(map(row.get, columns) if isinstance(row, dict) else row for row in rows)
 
 
 def same_settings(file, settings, cure):

@@ -4,7 +4,6 @@ Clips are those of the official frame rule, `stride` seconds apart, and one that
 moment is the best class of the mean probabilities of all clips that show it. Memory does not grow with the length.
 """
 
-import csv
 import itertools
 from collections import deque
 from functools import partial
@@ -181,7 +180,8 @@ def label_recording(path, base, classifier, stride, num_workers, time_limit):
     def place(ending):
         return base.with_name(names.file_name(base.name, ending))
 
-    write_segments(place("-segments.csv"), segments)
+    rows = ([f"{s.start:.2f}", f"{s.end:.2f}", s.label, f"{s.probability:.4f}"] for s in segments)
+    common.write_csv(place("-segments.csv"), ["start_s", "end_s", "label", "probability"], rows)
     grey = f"; grey: {NOT_SURE}" * any(segment.label == NOT_SURE for segment in segments)
     lines = path, f"{about}, {classifier.about}{grey}"
     pictures = edges, moments, segments, clips.thumbnails
@@ -199,10 +199,3 @@ def clock(seconds):
     """Minutes, seconds and tenths, as 3:07.5."""
     minutes, seconds = divmod(round(seconds, 1), 60)
     return f"{int(minutes)}:{seconds:04.1f}"
-
-
-def write_segments(path, segments):
-    with common.written_then_renamed(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["start_s", "end_s", "label", "probability"])
-        table.writerows([f"{s.start:.2f}", f"{s.end:.2f}", s.label, f"{s.probability:.4f}"] for s in segments)

@@ -1,4 +1,4 @@
-"""The report of check_videos.py: its columns, reading and writing it as CSV, and the summary of a run."""
+"""The report of check_videos.py: its columns, reading it, and the summary of a run."""
 
 import csv
 import io
@@ -26,17 +26,6 @@ def read_report(path):
     lines = list(lines)[: None if text.endswith("\n") else -1]
     rows = [dict(zip(COLUMNS, line)) for line in lines if len(line) == len(COLUMNS)]
     return {row["video"]: row for row in rows}
-
-
-def write_rows(path, rows):
-    """Write a report as a whole, sorted by video."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # names that are not UTF-8 are written as they are
-    how = dict(newline="", encoding="utf-8", errors="surrogateescape")
-    with common.written_then_renamed(path) as temporary, open(temporary, "w", **how) as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows[video] for video in sorted(rows))
 
 
 PECULIARITIES = {  # of healthy videos, counted in the summary: a sentence, and whether it is true of a row
