@@ -122,10 +122,8 @@ def clip_description(saved, given):
         description = clip.agreed(told, untold, asked, CHECKPOINT)
     except ValueError as e:
         common.refuse(str(e))
-    fields = [field for field in clip.OF_PIXELS[:-1] if field in untold and field not in asked]
-    assumed = ", ".join(f"{field} {clip.in_words(getattr(description, field))}" for field in fields)
-    if assumed:
-        print(f"{CHECKPOINT} does not say all of how its clips are made; assumed: {assumed}")
+    if assumed := [field for field in clip.OF_PIXELS[:-1] if field in untold and field not in asked]:
+        print(f"{CHECKPOINT} does not say all of how its clips are made; assumed: {description.says(assumed)}")
     return description
 
 

@@ -27,7 +27,7 @@ from collections import Counter
 from pathlib import Path, PureWindowsPath
 
 import common
-from common import flags
+from common import finding, flags
 from common.names import printable, shortened
 
 from tqdm import tqdm
@@ -64,46 +64,22 @@ def find_sources(folders, videos):
 
     Returns {name: the first other path} of those that are there more than once. Says what each folder holds.
     """
-    doubled, seen = {}, set()
+    doubled = {}
     for top in folders:
-        found = Counter()
-        for name, path in files_below(top, seen):
-            found["files"] += 1
-            if name in videos:
-                found["wanted"] += 1
-                video = videos[name]
-                video.source = video.source or path
-                if video.source != path:
-                    doubled.setdefault(name, path)
+        found, wanted = finding.find_videos(top), 0
+        names = sorted(found.videos + found.misplaced, key=lambda name: (name.count("/"), name))
+        for path in (os.path.join(top, name) for name in names if os.path.basename(name) in videos):
+            video = videos[os.path.basename(path)]
+            video.source, wanted = video.source or path, wanted + 1
+            if video.source != path and not os.path.samefile(video.source, path):
+                doubled.setdefault(video.name, path)
+        for place, why in found.failures.items():
+            print(f"source {printable(os.path.normpath(os.path.join(top, place)))}: {why}")
         if os.path.isdir(top):
-            content = f"{found['files']:,} files, {found['wanted']:,} of them in the labels" if found else "is empty"
+            number = len(names) + found.other_endings.total()
+            content = f"{number:,} files, {wanted:,} of them in the labels" if number else "is empty"
             print(f"source {top}: {content}")
     return doubled
-
-
-def files_below(top, seen):
-    """Yield (name, path without symbolic links) of every file in `top` and its folders, nearest first.
-
-    `seen` is the set of folders that were read before, which are left out.
-    """
-    level = [os.path.realpath(top)]
-    for folder in level:  # grows while it is read
-        if folder in seen:
-            continue
-        seen.add(folder)
-        inner = []
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    linked = entry.is_symlink()
-                    path = os.path.realpath(entry.path) if linked else entry.path
-                    if os.path.isdir(path) if linked else entry.is_dir():
-                        inner.append(path)
-                    elif os.path.isfile(path) if linked else entry.is_file():
-                        yield entry.name, path
-        except OSError as e:
-            print(f"source {printable(folder)} cannot be read: {e.strerror}")
-        level += sorted(inner)
 
 
 def list_placed(dest):

@@ -34,6 +34,10 @@ class ClipDescription(NamedTuple):
         """Plain values, for JSON and checkpoints."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in self._asdict().items()}
 
+    def says(self, fields):
+        """Some of its fields for people: "frame_rate 8, rotate False"."""
+        return ", ".join(f"{field} {in_words(getattr(self, field))}" for field in fields)
+
     def differences(self, other, fields=OF_PIXELS):
         """How another description differs, as text: ["frame_rate 8, not 4", …], this one's value first."""
         return [

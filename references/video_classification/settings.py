@@ -117,17 +117,16 @@ def settled_clip(args, checkpoint):
                 f"{args.resume} was trained on frames picked by version {about.rule_version} of the frame rule, this "
                 f"is version {RULE_VERSION}: train anew, or from its weights alone (--resume-weights-only)"
             )
-    assumed = [f"{field} {clip.in_words(getattr(about, field))}" for field in unsaid if field not in given]
+    assumed = about.says(field for field in unsaid if field not in given)
     if checkpoint and assumed:
-        utils.log(f"{args.resume or args.weights} does not say its {', '.join(assumed)}: these are assumed")
+        utils.log(f"{args.resume or args.weights} does not say its {assumed}: these are assumed")
     return about._replace(**given, rule_version=RULE_VERSION)
 
 
 def clip_of(args):
     """The ClipDescription of a settled run."""
     fields = {field: getattr(args, flag) for field, flag in FLAGS.items()}
-    fields |= {"mean": args.mean, "std": args.std, "rule_version": RULE_VERSION}
-    return clip.ClipDescription(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    return clip.described(fields | {"mean": args.mean, "std": args.std, "rule_version": RULE_VERSION})[0]
 
 
 def refuse_sizes(args):

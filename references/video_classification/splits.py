@@ -12,7 +12,6 @@ import common
 from common import finding
 from common.groups import read_groups
 from common.held_out import NOTHING, HeldOut, held_out_name, read_held_out
-from common.names import shortened
 
 from torchvision_patches.video_utils import stamp
 
@@ -54,9 +53,6 @@ def list_videos(data_path, split, class_map, class_map_path, say=print):
     samples = [(str(folder / name / video), class_map[name]) for name, video in paths]
     if found.misplaced:
         say(f"{split}: {len(found.misplaced):,} videos are not in a class folder itself and left out")
-    if found.other_endings:
-        others = shortened((f"{n:,} x {ending or 'no ending'}" for ending, n in found.other_endings.most_common()), 5)
-        say(f"{split}: files that are no videos by their endings are left out: {others}")
     if found.failures:
         first, reason = min(found.failures.items())
         say(f"{split}: {len(found.failures):,} names are left out, the first is {folder / first}: {reason}")

@@ -81,6 +81,6 @@ def clip_of(described, path, shape):
     scale = [side / official for side, official in zip(own["crop_size"], description.crop_size)]
     resized = tuple(round(side * by) for side, by in zip(description.resize_size, scale))  # as much is cut off
     taken = taken._replace(resize_size=resized)
-    assumed = (f"{field} {clip.in_words(getattr(taken, field))}" for field in ("frame_rate", "resize_size", "rotate"))
-    print(f"nothing beside {path} says how its clips are made; assumed: {', '.join(assumed)}")
+    assumed = taken.says(("frame_rate", "resize_size", "rotate"))
+    print(f"nothing beside {path} says how its clips are made; assumed: {assumed}")
     return taken

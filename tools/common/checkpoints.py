@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from common import refuse
+from common.names import shortened
 
 # where the weights lie in a file, the first that is there; none of them: the file is the weights. train.py, torchvision
 # and DeiT write model, Lightning and timm state_dict, DeepSpeed module; averaged weights come last
@@ -131,7 +132,7 @@ def with_plain_names(weights):
         kept = {name: value for name, value in others.items() if name.split(".")[0] in HEADS} | kept
         changes.append(f'"{prefix}" before each name is taken off')
         if left_out := [name for name in others if name not in kept]:
-            changes.append(f"{listed(left_out)} left out")
+            changes.append(f"{shortened(left_out, 3)} left out")
         weights = kept
     return weights, changes
 
@@ -146,14 +147,9 @@ def in_our_form(weights, changes):
     if not videomae.is_hugging_face(weights):
         return weights, {}
     weights, unused = videomae.from_hugging_face(weights)
-    changes.append("a VideoMAE of Hugging Face's form" + (f", {listed(unused)} not used" if unused else ""))
+    changes.append("a VideoMAE of Hugging Face's form" + (f", {shortened(unused, 3)} not used" if unused else ""))
     name = videomae.network_of(weights)
     return weights, {"model_name": name} if name else {}
-
-
-def listed(names, most=3):
-    """The first few of some names, and how many there are more."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def num_outputs(weights):

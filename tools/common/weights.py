@@ -5,7 +5,8 @@ import urllib.request
 from pathlib import Path
 
 from common import refuse, sha256_of, written_then_renamed
-from common.checkpoints import listed, load_checkpoint, num_outputs
+from common.checkpoints import load_checkpoint, num_outputs
+from common.names import shortened
 
 ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")  # of files, where a user names weights
 FILES_OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")  # as transformers saves a network
@@ -118,5 +119,5 @@ def start_from(model, state, source, say=print):
     if (before := num_outputs(state)) and before != num_outputs(own):
         text += f" (its head has {before} classes, the class map {num_outputs(own)})"
     if unused := [name for name in state if name not in own]:
-        text += f"; not used: {listed(unused)}"
+        text += f"; not used: {shortened(unused, 3)}"
     say(text)

@@ -69,8 +69,7 @@ def read_trained(path, num_classes=0, num_frames=0):
         description = description._replace(clip_len=num_frames)
         assumed = [field for field in assumed if field != "clip_len"]
     if assumed := [field for field in assumed if field != "rule_version"]:
-        said = ", ".join(f"{field} {clip.in_words(getattr(description, field))}" for field in assumed)
-        print(f"{path} does not say all of how its clips are made; assumed: {said}")
+        print(f"{path} does not say all of how its clips are made; assumed: {description.says(assumed)}")
     network = network_of(path, saved, description.model_name, num_classes)
     number = head_size(network)
     return Trained(str(path), common.sha256_of(path), network, number, saved.get("classes") or official(number),
