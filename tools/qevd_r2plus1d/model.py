@@ -135,11 +135,8 @@ def for_devices(network):
 
 def check_voters(voters):
     """Exit with code 2 and one sentence unless all checkpoints take the same clips and tell the same classes apart."""
-    first, seen = voters[0], {}
-    for voter in voters:
-        if voter.sha256 in seen:
-            common.refuse(f"{voter.path} is {seen[voter.sha256]} once more: name it once, and let its weight be more")
-        seen[voter.sha256] = voter.path
+    first = voters[0]
+    for number, voter in enumerate(voters):
         if differences := first.description.differences(voter.description, WHAT_VOTERS_SHARE):
             common.refuse(
                 f"{first.path} and {voter.path} take different clips ({', '.join(differences)}): only networks of the "
@@ -153,6 +150,14 @@ def check_voters(voters):
         for i, (mine, theirs) in enumerate(zip(first.classes or (), voter.classes or ())):
             if mine != theirs:
                 common.refuse(f"class {i} is {mine!r} in {first.path} and {theirs!r} in {voter.path}: no vote")
+        for earlier in voters[:number]:
+            if have_same_weights(earlier.network, voter.network):  # model_best.pth of the last epoch is another file
+                common.refuse(f"{voter.path} is {earlier.path} once more: name it once, and let its weight be more")
+
+
+def have_same_weights(network, other):
+    ours, theirs = network.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def shares_of(weights, voters):
