@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from drawn import scene
 from drawn.scene import HEIGHT, WIDTH
-from torchvision_patches.spatial import resize_and_crop
+from torchvision_patches.clip import of_network, resized_and_cropped
 
 CLASSES = ["jumping_jacks", "pushups", "squats"]
 
@@ -53,8 +53,8 @@ def trained_network():
     with torch.no_grad():
         for index in range(len(CLASSES)):
             for seed in range(8):
-                clip = resize_and_crop(torch.from_numpy(draw(CLASSES[index], [99, seed], 16, 4)))[None]
-                features.append(network.features(clip)[0])
+                clip = resized_and_cropped(draw(CLASSES[index], [99, seed], 16, 4), of_network())[None]
+                features.append(network.features(torch.from_numpy(clip))[0])
                 targets.append(8 * F.one_hot(torch.tensor(index), len(CLASSES)) - 4.0)
         x, y = torch.stack(features), torch.stack(targets)
         mean = x.mean(0)

@@ -24,8 +24,9 @@ from torchvision.transforms import functional as F
 
 from make_videos import write_video
 from torchvision_patches import decoding, video_index, video_utils
+from torchvision_patches.clip import of_network
 from torchvision_patches.frame_rule import sampled_frames, windows
-from torchvision_patches.spatial import PRESET, resize_and_crop
+from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.spatial_numpy import resize_and_crop_array
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, frame_times, index_videos, read_frames
 
@@ -436,19 +437,20 @@ def test_colours_are_those_of_the_planes_whatever_the_tags(tmp_path, pix_fmt):
 
 def test_spatial_values_equal_torchvisions_float_pipeline():
     generator = torch.Generator().manual_seed(0)
-    assert (tuple(PRESET.resize_size), tuple(PRESET.crop_size)) == ((128, 171), (112, 112))
+    sizes = (128, 171), (112, 112)
+    assert (of_network().resize_size, of_network().crop_size) == sizes
     for height, width in ((720, 1280), (256, 340), (128, 171), (127, 171), (64, 48), (3, 1), (1, 1), (1280, 720)):
         clip = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8, generator=generator)
         resized = F.resize(F.convert_image_dtype(clip.permute(0, 3, 1, 2), torch.float32), [128, 171], antialias=False)
         expected = F.center_crop(resized, [112, 112]).permute(1, 0, 2, 3)
-        assert torch.allclose(resize_and_crop(clip), expected, atol=1e-5), f"{height} x {width}, centre"
+        assert torch.allclose(resize_and_crop(clip, *sizes), expected, atol=1e-5), f"{height} x {width}, centre"
         for top, left in ((0, 0), (16, 59), (5, 31)):
             cropped = resized[:, :, top : top + 112, left : left + 112].permute(1, 0, 2, 3)
-            result = resize_and_crop(clip, top=top, left=left)
+            result = resize_and_crop(clip, *sizes, top, left)
             assert torch.allclose(result, cropped, atol=1e-5), f"{height} x {width} at {top}, {left}"
             assert result.is_contiguous()
     with pytest.raises(ValueError, match="does not lie inside"):
-        resize_and_crop(clip, top=17, left=0)
+        resize_and_crop(clip, *sizes, 17, 0)
 
 
 # --- the patch --------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from faulty_hub import FaultyHub
 from qualcomm import binary_runs, compiler, latency
 from see import classifier
 from small_models import client_of, compile_binary, expected_logits, read_h5, small_onnx, write_clips
+from test_export import write_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -204,7 +205,7 @@ def test_what_the_local_hub_made_is_compiled_as_it_is_deployed(wheels, own_folde
         compile_binary(hub, tmp_path / "resnet_2plus1d.bin", channel_last=True, w8a8=True, calibration=clips)
         flags = ("--source", "resnet_2plus1d.bin", "--data-dir", own_folder / "clips", "--num-clips", 2)
         figures = last_line(run_here(*flags))
-        assert figures["binary"] == "export_assets/qevd_r2plus1d-w8a8-v73.bin" and figures["precision"] == "w8a8"
+        assert figures["binary"] == "export_assets/resnet_2plus1d-w8a8-v73.bin" and figures["precision"] == "w8a8"
         description = json.loads((tmp_path / figures["binary"]).with_suffix(".json").read_text())
         theirs = json.loads((tmp_path / "resnet_2plus1d.json").read_text())
         for tensor in ("input", "output"):
@@ -428,14 +429,20 @@ def test_wrong_usage(tmp_path, own_folder, run_here):
     assert "exclude one another" in refused("--model", "r3d_18", "--checkpoint", "checkpoint.pth")
     assert "s3d takes 14 frames a clip or more" in refused("--model", "s3d", "--num-frames", 8)
     assert "no checkpoint none.pth" in refused("--checkpoint", "none.pth")
+    write_checkpoint(tmp_path / "c.pth", clip_len=8, resize_size=[36, 48], crop_size=[32, 32])
+    assert "num_frames is 16, but c.pth was trained with 8" in refused("--checkpoint", "c.pth", "--num-frames", 16)
+    assert "crop_size is 112, but c.pth takes frames of 32" in refused("--checkpoint", "c.pth", "--crop-size", 112)
+    assert "num_classes is 4, but c.pth was trained with 5" in refused("--checkpoint", "c.pth", "--num-classes", 4)
     assert "there is none in nowhere" in refused("--model", "r3d_18", "--num-clips", 1, "--data-dir", "nowhere")
     small = ("--source", own_folder / "small.onnx")
     assert "takes 8 frames" in refused(*small, "--num-frames", 16)
     assert "calibrated with clips" in refused(*small, "--precision", "w8a8", "--calibration-dir", "nowhere")
     (tmp_path / "own.onnx").write_bytes((own_folder / "small.onnx").read_bytes())
     clip = {"clip_len": 8, "resize_size": [20, 20], "crop_size": [16, 16], "rotate": True}
-    described = {"sha256": common.sha256_of(tmp_path / "own.onnx"), "clip": clip}
+    described = {"sha256": common.sha256_of(tmp_path / "own.onnx"), "clip": clip, "classes": list("abcd")}
     (tmp_path / "own.json").write_text(json.dumps(described))
+    assert "crop_size is 112, but own.onnx takes frames of 16" in refused("--source", "own.onnx", "--crop-size", 112)
+    assert "num_classes is 5, but own.onnx tells 4" in refused("--source", "own.onnx", "--num-classes", 5)
     write_clips(tmp_path / "clips", 2)
     (tmp_path / "clips/settings.json").write_text(json.dumps({"rotate": False}))
     said = refused("--source", "own.onnx", "--precision", "w8a8", "--calibration-dir", "clips")

@@ -24,6 +24,7 @@ from scipy.stats import binom
 
 from conftest import REPO
 from report import figures, page, predictions, two_models
+from torchvision_patches.clip import of_network
 
 CLASSES = ["squats", "lunges", "arm_circles", "high_knees", "toe_touch", "jabs"]
 # true class and logits of six clips; Top-1 right: 0, 2, 3; Top-5 wrong: 4 (its class comes last)
@@ -454,7 +455,7 @@ def test_comparison_with_a_partial_file_says_so(run, folder):
     assert (last["n"], last["agreement"]) == (6, 100.0)
 
 
-def test_a_manifest_of_clips_of_another_length_is_refused(run, folder):
+def test_a_manifest_of_other_clips_is_refused(run, folder):
     """Its paths are the same; the pictures of the report would be of clips that the model never saw."""
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     lines = (json.dumps(row | {"shape": [1, 3, 16, 112, 112]}) + "\n" for row in rows)
@@ -464,6 +465,13 @@ def test_a_manifest_of_clips_of_another_length_is_refused(run, folder):
         write_h5(folder / "dataset-export.h5", scores, io=json.dumps({"input": {"shape": shape}}))
         error = run(code=2)[0].stderr
         assert "was made of clips of 8 frames, manifest.jsonl lists clips of 16; name the manifest" in error
+    taken = {"io": json.dumps({"input": {"shape": [1, 3, 16, 112, 112]}}), "clip": json.dumps(of_network().as_dict())}
+    write_h5(folder / "dataset-export.h5", scores, **taken)
+    (folder / "settings.json").write_text(json.dumps({"frame_rate": 8.0}))
+    error = run(code=2)[0].stderr
+    assert "the model of dataset-export.h5 takes clips of frame_rate 4, not 8 as the tensors in . are" in error
+    (folder / "settings.json").write_text(json.dumps({"frame_rate": 4.0}))
+    run()
     write_h5(folder / "other.h5", scores, io=json.dumps({"input": {"shape": [1, 3, 8, 112, 112]}}))
     for shape in [1, 16, 112, 112, 3], [1, 3, 16, 112, 112], [1, 48]:
         write_h5(folder / "dataset-export.h5", scores, io=json.dumps({"input": {"shape": shape}}))

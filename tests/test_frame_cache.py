@@ -102,7 +102,7 @@ def test_values_are_those_of_decoding_within_half_a_grey_level(frame_cache, tmp_
         assert audio.shape == (1, 0) and info == {"video_fps": 4} and video_idx == decoded.get_clip_location(i)[0]
         for top, left in (0, 0), (8, 30), (16, 59):
             crop = clip[:, top : top + 112, left : left + 112].permute(3, 0, 1, 2)
-            difference = (crop - 255 * resize_and_crop(video, top=top, left=left)).abs().max().item()
+            difference = (crop - 255 * resize_and_crop(video, (128, 171), (112, 112), top, left)).abs().max().item()
             assert difference < 0.5 + 1e-3, f"clip {i} of {paths[video_idx].name}: {difference} grey levels"
 
 
@@ -329,7 +329,7 @@ def test_full_and_read_only_disks(frame_cache, videos, tmp_path, monkeypatch, ca
         patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         for i in range(decoded.num_clips()):
             difference = cached.get_clip(i)[0] - 255 * resize_and_crop(
-                decoded.get_clip(i)[0], crop_size=(128, 171)
+                decoded.get_clip(i)[0], (128, 171), (128, 171)
             ).permute(1, 2, 3, 0)
             assert difference.abs().max() < 0.51
     assert capsys.readouterr().out.count("No space left on device") == 1 and not contents(tmp_path / "cache")

@@ -30,7 +30,7 @@ from drawn.scene import frames_of
 from drawn_exercises import CLASSES, draw, write_exercises, write_onnx
 from page import camera as camera_room
 from see import classifier
-from torchvision_patches.clip import first_clip
+from torchvision_patches.clip import first_clip, resized_and_cropped
 
 pytestmark = pytest.mark.slow
 
@@ -108,10 +108,6 @@ def with_client(address, use):
 
 def test_frames_become_the_label_of_a_clip_that_ends_now(server):
     """The newest 16 frames, decoded and cropped as training does, through the network."""
-    import torch
-
-    from torchvision_patches.spatial import resize_and_crop
-
     address, folder = server
     frames = [jpeg(frame) for frame in draw("squats", [7, 80], 24, 4)]
 
@@ -125,7 +121,8 @@ def test_frames_become_the_label_of_a_clip_that_ends_now(server):
     last = round(answer["time"] * 4)
     newest = [frames[i % len(frames)] for i in range(last - 15, last + 1)]
     clip = np.stack([np.asarray(Image.open(io.BytesIO(frame))) for frame in newest])
-    expected = classifier.load(folder / "tiny.onnx").logits(resize_and_crop(torch.from_numpy(clip))[None].numpy())
+    network = classifier.load(folder / "tiny.onnx")
+    expected = network.logits(resized_and_cropped(clip, network.description)[None])
     np.testing.assert_allclose(answer["logits"], expected[0], atol=1e-4)
     assert answer["five"][0][0] == "squats" and answer["strip"].startswith("data:image/jpeg;base64,")
 

@@ -62,7 +62,7 @@ def decoded(path):
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def literal_tensor(path, num_frames=16, rate=4, frames=None, fps=None):
+def literal_tensor(path, num_frames=16, rate=4, frames=None, fps=None, resized=(128, 171), cropped=(112, 112)):
     """The original's preprocessing, word by word: decode all, pick, float, resize, crop; (1, 3, T, H, W)."""
     if frames is None:
         with av.open(str(path)) as container:
@@ -73,8 +73,8 @@ def literal_tensor(path, num_frames=16, rate=4, frames=None, fps=None):
     step = fps / rate
     picked = [int(i * step) if step == int(step) else int(np.float32(i) * np.float32(step)) for i in range(num_frames)]
     clip = torch.from_numpy(frames[picked]).permute(0, 3, 1, 2)
-    clip = F.resize(F.convert_image_dtype(clip, torch.float32), [128, 171], antialias=False)
-    return F.center_crop(clip, [112, 112]).permute(1, 0, 2, 3)[None].numpy()
+    clip = F.resize(F.convert_image_dtype(clip, torch.float32), list(resized), antialias=False)
+    return F.center_crop(clip, list(cropped)).permute(1, 0, 2, 3)[None].numpy()
 
 
 def assert_values_are_the_original_s(out, row):
@@ -377,6 +377,7 @@ def test_tensors_are_what_train_py_validates_on(videos, reference, tmp_path):
 import json, sys
 import numpy as np
 import train, datasets, presets, transforms, torch, torchvision
+from torchvision_patches.clip import of_network
 from torchvision_patches.video_utils import VideoClips
 videos, out, folder = sys.argv[1:]
 network = torchvision.models.get_model("mc3_18", num_classes=5)
@@ -388,7 +389,8 @@ preset = presets.VideoClassificationPresetEval(resize_size=(128, 171), crop_size
 metadata = datasets.index_videos([path for path, _ in samples], progress=False)
 clips = VideoClips(metadata["video_paths"], 16, 1, 4, metadata)
 dataset = datasets.KineticsWithVideoId(videos, samples, clips, preset)
-normalize, logits = transforms.Normalize(), {}
+about = of_network()
+normalize, logits = transforms.Normalize(about.mean, about.std), {}
 for clip in datasets.val_clips(dataset, 1):
     item = dataset[clip]
     validated, video = item.clip, item.video_idx

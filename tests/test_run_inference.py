@@ -298,6 +298,8 @@ def test_refusals_before_any_upload(place, run_script):
     assert "one of DLC_PATH" in refused("--onnx-dir", ".")
     assert "no model" in refused("--dlc-path", "missing.bin")
     assert "no device 'Toaster'" in refused("--device-name", "Toaster")
+    assert "T is 16, but the model takes clip: float32 (1, 8, 16, 16, 3)" in refused("--t", 16)
+    assert "H is 112, but the model takes" in refused("--t", 8, "--h", 112)
     (place.folder / "first.json").write_text((place.folder / "model.json").read_text())
     assert "describes another file" in refused("--dlc-path", "first.bin")
     description = json.loads((place.folder / "model.json").read_text())

@@ -85,6 +85,8 @@ def test_what_cannot_be_taught(tmp_path, run_script, backbone):
     assert "./checkpoint.pth was not written by this script: name another with --output" in error
     error = run_script(SCRIPT, "--backbone", "nothing.pth", "--output", "new.pth", code=2).stderr
     assert "there is no checkpoint nothing.pth" in error and len(error.splitlines()) == 1
+    error = run_script(SCRIPT, "--backbone", backbone, "--output", "new.pth", "--model", "r3d_18", code=2).stderr
+    assert "MODEL is r3d_18, but backbone.pth holds a network mc3_18: leave it out" in error
     (tmp_path / "my_videos/red/web.mp4").write_bytes(b"<html>" * 100)
     out = run_script(SCRIPT, "--backbone", backbone, "--output", "new.pth", code=1).stdout
     assert "failed: " in out and "web.mp4" in out and "new.pth is written" in out

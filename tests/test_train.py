@@ -324,7 +324,7 @@ def test_video_accuracy_is_what_the_clips_say(videos, trained):
     """The figures of --test-only, computed once more by plain torchvision from the patched VideoClips."""
     from torchvision.datasets.samplers import UniformClipSampler
 
-    from torchvision_patches.spatial import PRESET, resize_and_crop
+    from torchvision_patches.spatial import resize_and_crop
     from torchvision_patches.video_utils import VideoClips
 
     checkpoint = load(trained[0] / "model_best.pth")
@@ -335,7 +335,7 @@ def test_video_accuracy_is_what_the_clips_say(videos, trained):
     scores, first = torch.zeros(len(paths), 92), {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (PRESET.mean, PRESET.std))
+    mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (checkpoint["mean"], checkpoint["std"]))
     with torch.inference_mode():
         for index in UniformClipSampler(clips, 3):
             video, _, _, video_idx = clips.get_clip(index)

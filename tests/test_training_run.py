@@ -559,7 +559,7 @@ def test_a_teacher_is_asked_once_and_listened_to(videos, reference, tmp_path):
     name = f"{CLASSES[1]}/00000003.mp4"
     clips = VideoClips([str(videos / "train" / name)], 4, 1, 4)
     clip = resize_and_crop(clips.get_clip(clips.num_clips() - 1)[0], (32, 43), (28, 28))
-    expected = model(reference.transforms.Normalize()(clip[None]))[0].detach()
+    expected = model(reference.transforms.Normalize(checkpoint["mean"], checkpoint["std"])(clip[None]))[0].detach()
     first, count = about["videos"][name]
     assert count == clips.num_clips()
     torch.testing.assert_close(torch.from_numpy(table[first + count - 1]).float(), expected, atol=0.01, rtol=0.01)

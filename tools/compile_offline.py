@@ -86,6 +86,17 @@ def check_constants():
 
 def find_source():
     """The UncompiledNetwork that the constants name. Exits with code 2 and one sentence if it cannot be used."""
+    uncompiled = source_named()
+    if not model and crop_size not in (0, uncompiled.shape[-1]):
+        common.refuse(f"crop_size is {crop_size}, but {uncompiled.made_from} takes frames of {uncompiled.shape[-1]}")
+    if num_classes and uncompiled.classes and num_classes != len(uncompiled.classes):
+        own = len(uncompiled.classes)
+        common.refuse(f"num_classes is {num_classes}, but {uncompiled.made_from} tells {own} classes apart")
+    return uncompiled
+
+
+def source_named():
+    """The UncompiledNetwork of model, checkpoint or source, whose num_frames and precision are as the constants say."""
     if model:
         return sources.untrained(model, num_frames, num_classes, precision, crop_size)
     if checkpoint:
@@ -119,7 +130,8 @@ def rows_to_calibrate_with(uncompiled):
     """
     if uncompiled.precision == "float" or uncompiled.io or uncompiled.is_quantised or model:
         return []
-    own_onnx.check_calibration(uncompiled.precision, CALIBRATION_DIR, uncompiled.frames)
+    clips = f" --checkpoint {checkpoint[0]}" if checkpoint else f" --clip-len {uncompiled.frames}"
+    own_onnx.check_calibration(uncompiled.precision, CALIBRATION_DIR, clips)
     return choose_rows(uncompiled, CALIBRATION_DIR, num_calibration_samples)[0]
 
 

@@ -86,7 +86,7 @@ def print_clips(ours, rows):
 
 
 def print_summary(report):
-    of, hidden = report["figures"], ("model_sha256", "checkpoint_sha256", "io")
+    of, hidden = report["figures"], ("model_sha256", "checkpoint_sha256", "io", "clip")
     print(", ".join(f"{key} {value}" for key, value in report["about"].items() if key not in hidden))
     for remark in figures.remarks(report):
         print(f"note: {remark}")

@@ -77,7 +77,10 @@ def check_constants(paths):
             f"there is no manifest.jsonl in {data_dir} (looked in {Path(data_dir).absolute()}); run "
             f"tools/preprocess_and_save.py, or check with a random clip by --data-dir ''"
         )
-    own_onnx.check_wanted(own_onnx.Wanted(precision, CALIBRATION_DIR, share=share))
+    own_onnx.check_addresses(share)
+    if precision != "float":
+        clips = "" if random_weights else f" --checkpoint {paths[0]}"
+        own_onnx.check_calibration(precision, CALIBRATION_DIR, clips)
 
 
 def checkpoint_paths():

@@ -198,6 +198,10 @@ def check_io(io):
             f"IS_DLC_CHANNEL_LAST is {IS_DLC_CHANNEL_LAST} and LAYOUT {LAYOUT!r}, but the model takes "
             f"{model_io.describe(io['input'])}; False and '' let the model decide"
         )
+    own = dict(zip(("BATCH", "C", "T", "H", "W"), model_io.ncthw(io["input"]["shape"])))
+    for name in asked & own.keys():
+        if globals()[name] != own[name]:
+            common.refuse(f"{name} is {globals()[name]}, but the model takes {model_io.describe(io['input'])}")
     model_io.check_scale(io["output"])
 
 
@@ -256,8 +260,11 @@ def expected_logits(source, good, result):
     return None, None
 
 
+asked = set()  # names of the constants that flags set
+
+
 def main():
-    flags.set_constants_from_flags(globals())
+    asked.update(flags.set_constants_from_flags(globals()))
     if LAYOUT not in ("", "NCTHW", "NTHWC"):
         common.refuse(f"LAYOUT is {LAYOUT!r}, possible are NCTHW, NTHWC and, for what the model says, nothing")
     path = model_file()

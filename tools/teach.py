@@ -29,7 +29,7 @@ import numpy as np
 # ----------------------------------------------------------------------------------------------------------------------
 SOURCE = "./my_videos"  # folder of class folders: SOURCE/<class>/<video>
 BACKBONE = "KINETICS400_V1"  # a checkpoint of any classes (.pth, .safetensors), or weights of torchvision for MODEL
-MODEL = "r2plus1d_18"  # network of a BACKBONE that does not say it
+MODEL = ""  # network of a BACKBONE that does not say it; "": r2plus1d_18
 DEST = "./my_dataset"  # gets train/ and val/; see split_videos.py
 CLASS_MAP = "./my_class_map.json"  # {class: index}, written, later extended
 GROUPS = ""  # what stays on one side, a person say; see split_videos.py

@@ -1,22 +1,16 @@
-"""The spatial preprocessing of every clip: uint8 frames -> [0, 1] -> 128 x 171 -> crop of 112 x 112.
+"""The spatial preprocessing of every clip: uint8 frames -> [0, 1] -> resized -> cropped.
 
 Values are those of `resize(convert_image_dtype(clip, float32), antialias=False)` followed by a crop, the original's
 order, within 1e-5: torchvision's weights preset resizes uint8 and rounds in between, which differs by up to half a
-grey level. Only the pixels that the crop's bilinear taps read are touched, 224 x 224 at most of each frame.
+grey level. Only the pixels that the crop's bilinear taps read are touched, four for each of the crop's at most.
 """
 
 import torch
-from torchvision.models.video import R2Plus1D_18_Weights
 
 from torchvision_patches.spatial_numpy import bilinear_taps, centre_of
 
-# resize_size (128, 171) and crop_size (112, 112) in (height, width); mean and std per RGB channel, for values in [0, 1]
-PRESET = R2Plus1D_18_Weights.KINETICS400_V1.transforms()
 
-
-def resize_and_crop(
-    clip, resize_size=tuple(PRESET.resize_size), crop_size=tuple(PRESET.crop_size), top=None, left=None
-):
+def resize_and_crop(clip, resize_size, crop_size, top=None, left=None):
     """Resize a clip and crop it, reading only the pixels that count.
 
     clip: uint8 (T, H, W, 3), any H and W. resize_size, crop_size: (height, width) in pixels. top, left: where the crop

@@ -7,7 +7,6 @@ import torch
 from torchvision.transforms import v2
 
 from torchvision_patches.mirror import names_a_side
-from torchvision_patches.spatial import PRESET
 
 
 def as_float(clips):
@@ -16,12 +15,9 @@ def as_float(clips):
 
 
 class Normalize(torch.nn.Module):
-    """[0, 1] -> by the mean and standard deviation of each colour that the network was trained with.
+    """[0, 1] -> by the mean and standard deviation of each colour that the network was trained with."""
 
-    R(2+1)D-18's are the defaults.
-    """
-
-    def __init__(self, mean=tuple(PRESET.mean), std=tuple(PRESET.std)):
+    def __init__(self, mean, std):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1))

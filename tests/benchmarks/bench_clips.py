@@ -64,7 +64,7 @@ def straightforward(path, pts, indices):
 
 
 def ours(path, pts, indices):
-    return resize_and_crop(torch.from_numpy(read_frames(path, pts, indices)))
+    return resize_and_crop(torch.from_numpy(read_frames(path, pts, indices)), (128, 171), (112, 112))
 
 
 def seconds_of(function, *arguments):

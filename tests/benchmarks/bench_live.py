@@ -24,7 +24,7 @@ from PIL import Image
 
 from drawn.scene import frames_of
 from see.classifier import load
-from torchvision_patches.spatial import resize_and_crop
+from torchvision_patches.clip import resized_and_cropped
 from torchvision_patches.video_utils import VideoClips
 
 EXERCISES = ["jumping_jacks", "squats", "toe_touch", "standing_kicks", "pushups", "leg_lifts"]
@@ -54,7 +54,7 @@ def main():
     same = dict.fromkeys(changes, 0)
 
     def probabilities(frames):
-        clip = resize_and_crop(torch.from_numpy(np.stack(frames)))[None].numpy()
+        clip = resized_and_cropped(np.stack(frames), classifier.description)[None]
         return softmax(classifier.logits(clip))[0]
 
     for name in EXERCISES:

@@ -43,14 +43,13 @@ def check_addresses(share):
             common.refuse(f"{email!r} in share is no e-mail address")
 
 
-def check_calibration(precision, folder, clip_len=16):
-    """Exit with code 2 and one sentence unless there are clips, of `clip_len` frames, to calibrate with."""
+def check_calibration(precision, folder, clips=""):
+    """Exit with code 2 and one sentence unless there are clips to calibrate with. clips: the flags that make such."""
     if not Path(folder, "manifest.jsonl").is_file():
-        length = f" --clip-len {clip_len}" if clip_len != 16 else ""
         common.refuse(
             f"{precision} is calibrated with clips of training videos, but there is no manifest.jsonl in {folder} "
             f"(looked in {Path(folder).absolute()}): make them with tools/preprocess_and_save.py --data-root "
-            f"TRAIN_FOLDER --out-root {folder} --max-per-class 2{length}, or name another folder with "
+            f"TRAIN_FOLDER --out-root {folder} --max-per-class 2{clips}, or name another folder with "
             f"--calibration-dir, as a last resort that of the clips that are scored"
         )
 

@@ -44,8 +44,8 @@ def read_clip(data_dir, row, shape):
         common.refuse(f"the clip {path} cannot be read ({e}); run tools/preprocess_and_save.py again")
     if clip.shape != tuple(shape):
         common.refuse(
-            f"the clip {path} has shape {clip.shape}, the network takes {tuple(shape)}; preprocess with --clip-len "
-            f"{shape[2]}, into a folder of its own (--out-root)"
+            f"the clip {path} has shape {clip.shape}, the network takes {tuple(shape)}; preprocess with its "
+            f"--checkpoint, into a folder of its own (--out-root)"
         )
     return clip.astype(np.float32)
 
@@ -140,7 +140,7 @@ def check_fit(good, tensor):
     if others:
         common.refuse(
             f"{len(others):,} of {len(good):,} clips do not fit the model, which takes float32 {shape}: "
-            f"{'; '.join(others[:3])}{' …' if len(others) > 3 else ''}; preprocess with the model's CLIP_LEN"
+            f"{'; '.join(others[:3])}{' …' if len(others) > 3 else ''}; preprocess with the model's CHECKPOINT"
         )
 
 
@@ -164,5 +164,5 @@ def check_tensors(folder, model, description):
     if differences := description.differences(tensors):
         common.refuse(
             f"{model} takes clips of {', '.join(differences)} as the tensors in {folder} are; make them with "
-            f"tools/preprocess_and_save.py for this model, into a folder of their own (--out-root)"
+            f"tools/preprocess_and_save.py --checkpoint for this model, into a folder of their own (--out-root)"
         )

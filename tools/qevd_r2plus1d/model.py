@@ -172,6 +172,12 @@ def shares_of(weights, voters):
     return [weight / sum(weights) for weight in weights]
 
 
+def bundle_of(networks):
+    """What names a bundle of these networks of the registry."""
+    name = networks[0] if len(networks) == 1 else f"{'_'.join(dict.fromkeys(networks))}_of_{len(networks)}"
+    return MODEL_ID if name == clip.DEFAULT_MODEL else f"qevd_{name}"
+
+
 class MeanOverTimeAndSpace(torch.nn.Module):
     """(B, C, T, H, W) -> (B, C). The same mean as torchvision's average pool, in an op that NPUs run faster."""
 
@@ -227,9 +233,7 @@ class QevdR2Plus1D(BaseModel):
     @property
     def bundle_id(self):
         """What names the bundle: the network, or how many vote."""
-        names = [voter.description.model_name for voter in self.voters]
-        name = names[0] if len(names) == 1 else f"{'_'.join(dict.fromkeys(names))}_of_{len(names)}"
-        return MODEL_ID if name == clip.DEFAULT_MODEL else f"qevd_{name}"
+        return bundle_of([voter.description.model_name for voter in self.voters])
 
     @classmethod
     def from_pretrained(

@@ -117,14 +117,17 @@ def trained(checkpoints, frames, classes, precision, **vote):
     return UncompiledNetwork(
         name=deployed.bundle_id, made_from=" + ".join(map(str, checkpoints)),
         sha256=hashlib.sha256(json.dumps(made_of).encode()).hexdigest(), precision=precision or "float",
-        shape=deployed.get_input_spec()["video"].shape, network=network_in_words(deployed), about=about,
+        shape=deployed.get_input_spec()["video"].shape, network=" + ".join(networks_of(deployed, about)), about=about,
         torch_model=deployed,
     )  # fmt: skip
 
 
-def network_in_words(deployed):
-    """torchvision's name of a deployed network; several joined by " + "."""
-    return " + ".join(voter.description.model_name for voter in deployed.voters)
+def networks_of(deployed, about):
+    """torchvision's names of the deployed networks; where the checkpoints are gone, as it stands beside the model."""
+    if deployed:
+        return [voter.description.model_name for voter in deployed.voters]
+    is_one = isinstance(about.get("checkpoint"), str)  # of several that vote, the clip is that of the first
+    return [about["clip"]["model_name"]] if is_one and about.get("clip") else []
 
 
 def from_local_hub(path):
@@ -133,6 +136,8 @@ def from_local_hub(path):
     Its line of JSON names inputs and outputs; the description beside it, the classes and the checkpoint.
     """
     import onnx
+
+    from qevd_r2plus1d.model import bundle_of
 
     content = onnx_graphs.read_hub_binary(path)
     if content is None:
@@ -144,10 +149,11 @@ def from_local_hub(path):
     io = {"input": head["inputs"][0], "output": head["outputs"][0]}
     about, shape = description.read_description(path), model_io.ncthw(io["input"]["shape"])
     deployed = deployed_of(about, shape)
+    networks = networks_of(deployed, about)
     return UncompiledNetwork(
-        name=deployed.bundle_id if deployed else "qevd_r2plus1d", made_from=str(path),
+        name=bundle_of(networks) if networks else path.stem, made_from=str(path),
         sha256=hashlib.sha256(graph).hexdigest(), precision=precision_of(io["input"]["dtype"]), shape=shape,
-        network=network_in_words(deployed) if deployed else "", about=about_of(about), torch_model=deployed,
+        network=" + ".join(networks), about=about_of(about), torch_model=deployed,
         graph=onnx.load_from_string(graph), io=io,
     )  # fmt: skip
 

@@ -13,7 +13,8 @@ from common.names import composed, shortened
 
 import numpy as np
 
-from aihub import logits_file
+from aihub import logits_file, tensors
+from torchvision_patches import clip
 
 OF_MODEL = ("precision", "checkpoint", "checkpoint_sha256", "train_splits", "compile_job")  # and its model's .json
 ABOUT = ("model", "model_path", "model_sha256", "device", "job_ids", "output_kind")  # what an HDF5 may say of itself
@@ -105,8 +106,11 @@ def load_predictions(path, manifest, rows, class_map, allow_partial=False):
 
 
 def refuse_other_clips(predictions, manifest, rows):
-    """Exit with code 2 where the model took clips of another number of frames than the manifest's: paths may agree."""
-    described = predictions.about["io"]
+    """Exit with code 2 where the model took other clips than the manifest's, whose paths may be the same."""
+    described, told = predictions.about["io"], predictions.about["clip"]
+    if told:
+        model = f"the model of {predictions.about['h5']}"
+        tensors.check_tensors(Path(manifest).parent, model, clip.described(told)[0])
     shape = json.loads(described)["input"]["shape"] if described else ()
     if len(shape) != 5:
         return
@@ -164,7 +168,9 @@ def read_attributes(file, path):
     words = {key: str(file.attrs[key]) for key in ABOUT if key in file.attrs}
     if words.get("output_kind", "logits") not in ("logits", "probabilities"):
         common.refuse(f'{path} says its output_kind is {words["output_kind"]!r}; known: "logits", "probabilities"')
-    return {"h5": str(path), "io": file.attrs.get("io")} | words
+    told = json.loads(file.attrs.get("clip", "null"))
+    description = clip.described(told)[0].as_dict() if told else None
+    return {"h5": str(path), "io": file.attrs.get("io"), "clip": description} | words
 
 
 def classes_of(file, path, class_map, notes):

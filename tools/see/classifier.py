@@ -153,7 +153,7 @@ def read_model(path):
     if not binary:
         return onnx[0], description.read_description(path)
     head, content = binary
-    known = {"input": head["inputs"][0], "output": head["outputs"][0], "clip": head.get("clip")}
+    known = {"input": head["inputs"][0], "output": head["outputs"][0]}
     return content, known | description.read_description(path)
 
 

@@ -35,16 +35,17 @@ class Backbone(NamedTuple):
 def load_backbone(source, model_name, num_classes, rotate, keep_aspect):
     """The Backbone in the weights `source`, with a random last layer for `num_classes`.
 
-    source: a checkpoint of any classes, a file, or the name of weights that the registry has for `model_name`. rotate,
-    keep_aspect: how clips of the new classes are made; the checkpoint that is written says so.
-    Exits with code 2 and one sentence if there are no such weights, or they are those of another network.
+    source: a checkpoint of any classes, a file, or the name of weights that the registry has for `model_name`, which
+    names the network where the file does not ("": the default). rotate, keep_aspect: how clips of the new classes are
+    made; the checkpoint that is written says so. Exits with code 2 and one sentence if there are no such weights, or
+    they are those of another network.
     """
-    path = weights.path_of(source)
-    saved = checkpoints.load_checkpoint(path) if path else dict(model=weights.of_registry(model_name, source), args={})
-    if "model_name" not in saved and "model" not in saved["args"]:
-        saved["model_name"] = model_name
+    path, default = weights.path_of(source), model_name or clip.DEFAULT_MODEL
+    saved = checkpoints.load_checkpoint(path) if path else dict(model=weights.of_registry(default, source), args={})
     try:
-        description, assumed = clip.described(saved, saved["args"])
+        description, assumed = clip.described(saved, {"model": default} | saved["args"])
+        if model_name not in ("", description.model_name):
+            common.refuse(f"MODEL is {model_name}, but {source} holds a network {description.model_name}: leave it out")
         network = get_model(description.model_name, num_classes=num_classes)
     except ValueError as e:
         common.refuse(f"{source} holds a network that the registry of torchvision does not have ({e})")
