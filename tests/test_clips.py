@@ -329,6 +329,20 @@ def test_a_late_clip_starts_at_its_keyframe(tmp_path):
         clips.get_clip(0)
 
 
+def test_a_file_whose_keyframes_are_not_marked_is_read_from_its_start(tmp_path):
+    """As one changed bit in its header's list of them does it: FFmpeg cannot seek, though every frame decodes."""
+    path = write_video(tmp_path / "x.mp4", 30)
+    data = bytearray(path.read_bytes())
+    listed = data.index(b"stss") + 12  # behind the version and the number of keyframes
+    assert data[listed : listed + 4] == (1).to_bytes(4, "big")
+    data[listed] = 1
+    path.write_bytes(data)
+    pts, _ = frame_times(path)
+    every = read_frames(path, pts, range(30))
+    for number in 0, 7, 29:
+        assert np.array_equal(read_frames(path, pts[number : number + 1], [number])[0], every[number]), number
+
+
 @pytest.mark.parametrize("damage", ["zeros", "noise", "cut", "gone", "not a video"])
 def test_damage_inside_a_clip_names_the_file(tmp_path, damage):
     path = write_video(tmp_path / "x.mp4", 120, container_options={"movflags": "faststart"})

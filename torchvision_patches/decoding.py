@@ -252,7 +252,8 @@ def frames_by_time(clip, container, stream, pts, frame_indices, seek):
     Raises NotAsIndexed if a frame does not come out, or is not the `frame_indices`-th of the file.
     """
     if seek:
-        container.seek(int(pts[0]), stream=stream)
+        with contextlib.suppress(av.error.FFmpegError):  # no frame is marked as a keyframe: read from the start
+            container.seek(int(pts[0]), stream=stream)
     can_skip = stream.codec_context.name in SKIP_BY_PACKET
     wanted, met, skipped = set(pts.tolist()), [], 0
     for packet in container.demux(stream):

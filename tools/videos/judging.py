@@ -211,13 +211,13 @@ def fault_of(path, boxes, stream, seen):
         refused = e.reason
     end = missing_end(path, boxes, stream, seen)
     unread = max(0, sum(entry.size > 0 for entry in stream.index_entries) - seen.packets) if not end else 0
-    broken = not seen.frames or seen.corrupt or missing
-    # an error may lie where nobody reads: a header may name fewer frames than there are packets
-    broken = broken or (seen.errors and not all_are_read(path))
+    # damage may lie where nobody reads: a header may name fewer frames than there are packets
+    damaged = seen.errors or seen.corrupt
+    broken = not seen.frames or missing or (damaged and not all_are_read(path))
     decodes = not (broken or refused or len(seen.sizes) > 1)
     if not seen.frames:
         reason, figures = "no_frames", seen.first_error
-    elif broken or unread or seen.errors:
+    elif broken or unread or damaged:
         reason = "corrupt_frames"
         figures = f"{seen.frames} frames decode, {seen.errors} errors, {seen.corrupt} marked corrupt"
         figures += f", {max(missing, unread)} missing"
