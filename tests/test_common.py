@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import common
-from common import finding, flags, machine
+from common import environment, finding, flags, machine
 
 import pytest
 
@@ -61,9 +61,9 @@ def run_with_flags(tmp_path):
     script.write_text(SCRIPT)
 
     def run(*arguments):
-        environment = os.environ | {"PYTHONPATH": str(common.REPO / "tools"), "COLUMNS": "200"}
+        variables = os.environ | {"PYTHONPATH": str(common.REPO / "tools"), "COLUMNS": "200"}
         command = [sys.executable, script, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
 
     return run
 
@@ -116,6 +116,18 @@ def test_help_shows_values_and_comments(run_with_flags):
                  "--clip-len CLIP_LEN", "true|false", "folders (now: ['a', 'b'])", "frames, pixels (now: 112)"):
         assert text in shown, f"{text!r} is not in\n{shown}"
     assert "More text" not in shown and "--before" not in shown and "--after" not in shown, shown
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="venv takes any folder before Python 3.11")
+def test_where_python_makes_no_environment_the_folder_is_named(tmp_path, monkeypatch, capfd):
+    folder = tmp_path / f"a{os.pathsep}b"
+    folder.mkdir()
+    monkeypatch.setattr(environment, "REPO", folder)
+    with pytest.raises(SystemExit) as end:
+        environment.make_environment(common.REPO / "requirements.txt")
+    assert end.value.code == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert f"below a folder with {os.pathsep!r} in its name: {folder}. Rename it" in error and "ln -s" in error
 
 
 @pytest.mark.parametrize(

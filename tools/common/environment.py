@@ -6,14 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import REPO, refuse
+from common import REPO, names, refuse
 
 
 def make_environment(*requirement_files):
     """Create `.venv` beside the README with what the requirement files name; returns the path of its Python.
 
     Runs on any Python 3.10 to 3.13 with nothing installed. Done once: a stamp remembers the files' content. Exits
-    with code 2 and one sentence if this Python is too old or new, has no venv module, or pip cannot install.
+    with code 2 and one sentence if this Python is too old or new, cannot create it, or pip cannot install.
     """
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         refuse(f"Python 3.10 to 3.13 is needed (qai_hub_models 0.65), this is {sys.version.split()[0]}")
@@ -27,6 +27,12 @@ def make_environment(*requirement_files):
     if not python.exists() or subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode:
         print(f"creating {home.relative_to(REPO)} …", flush=True)
         if subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)]).returncode:
+            if os.pathsep in str(home):  # what venv itself refuses, from 3.11 on
+                refuse(
+                    f"Python makes no environment below a folder with {os.pathsep!r} in its name: "
+                    f"{names.printable(REPO)}. Rename it, or make one elsewhere and link it: "
+                    "python3 -m venv ~/lpcvc && ln -s ~/lpcvc .venv"
+                )
             refuse("this Python cannot create environments; on Debian or Ubuntu: apt install python3-venv")
     print("installing packages (some 6 GB with the CUDA build of torch; 2 to 10 minutes) …", flush=True)
     requirements = [part for file in requirement_files for part in ("-r", str(file))]
