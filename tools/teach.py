@@ -14,6 +14,7 @@ Exit codes: 0 done, 1 some videos cannot be read (listed), 2 wrong usage, config
 """
 
 import csv
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -53,6 +54,7 @@ class TeachingVideo:
     side: str  # "train" or "val"
     label: str
     group: str  # a video without one is a group of its own
+    content: str  # a hash of it
     features: np.ndarray = None  # float32 (views, features), as features.compute gives them
 
 
@@ -69,20 +71,29 @@ def split():
     return process.returncode == 1
 
 
-def groups_of_split():
-    """{<class>/<name> below a side: group} of the videos to which split.csv gives one."""
+def placed_by_split():
+    """{<class>/<name> below a side: its row of split.csv, a dict} of the videos that split_videos.py has placed."""
     with open(Path(DEST, "split.csv"), newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [(row["video"].split("/"), row["group"]) for row in csv.DictReader(file) if row["group"]]
-    return {f"{class_name(label)}/{'__'.join(rest)}": group for (label, *rest), group in rows}
+        rows = [(row["video"].split("/"), row) for row in csv.DictReader(file) if row["size"] != "0"]
+    return {f"{class_name(label)}/{'__'.join(rest)}": row for (label, *rest), row in rows}
+
+
+def content_of(file, row):
+    """A hash of a file's content: that of split.csv's row if the file is the one it tells of, not a repaired one."""
+    there = os.stat(file)
+    if row and (row["size"], row["mtime_ns"]) == (str(there.st_size), str(there.st_mtime_ns)):
+        return row["fingerprint"]
+    return common.sha256_of(file)
 
 
 def videos_of_split():
     """The TeachingVideos of both sides."""
-    group_of, videos = groups_of_split(), []
+    placed, videos = placed_by_split(), []
     for side in ("train", "val"):
         for path in finding.find_videos(Path(DEST, side)).videos if Path(DEST, side).is_dir() else ():
-            file = str(Path(DEST, side, path))
-            videos.append(TeachingVideo(file, side, path.split("/")[0], group_of.get(path, file)))
+            file, row = str(Path(DEST, side, path)), placed.get(path)
+            group = row["group"] if row and row["group"] else file
+            videos.append(TeachingVideo(file, side, path.split("/")[0], group, content_of(file, row)))
     return videos
 
 
@@ -100,8 +111,11 @@ def look_at(videos, backbone):
     from torchvision_patches.mirror import names_a_side
 
     by_file = {video.file: video for video in videos}
-    views = {video.file: (CLIPS_PER_VIDEO, not names_a_side(video.label)) for video in videos if video.side == "train"}
-    views |= {video.file: (1, False) for video in videos if video.side == "val"}
+    views = {}
+    for video in videos:
+        learned = video.side == "train"
+        mirrored = learned and not names_a_side(video.label)
+        views[video.file] = video.content, CLIPS_PER_VIDEO if learned else 1, mirrored
     workers = machine.num_workers(NUM_WORKERS)
     failed = {}
     for file, rows, why in features.compute(views, backbone, FEATURES, workers):

@@ -119,9 +119,9 @@ def clips_of(video_and_number, description):
     return np.stack([resized_and_cropped(frames, description) for frames in clips])
 
 
-def kept_at(folder, backbone, video, num_clips, mirrored):
+def kept_at(folder, backbone, content, num_clips, mirrored):
     """The file of a video's features: named by all that they depend on."""
-    about = {"content": common.sha256_of(video), "clips": num_clips, "mirrored": mirrored}
+    about = {"content": content, "clips": num_clips, "mirrored": mirrored}
     about |= {"backbone": backbone.digest, "description": backbone.description.as_dict()}
     return Path(folder, hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32] + ".npy")
 
@@ -129,12 +129,13 @@ def kept_at(folder, backbone, video, num_clips, mirrored):
 def compute(views, backbone, folder, num_workers):
     """Yield (video, features or None, why not) of each video, as they are finished; what is kept is not computed again.
 
-    views: {path of a video: (number of its clips, whether their mirror images are looked at, too)}. folder: where
-    features are kept, float32 (views, features); row 0 is of the video's first clip, which later steps score.
+    views: {path of a video: (a hash of its content, number of its clips, whether their mirror images are looked at,
+    too)}. folder: where features are kept, float32 (views, features); row 0 is of the video's first clip, which later
+    steps score.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    places = {video: kept_at(folder, backbone, video, *of_video) for video, of_video in views.items()}
-    todo = deque((video, views[video][0]) for video in views if not places[video].exists())
+    places = {video: kept_at(folder, backbone, *of_video) for video, of_video in views.items()}
+    todo = deque((video, views[video][1]) for video in views if not places[video].exists())
     read = functools.partial(clips_of, description=backbone.description)
     with tqdm(total=len(views), initial=len(views) - len(todo), unit="video", desc="looking") as bar:
         for video in views:
@@ -147,7 +148,7 @@ def compute(views, backbone, folder, num_workers):
                 yield video, None, outcome.why_not()
                 continue
             clips = outcome.value
-            if views[video][1]:
+            if views[video][2]:
                 clips = np.concatenate([clips, clips[..., ::-1]])
             rows = features_of(backbone, np.ascontiguousarray(clips))
             with common.written_then_renamed(places[video]) as temporary, open(temporary, "wb") as file:

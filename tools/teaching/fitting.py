@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-STRENGTHS = 1.0, 0.1, 0.01, 0.001, 0.0001  # of the L2 penalty on standardised features, tried from the strongest on
+STRENGTHS = 1.0, 0.1, 0.01, 0.001  # of the L2 penalty on whitened features, tried from the strongest on
 FOLDS = 5
+SHRINKAGE = 0.01  # of the covariance within a class towards a sphere: with few videos most directions are not seen
 
 
 class LinearLayer(NamedTuple):
@@ -19,34 +20,42 @@ class LinearLayer(NamedTuple):
         return features @ self.weight.T + self.bias
 
 
-def fit(features, labels, shares, num_classes, strength, start=None):
-    """The LinearLayer with the least weighted cross entropy plus `strength` / 2 times the sum of squared weights.
+def fit(features, labels, shares, num_classes, strengths):
+    """[LinearLayer of each strength] with the least weighted cross entropy plus strength / 2 times the penalty.
 
-    features: float (n, features), standardised inside. labels: int (n,). shares: float (n,), the weight of each row in
-    the mean. start: a LinearLayer near to the result. To the end by L-BFGS; the problem is convex, so start and order
-    do not matter.
+    features: float (n, features). labels: int (n,). shares: float (n,), the weight of each row in the mean. The penalty
+    is the sum of squared weights on features that are whitened: what videos of one class differ in, people and rooms,
+    counts the less the more they differ. To the end by L-BFGS; the problem is convex, so order does not matter.
     """
-    mean, std = features.mean(0), features.std(0) + 1e-6
-    x, y = torch.from_numpy((features - mean) / std), torch.from_numpy(labels)
-    shares = torch.from_numpy(shares / shares.sum())
-    weight = torch.zeros(num_classes, x.shape[1], dtype=torch.float64)
-    bias = torch.zeros(num_classes, dtype=torch.float64)
-    if start is not None:
-        weight, bias = torch.from_numpy(start.weight * std), torch.from_numpy(start.bias + start.weight @ mean)
-    weight.requires_grad_()
-    bias.requires_grad_()
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+    shares = shares / shares.sum()
+    mean, root = mean_and_root(features, labels, shares)
+    x, y, shares = map(torch.from_numpy, (np.linalg.solve(root, (features - mean).T).T.copy(), labels, shares))
+    weight = torch.zeros(num_classes, x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+    layers = []
+    for strength in strengths:
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
-    def loss():
-        optimizer.zero_grad()
-        each = torch.nn.functional.cross_entropy(x @ weight.T + bias, y, reduction="none")
-        value = (shares * each).sum() + strength / 2 * weight.square().sum()
-        value.backward()
-        return value
+        def loss(strength=strength, optimizer=optimizer):
+            optimizer.zero_grad()
+            each = torch.nn.functional.cross_entropy(x @ weight.T + bias, y, reduction="none")
+            value = (shares * each).sum() + strength / 2 * weight.square().sum()
+            value.backward()
+            return value
 
-    optimizer.step(loss)
-    weight = weight.detach().numpy() / std
-    return LinearLayer(weight, bias.detach().numpy() - weight @ mean)
+        optimizer.step(loss)
+        unwhitened = np.linalg.solve(root.T, weight.detach().numpy().T).T
+        layers.append(LinearLayer(unwhitened, bias.detach().numpy() - unwhitened @ mean))
+    return layers
+
+
+def mean_and_root(features, labels, shares):
+    """(mean of all rows, a root of their covariance within a class): float64 (features,) and (features, features)."""
+    means = np.stack([np.average(features[labels == label], 0, shares[labels == label]) for label in np.unique(labels)])
+    apart = features - means[np.unique(labels, return_inverse=True)[1]]
+    covariance = (apart * shares[:, None]).T @ apart
+    sphere = np.eye(len(covariance)) * (np.trace(covariance) / len(covariance) + 1e-12)
+    return shares @ features, np.linalg.cholesky((1 - SHRINKAGE) * covariance + SHRINKAGE * sphere)
 
 
 def balanced(labels, rows_of_video):
@@ -89,14 +98,14 @@ def cross_validate(features, labels, groups, num_classes):
     stacked, first = np.concatenate(features).astype(np.float64), np.stack([rows[0] for rows in features])
     judged = {strength: np.full((len(features), num_classes), np.nan) for strength in STRENGTHS}
     for fold in range(FOLDS):
-        held, layer = folds == fold, None
+        held = folds == fold
         if not held.any():
             continue
         learned = ~held[rows_of_video]
         of_video = np.unique(rows_of_video[learned], return_inverse=True)[1]
         own = labels[rows_of_video[learned]]
-        for strength in STRENGTHS:
-            layer = fit(stacked[learned], own, balanced(own, of_video), num_classes, strength, layer)
+        layers = fit(stacked[learned], own, balanced(own, of_video), num_classes, STRENGTHS)
+        for strength, layer in zip(STRENGTHS, layers):
             judged[strength][held] = layer.logits(first[held])
     counted = folds >= 0
     if not counted.any():
@@ -114,7 +123,7 @@ def fit_all(features, labels, num_classes, strength):
     """The LinearLayer of all views of all videos; a class without a video is never the answer."""
     rows_of_video = np.repeat(np.arange(len(features)), [len(rows) for rows in features])
     stacked, own = np.concatenate(features).astype(np.float64), labels[rows_of_video]
-    layer = fit(stacked, own, balanced(own, rows_of_video), num_classes, strength)
+    (layer,) = fit(stacked, own, balanced(own, rows_of_video), num_classes, [strength])
     absent = np.setdiff1d(np.arange(num_classes), labels)
     if len(absent):
         layer.weight[absent], layer.bias[absent] = 0, layer.logits(stacked).min() - 5
