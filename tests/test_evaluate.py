@@ -443,8 +443,8 @@ def test_comparison_by_hand(run, folder):
         "video_path": "val/squats/00000001.mp4", "label": "squats", "predicted": "lunges", "other_predicted": "squats"
     }  # fmt: skip
     assert "McNemar's exact p = 0.625" in result.stdout
-    same = run("--compare", "dataset-export.h5")[1]
-    assert (same["agreement"], same["mcnemar_p"]) == (100.0, 1.0)
+    result, same = run("--compare", "dataset-export.h5")
+    assert (same["agreement"], same["mcnemar_p"]) == (100.0, 1.0) and "bit for bit: they are of one" in result.stdout
 
 
 def test_comparison_with_a_partial_file_says_so(run, folder):

@@ -39,6 +39,8 @@ def main():
     if other:  # two models may number their classes differently, or not have all in common
         classes = ours.classes + [name for name in other.classes if name not in ours.classes]
         ours, other = ours.in_classes(classes), other.in_classes(classes)
+        if ours.scores.tobytes() == other.scores.tobytes():
+            ours.notes.append(f"{h5} and {compare} hold the same predictions, bit for bit: they are of one network")
     pairs = figures.confusions(ours)
     matrix = thumbnails.draw_confusion(pairs, ours.classes)
     report = {
