@@ -125,7 +125,7 @@ def test_table_of_layouts_and_types(tmp_path, hub, run_script, channel_last, fra
     calibration = [np.load(tmp_path / "clips" / path) for path in paths]
     compile_binary(hub, tmp_path / "model.bin", frames, channel_last, w8a8, calibration)
     place.forget_setup()
-    run_script(SCRIPT, *place.flags("--t", 16), **place.environment)
+    run_script(SCRIPT, *place.flags(), **place.environment)
     logits, written = read_h5(tmp_path / "out.h5")
     expected = expected_logits(tmp_path / "clips", paths, frames)
     assert written == paths

@@ -183,7 +183,7 @@ def float_io(name, shape):
 
 def from_constants(layout):
     """What BATCH, C, T, H, W say, for a model that nothing describes."""
-    return float_io("video", (BATCH, T, H, W, C) if layout == "NTHWC" else (BATCH, C, T, H, W))
+    return float_io("video", model_io.shape_in(layout or model_io.OURS, (BATCH, C, T, H, W)))
 
 
 def wanted_layout():
@@ -265,8 +265,9 @@ asked = set()  # names of the constants that flags set
 
 def main():
     asked.update(flags.set_constants_from_flags(globals()))
-    if LAYOUT not in ("", "NCTHW", "NTHWC"):
-        common.refuse(f"LAYOUT is {LAYOUT!r}, possible are NCTHW, NTHWC and, for what the model says, nothing")
+    if LAYOUT not in ("", *model_io.LAYOUTS):
+        possible = ", ".join(model_io.LAYOUTS)
+        common.refuse(f"LAYOUT is {LAYOUT!r}, possible are {possible} and, for what the model says, nothing")
     path = model_file()
     own_onnx.check_wanted(wanted_of_onnx())
     clips = find_clips()

@@ -9,23 +9,31 @@ from pathlib import Path
 
 import common
 
+# in which models take their clips: the dimensions in their order; tensors lie in the first one
+OURS, *_ = LAYOUTS = ("NCTHW", "NTHWC")
+
 
 def layout_of(shape):
-    """"NCTHW" or "NTHWC", the layout of an RGB clip's five dimensions; None for any other shape."""
+    """The one of LAYOUTS that an RGB clip's five dimensions have; None for any other shape."""
     if shape is None or len(shape) != 5:
         return None
-    return "NTHWC" if shape[4] == 3 else "NCTHW" if shape[1] == 3 else None
+    return next((layout for layout in reversed(LAYOUTS) if shape[layout.index("C")] == 3), None)
+
+
+def shape_in(layout, shape):
+    """The shape of a clip, as NCTHW, in a layout."""
+    return tuple(shape[OURS.index(dimension)] for dimension in layout)
 
 
 def ncthw(shape):
-    """The shape of a clip with its channels first; other shapes as they are."""
-    shape = tuple(shape)
-    return (shape[0], shape[4], *shape[1:4]) if layout_of(shape) == "NTHWC" else shape
+    """The shape of a clip as NCTHW; other shapes as they are."""
+    layout = layout_of(shape)
+    return tuple(shape[layout.index(dimension)] for dimension in OURS) if layout else tuple(shape)
 
 
 def in_layout(clip, shape):
     """A clip (1, 3, T, H, W) in the layout of `shape`, as a view."""
-    return clip.transpose(0, 2, 3, 4, 1) if layout_of(shape) == "NTHWC" else clip
+    return clip.transpose([OURS.index(dimension) for dimension in layout_of(shape) or OURS])
 
 
 def io_of(model):

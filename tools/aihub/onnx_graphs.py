@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import common
 
+from aihub import model_io
 from aihub.service import is_emulated
 
 
@@ -120,8 +121,7 @@ def only_input(graph, path):
 
 def clip_that_fits(dims, clip_shape):
     """`clip_shape`, an RGB clip as NCTHW, in the layout that the `dims` of an input allow; None if they allow none."""
-    n, c, *rest = clip_shape
-    for wanted in ((n, c, *rest), (n, *rest, c)):
+    for wanted in (model_io.shape_in(layout, clip_shape) for layout in model_io.LAYOUTS):
         if len(dims) == 5 and all(a in (None, b) for a, b in zip(dims, wanted)):
             return wanted
     return None

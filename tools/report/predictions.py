@@ -13,7 +13,7 @@ from common.names import composed, shortened
 
 import numpy as np
 
-from aihub import logits_file, tensors
+from aihub import logits_file, model_io, tensors
 from torchvision_patches import clip
 
 OF_MODEL = ("precision", "checkpoint", "checkpoint_sha256", "train_splits", "compile_job")  # and its model's .json
@@ -114,7 +114,7 @@ def refuse_other_clips(predictions, manifest, rows):
     shape = json.loads(described)["input"]["shape"] if described else ()
     if len(shape) != 5:
         return
-    frames = shape[1] if shape[4] == 3 else shape[2]  # NTHWC or NCTHW
+    frames = model_io.ncthw(shape)[2]
     others = {row["shape"][2] for row in rows if "shape" in row} - {frames}
     if others:
         common.refuse(
