@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from torchvision_patches.decoding import facts_of, frames_and_rotation
-from torchvision_patches.frame_rule import RULE_VERSION, sampled_frames
+from torchvision_patches.frame_rule import RULE_VERSION, sampled_frames, spread
 from torchvision_patches.spatial_numpy import resize_and_crop_array, resized_size
 
 DEFAULT_MODEL = "r2plus1d_18"  # the contest's
@@ -145,7 +145,9 @@ def first_clip(path, description):
     Raises UnreadableVideo if the file, or one of the clip's frames, cannot be read.
     """
     facts = facts_of(path)
-    pts, indices = (column[: description.clip_len] for column in frames_to_read(facts, description))
+    pts, indices = frames_to_read(facts, description)
+    start = int(spread(len(pts) - description.clip_len + 1, 1)[0])
+    pts, indices = (column[start : start + description.clip_len] for column in (pts, indices))
     frames, rotation = frames_and_rotation(path, pts, indices, rotate=description.rotate)
     times = ((pts - facts.pts[0]) * facts.tick).round(6).tolist()
     pixels = resized_and_cropped(frames, description)

@@ -34,8 +34,9 @@ def sampled_frames(num_video_frames, clip_len, fps, frame_rate):
     return np.arange(num_video_frames)[numbers]
 
 
-def windows(values, clip_len, step):
-    """All windows of `clip_len` consecutive values, `step` apart: a view (clips, clip_len); none of fewer values."""
-    if len(values) < clip_len:
-        return np.empty((0, clip_len), values.dtype)
-    return np.lib.stride_tricks.sliding_window_view(values, clip_len)[::step]
+def spread(num_windows, number):
+    """Which windows of a video stand for it: `number` of them, evenly spread; a single one is the first, as is scored.
+
+    num_windows: of one video, or of each of several, int64 (videos,). Returns int64 (number,) or (videos, number).
+    """
+    return np.arange(number) * (np.asarray(num_windows)[..., None] - 1) // max(1, number - 1)

@@ -21,6 +21,7 @@ import frame_cache
 import processes
 import splits
 import utils
+from torchvision_patches.frame_rule import spread
 from torchvision_patches.video_utils import UnreadableVideo, VideoClips, index_videos
 
 MAX_REPLACEMENTS = 10  # clips that are tried in place of one that does not decode
@@ -55,9 +56,9 @@ class KineticsWithVideoId(VisionDataset):
     map numbers them. Items are asked for by (clip index, seed); all randomness of an item comes from its seed.
     With `replace_bad`, a clip that does not decode is replaced by one of another video of the same class.
 
-    labels, counts, starts: int64 (videos,), class index, number of clips and first clip of each video. They are
-    tensors, not lists, because each worker that reads a list's objects changes their reference counts, and so copies
-    the memory that it shares with the others.
+    labels, counts, starts, scored: int64 (videos,), class index, number of clips, first clip and the clip that the
+    contest scores, of each video. They are tensors, not lists, because each worker that reads a list's objects changes
+    their reference counts, and so copies the memory that it shares with the others.
     """
 
     def __init__(self, root, samples, video_clips, transform, replace_bad=False):
@@ -66,6 +67,7 @@ class KineticsWithVideoId(VisionDataset):
         ends = torch.tensor(video_clips.cumulative_sizes)
         self.starts = torch.cat([ends.new_zeros(1), ends[:-1]])
         self.counts = ends - self.starts
+        self.scored = self.starts + torch.from_numpy(spread(self.counts.numpy(), 1)[:, 0])
         self.labels = torch.tensor([label for _, label in samples])
         usable = self.counts.nonzero()[:, 0]
         self.by_label = usable[self.labels[usable].argsort(stable=True)]  # usable videos in the order of their labels
@@ -185,7 +187,7 @@ def val_clips(dataset, clips_per_video, rank=0, world_size=1):
     a sampler. It may be empty.
     """
     usable = dataset.counts > 0
-    places = torch.arange(clips_per_video) * (dataset.counts[usable, None] - 1) // max(1, clips_per_video - 1)
+    places = torch.from_numpy(spread(dataset.counts[usable].numpy(), clips_per_video))
     clips = (dataset.starts[usable, None] + places).flatten()
     return [(clip, 0) for clip in clips[rank::world_size].tolist()]
 

@@ -130,7 +130,7 @@ def evaluate(model, loader, bad_videos, args, header="Test:", exact=True):
         loss = nn.functional.cross_entropy(output, targets, reduction="sum")
         totals[:4] += torch.stack([loss, right[:, 0].sum(), right.sum(), loss.new_tensor(len(clips))])
         video_scores.index_add_(0, video_idx, output.softmax(1))
-        is_first = (batch.clip_idx == dataset.starts[batch.video_idx]).to(args.device)[:, None]
+        is_first = (batch.clip_idx == dataset.scored[batch.video_idx]).to(args.device)[:, None]
         first_logits.index_add_(0, video_idx, output * is_first)
         first_seen.index_add_(0, video_idx, is_first.double())
         metric_logger.meters["acc1"].update(100 * right[:, 0].float().mean(), len(clips))
