@@ -21,7 +21,6 @@ import common
 
 # onnxruntime-qnn 2.6.0 carries QAIRT 2.50, as AI Hub does; 2.7.0 carries 2.51, whose binaries 2.50 refuses
 WHEELS = {"onnxruntime-qnn": "2.6.0", "onnxruntime": "1.24.4", "flatbuffers": "25.12.19"}
-QAIRT = "2.50"
 # {SoC number: chip}: what these wheels compile a float network for, each of 0 to 150 tried once; names are theirs
 SOCS = {
     36: "SM8450", 39: "SA8295", 41: "SM7450", 42: "SM8475", 43: "SM8550", 52: "SA8255", 53: "SXR2230P", 57: "SM8650",
