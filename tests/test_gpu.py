@@ -5,6 +5,7 @@ import torch
 
 from test_train import FAST, before, load, metrics_of, train, videos  # noqa: F401
 from test_training_run import reference  # noqa: F401
+from test_training_run import test_padded_channels_change_rounding_only as padded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 ON_GPU = [*FAST, "--device", "cuda", "--batch-size", 4, "--epochs", 2, "--lr-warmup-epochs", 0]
@@ -40,14 +41,14 @@ def test_validation_is_that_of_the_cpu(videos, trained, tmp_path):  # noqa: F811
     assert metrics_of(trained[1])[-1]["num_videos"] == 13
 
 
-@pytest.mark.parametrize("name", ["r2plus1d_18", "mc3_18"])
-def test_folding_changes_rounding_only(reference, name):  # noqa: F811
-    """In float32, and not by more than bfloat16 itself in bfloat16."""
+@pytest.mark.parametrize(("name", "multiple"), [("r2plus1d_18", 1), ("mc3_18", 1), ("r2plus1d_18", 8)])
+def test_folding_changes_rounding_only(reference, name, multiple):  # noqa: F811
+    """In float32, and not by more than bfloat16 itself in bfloat16; with padded channels, too."""
     args = reference.train.get_args_parser().parse_args(["--data-path", ".", "--model", name, "--device", "cuda"])
     args.distributed = False
     reference.settings.complete(args, None, range(92))
     networks = {}
-    for args.fold_frozen in False, True:
+    for args.fold_frozen, args.pad_channels in (False, 1), (True, multiple):
         torch.manual_seed(0)
         networks[args.fold_frozen] = reference.models.make_model(args, None)
         reference.models.set_train_mode(networks[args.fold_frozen], args)
@@ -65,6 +66,22 @@ def test_folding_changes_rounding_only(reference, name):  # noqa: F811
     torch.testing.assert_close(outputs[torch.float32, True], exact, rtol=1e-4, atol=1e-4 * exact.abs().max().item())
     errors = [(outputs[torch.bfloat16, fold] - exact).norm() / exact.norm() for fold in (False, True)]
     assert errors[1] < 1.5 * errors[0] < 0.03, errors
+
+
+@pytest.mark.parametrize(("multiple", "flat"), [(8, False), (8, True), (32, False)])
+def test_padded_channels_change_rounding_only_here_too(reference, multiple, flat):  # noqa: F811
+    with torch.device("cuda"):
+        padded(reference, multiple, flat, None)
+
+
+def test_float16_is_scaled_and_resumes(videos, tmp_path):  # noqa: F811
+    """As on a GPU without bfloat16."""
+    flags = ["--data-path", videos, *ON_GPU, "--amp", "--fold-frozen", "--output-dir", tmp_path]
+    in_float16 = before("import models, torch; models.amp_dtype = lambda args: torch.float16")
+    train(*flags, "--epochs", 1, first=in_float16)
+    assert load(tmp_path / "checkpoint.pth")["scaler"]["scale"] > 1
+    out, err = train(*flags, "--resume", "auto", "--epochs", 2, first=in_float16)
+    assert "1 epochs behind it; 1 to go" in out and "Warning" not in err, err
 
 
 def test_all_layers_from_workers_and_the_cache(videos, tmp_path):  # noqa: F811

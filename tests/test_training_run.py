@@ -25,6 +25,7 @@ import warm_python
 from conftest import REPO
 from make_videos import write_video
 from test_train import CLASSES, FAST, TRAIN, before, command, environment, load, metrics_of, slurm, train
+from torchvision_patches import networks
 from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.video_utils import VideoClips
 
@@ -263,31 +264,56 @@ def test_folding_frozen_batchnorm_changes_rounding_only(reference):
     assert torch.equal(copy.deepcopy(folded)(clips), folded(clips))
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_padded_channels_change_rounding_only(reference, flat):
-    """Outputs, gradients, statistics, in training and validation; names, values and number of weights stay."""
+def test_statistics_of_padded_channels_are_recomputed_alike(reference):
+    flags = ["--model", "r2plus1d_18", "--trainable-layers", "all", "--pad-channels"]
+    batches, found = [(torch.rand(2, 3, 4, 28, 28), torch.zeros(2)) for _ in range(2)], []
+    for multiple in 1, 8:
+        args = small_args(reference, *flags, multiple)
+        torch.manual_seed(0)
+        model = reference.models.make_model(args, None)
+        reference.models.recompute_statistics(model, batches, lambda clips, targets: (clips, targets), args)
+        found.append(dict(model.named_buffers()))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "flat", "learning"),
+    [(8, False, None), (16, False, ("layer4", "fc")), (32, False, None), (8, True, None)],
+)
+def test_padded_channels_change_rounding_only(reference, multiple, flat, learning):
+    """Outputs, gradients, statistics, a step of the optimizer and its state, in training and validation.
+
+    Names, values and number of weights stay. learning: children, None for all.
+    """
     torch.manual_seed(0)
     plain = torchvision.models.get_model("r2plus1d_18", num_classes=5)
     fast = copy.deepcopy(plain)
-    reference.layers.pad_channels(fast, 8, flat)
+    reference.layers.pad_channels(fast, multiple, flat)
     assert fast.state_dict().keys() == plain.state_dict().keys()
     assert [p.shape for p in fast.parameters()] == [p.shape for p in plain.parameters()]
-    seen = []
+    seen = set()
     for module in fast.modules():
         if isinstance(module, torch.nn.BatchNorm3d):
-            module.register_forward_hook(lambda _, inputs, output: seen.append(output.shape[1]))
+            module.register_forward_hook(lambda _, inputs, output: seen.add(output.shape[1]))
     clips = torch.randn(2, 3, 4, 32, 32).contiguous(memory_format=torch.channels_last_3d)
-    outputs = []
+    outputs, optimizers = [], []
     for model in plain, fast:
         model.double()  # float32 rounds by 1e-5 itself, and differently in each form
+        for name, child in model.named_children():
+            child.requires_grad_(not learning or name in learning).train(not learning or name in learning)
+        optimizers.append(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01, momentum=0.9))
         outputs.append(model(clips.double()))
         outputs[-1].square().sum().backward()
-    assert not [channels for channels in seen if channels % 8] and 48 in seen and 928 in seen, seen
+    middle = {reference.layers.up_to(channels, multiple) for channels in (45, 144, 230, 288, 460, 576, 921, 1152)}
+    assert seen == middle | {64, 128, 256, 512}
     torch.testing.assert_close(outputs[1], outputs[0], atol=1e-9, rtol=1e-9)
     for (name, ours), theirs in zip(fast.named_parameters(), plain.parameters()):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-9, rtol=1e-7, msg=name)
-    for name, value in fast.state_dict().items():
-        torch.testing.assert_close(value, plain.state_dict()[name], atol=1e-9, rtol=1e-9, msg=name)
+    for optimizer in optimizers:
+        optimizer.step()
+    torch.testing.assert_close(optimizers[1].state_dict(), optimizers[0].state_dict(), atol=1e-9, rtol=1e-7)
+    torch.testing.assert_close(fast.state_dict(), plain.state_dict(), atol=1e-9, rtol=1e-7)
+    plain.load_state_dict(fast.state_dict())
     for model in plain, fast:
         model.eval().float()
     with torch.no_grad():
@@ -309,13 +335,41 @@ def test_every_batchnorm_is_folded_and_its_relu_on_gpus(reference, monkeypatch, 
                 values.normal_()
             for values in module.running_var, module.weight.data:
                 values.uniform_(0.5, 2.0)
-    clips = torch.rand(1, 3, 4, 28, 28)
-    for on_gpu, multiple in (False, 1), (True, 1), (False, 8), (True, 8):
+    clips = torch.rand(1, 3, 4, 28, 28).double()
+    model.double()
+    for on_gpu, multiple in (False, 1), (True, 1), (False, 8), (True, 16), (True, 32):
         folded = reference.layers.folded(copy.deepcopy(model), on_gpu, multiple)
         kinds = {type(module) for module in folded.modules()}
         assert torch.nn.BatchNorm3d not in kinds and (torch.nn.ReLU in kinds) != on_gpu
         with torch.no_grad():
-            torch.testing.assert_close(folded(clips), model(clips), atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(folded(clips), model(clips), atol=1e-9, rtol=1e-9)
+
+
+# --- a GPU, stubbed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("capability", "usable"),
+    [((6, 0), False), ((7, 5), True), ((8, 9), True), ((9, 0), True), ((11, 0), False), ((13, 0), True)],
+)
+def test_a_gpu_that_torch_is_not_built_for_is_named(reference, monkeypatch, capsys, capability, usable):
+    """Otherwise a run ends in "no kernel image is available" after it has indexed all videos."""
+    built = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_100", "sm_120", "compute_120"]
+    answers = {"is_available": True, "device_count": 1, "get_device_capability": capability, "get_arch_list": built}
+    for name, answer in (answers | {"get_device_name": "Tesla P100"}).items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    args = reference.train.get_args_parser().parse_args(["--data-path", "."])
+    assert networks.device() == ("cuda" if usable else "cpu")
+    if usable:
+        assert reference.models.settle_device(args) is None and not capsys.readouterr().out
+        return
+    with pytest.raises(SystemExit) as e:
+        reference.models.settle_device(args)
+    said = capsys.readouterr()
+    about = f"this torch is not built for Tesla P100, compute capability {capability[0]}.{capability[1]}, but for sm_75"
+    assert e.value.code == 2 and f"error: --device cuda: {about}" in said.err
+    assert said.out.startswith(about) and said.out.endswith(": the CPU computes\n")
 
 
 # --- the recipe -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""The video networks that there are: torchvision's registry, with ours in it, and how they lie in memory."""
+"""The video networks that there are, torchvision's registry with ours in it; how they lie in memory, and where."""
 
 import functools
+import re
 
 import torch
 from torchvision.models import get_model_weights, list_models
@@ -18,6 +19,29 @@ def video_networks():
 def takes_clips(name):
     """Whether the preset of a network's newest weights is torchvision's for videos: it says sizes, mean and std."""
     return getattr(get_model_weights(name).DEFAULT.transforms, "func", None) is VideoClassification
+
+
+def lacking_for(number=0):
+    """What torch lacks to compute on a GPU, "" where it can: a build has code for some compute capabilities only."""
+    if not torch.version.cuda:  # AMD's have other names
+        return ""
+    own, built = torch.cuda.get_device_capability(number), torch.cuda.get_arch_list()
+    for kind, digits in re.findall(r"(sm|compute)_(\d+)", " ".join(built)):
+        made_for = divmod(int(digits), 10)
+        # code runs on later ones of the same major number, its intermediate form on all later ones
+        if made_for <= own and (kind == "compute" or made_for[0] == own[0]):
+            return ""
+    name = f"{torch.cuda.get_device_name(number)}, compute capability {own[0]}.{own[1]}"
+    return f"this torch is not built for {name}, but for {' '.join(built)}"
+
+
+def device():
+    """"cuda" where torch can compute on the first GPU, else "cpu"; a GPU that it cannot use is named."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    if reason := lacking_for():
+        print(f"{reason}: the CPU computes", flush=True)
+    return "cpu" if reason else "cuda"
 
 
 def channels_last(network):

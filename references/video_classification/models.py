@@ -198,6 +198,8 @@ def settle_device(args):
             f"--device {args.device}: torch finds {torch.cuda.device_count()} CUDA devices here, counted from 0; leave "
             f"out the flag to use the first, or the CPU"
         )
+    if args.device != "cpu" and (reason := networks.lacking_for(number)):
+        common.refuse(f"--device {args.device}: {reason}; take another GPU, or --device cpu")
     if args.use_deterministic_algorithms:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
     torch.use_deterministic_algorithms(args.use_deterministic_algorithms)
@@ -217,9 +219,11 @@ def float32_on_gpu():
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = matmul.allow_tf32
     matmul.allow_tf32 = False
-    with cudnn.flags(True, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
-        yield
-    matmul.allow_tf32 = before
+    try:
+        with cudnn.flags(True, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def make_optimizer(model, args):

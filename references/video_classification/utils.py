@@ -91,7 +91,7 @@ class MetricLogger:
             text += f"  {achieved / 1e9:,.0f} GFLOP/s"
             if peak := peak_of_gpu():
                 text += f" (MFU {100 * achieved / peak:.1f} %)"
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             text += f"  max mem: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
         return text
 
@@ -113,8 +113,8 @@ PEAKS |= {"RTX 4090": 165e12, "RTX 3090": 71e12, "A10": 125e12, "T4": 65e12}
 
 
 def peak_of_gpu():
-    """Dense 16-bit FLOP/s of the current GPU by its name; None for an unknown one, or without a GPU."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    """Dense 16-bit FLOP/s of the current GPU by its name; None for an unknown one, or where the CPU computes."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_initialized() else ""
     return next((peak for known, peak in PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
 
 

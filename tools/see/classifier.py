@@ -74,7 +74,7 @@ def load_torch(paths, weights, mirrored):
     from qevd_r2plus1d import Model
     from torchvision_patches import networks
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = networks.device()
     torch.backends.cudnn.allow_tf32 = False  # logits would differ from the CPU's by a thousandth
     model = Model.from_pretrained(paths, weights=weights, mirrored=mirrored, data_dir="").eval()
     networks.channels_last(model.to(device))

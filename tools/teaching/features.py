@@ -55,7 +55,8 @@ def load_backbone(source, model_name, num_classes, rotate, keep_aspect):
     said = ", ".join(f"{field} {clip.in_words(getattr(description, field))}" for field in clip.OF_PIXELS[:-1])
     print(f"clips: {said}" + (f"; {source} does not say {', '.join(assumed)}" if assumed else ""))
     name, last = last_layer(network)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = networks.device()
+    torch.backends.cudnn.allow_tf32 = False  # features would differ from the CPU's by a thousandth
     network = networks.channels_last(network.eval().to(device))
     return Backbone(network, last, description, digest_of(network, name))
 
