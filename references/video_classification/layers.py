@@ -1,6 +1,7 @@
 """How layers compute what they do: with BatchNorm folded in, or with channels that tensor cores like; same weights.
 
-Nothing here is seen in a state_dict, the optimizer or the number of parameters.
+Nothing here is seen in a state_dict, the optimizer or the number of parameters. Padded channels and 2-D views are off
+until tests/benchmarks/bench_gpu.py has measured on a GPU what they gain.
 """
 
 import copy

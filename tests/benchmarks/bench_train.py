@@ -30,6 +30,7 @@ sys.path[:0] = [str(REPO / folder) for folder in ("references/video_classificati
 
 import common
 from common import machine
+from common.held_out import NOTHING
 
 import torch
 
@@ -76,7 +77,7 @@ def parse_train_args(root, options, layers=("all",), more=(), cache=""):
 def make_loader(args, passes=1, preset=presets.for_training):
     """train.py's loader over `passes` epochs at once."""
     class_map = common.load_class_map(args.class_map)
-    dataset = datasets.load_dataset("train", class_map, preset(args), utils.BadVideos(0.0), args)
+    dataset = datasets.load_dataset("train", class_map, preset(args), utils.BadVideos(0.0), args, NOTHING)
     clips = [clip for _ in range(passes) for clip in datasets.TrainSampler(dataset, 1, 0)]
     return datasets.make_loader(dataset, clips, args)
 
