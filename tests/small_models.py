@@ -6,7 +6,8 @@ import json
 import warnings
 from pathlib import Path
 
-import h5py
+import common
+
 import numpy as np
 import onnx
 import pytest
@@ -149,7 +150,7 @@ def compile_and_save(hub, folder, runtime, **options):
 
 def read_h5(path):
     """(logits float32 (clips, classes), tensor paths) of run_inference.py's output."""
-    with h5py.File(path, "r") as file:
+    with common.open_hdf5(path)[0] as file:
         group = file["data/0"]
         assert set(group) == {f"batch_{i}" for i in range(group.attrs["batch_count"])}
         logits = np.concatenate([group[f"batch_{i}"][()] for i in range(group.attrs["batch_count"])])

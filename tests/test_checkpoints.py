@@ -12,6 +12,7 @@ from common import checkpoints
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save, save_file
 from torch.optim import SGD, lr_scheduler
 
@@ -79,6 +80,20 @@ def test_safetensors_are_told_by_their_content(tmp_path):
     assert '"model." before each name' in words[0] and checkpoints.num_outputs(loaded) == 3
 
 
+def test_bare_weights_tell_their_network(tmp_path):
+    """Whatever their classes; what a checkpoint says of its network counts, though."""
+    weights = torchvision.models.get_model("mc3_18", num_classes=7).state_dict()
+    for content, said in (
+        ({"state_dict": weights}, "the network is mc3_18 by its weights"),
+        (weights, "the network is mc3_18 by its weights"),
+        ({"model": weights, "args": {"model": "other"}}, ""),
+    ):
+        words = []
+        torch.save(content, tmp_path / "bare.ckpt")
+        loaded = checkpoints.load_checkpoint(tmp_path / "bare.ckpt", say=words.append)
+        assert said in "".join(words) and loaded.get("model_name") == ("mc3_18" if said else None)
+
+
 def test_the_winners_published_form(tmp_path):
     """torchvision's own keys, with a Namespace, the states of a stepped optimizer and of a schedule in two parts."""
     network = Network()
@@ -141,7 +156,9 @@ def test_a_file_that_is_no_weights_is_one_sentence(tmp_path, capsys, kind):
 
 
 def test_files_without_weights(tmp_path, capsys):
+    broken = WEIGHTS | {"fc.bias": torch.full((3,), torch.nan)}
     for name, content, said in (
+        ("broken", {"model": broken}, "has weights that are no numbers (fc.bias)"),
         ("epoch", {"epoch": 3, "args": {}}, "has no weights"),
         ("list", [1, 2], "has no weights"),
         ("scripted", None, "is TorchScript, which holds code"),

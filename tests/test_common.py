@@ -267,6 +267,10 @@ def test_shares():
 def test_launcher_variables_that_make_no_sense_are_refused(capsys):
     assert "WORLD_SIZE is None" in refused(capsys, machine.launcher, {"RANK": "0"})
     assert "'two'" in refused(capsys, machine.launcher, {"RANK": "0", "WORLD_SIZE": "two"})
+    for sizes in {"WORLD_SIZE": "0"}, {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "0"}:
+        assert "WORLD_SIZE is '0'" in refused(capsys, machine.launcher, {"RANK": "0"} | sizes)
+    step = array(1, 0, 3, 0, 4)
+    assert "SLURM_ARRAY_TASK_STEP is '0'" in refused(capsys, machine.launcher, step)
     assert "process 8 of 8" in refused(capsys, machine.launcher, {"RANK": "8", "WORLD_SIZE": "8"})
 
 
@@ -275,11 +279,22 @@ def test_a_batch_script_without_srun_is_refused(capsys, monkeypatch):
     batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}
     for more in {}, array(1, 0, 3, 1, 4):
         assert "has 8 tasks" in refused(capsys, machine.launcher, batch | more)
+    shell = {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}
+    assert "has 8 tasks" in refused(capsys, machine.launcher, batch | shell)
+    assert machine.launcher(batch | shell | {"SLURM_STEP_NUM_TASKS": "8"}) == (0, 8, 0, 8)
     assert machine.launcher(batch | {"SLURM_NTASKS": "1"}) == (0, 1, 0, 1)
     assert machine.launcher({"SLURM_NTASKS": "8"}) == (0, 1, 0, 1), "a shell of salloc"
     for name, value in batch.items():
         monkeypatch.setenv(name, value)
     assert machine.num_workers() == machine.num_cores()
+
+
+def test_mpirun_is_refused(capsys):
+    for name in machine.OF_MPI:
+        assert "mpirun started 4 processes" in refused(capsys, machine.launcher, {name: "4"})
+        assert machine.launcher({name: "1"}) == (0, 1, 0, 1)
+    srun = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "PMI_SIZE": "2"}
+    assert machine.launcher(srun)[:2] == (1, 2), "srun --mpi=pmi2"
 
 
 def test_an_array_with_gaps_is_noticed(capsys):
@@ -355,7 +370,10 @@ def test_a_folder_goes_by_its_own_name_and_not_by_that_of_a_link_to_it(tree):
 
 
 def test_one_writer_at_a_time_also_where_there_are_no_locks(tmp_path, monkeypatch, capsys):
+    has_locks = common.has_locks(tmp_path)
     with common.only_writer(tmp_path / "new/out.h5", "--output-h5"):
+        if not has_locks:
+            pytest.skip("the file system has no locks: set TMPDIR to one that has")
         with pytest.raises(SystemExit) as stopped, common.only_writer(tmp_path / "new/out.h5", "--output-h5"):
             pass
         assert stopped.value.code == 2 and "pass another --output-h5" in capsys.readouterr().err

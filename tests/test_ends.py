@@ -1,8 +1,11 @@
 """How scripts start and end where something outside of them is odd: Ctrl-C, users, file systems, packages."""
 
+import fcntl
 import os
 import subprocess
 import sys
+
+import common
 
 import pytest
 
@@ -49,6 +52,22 @@ def test_a_file_system_that_refuses_is_one_sentence(tmp_path):
     assert ended.returncode == 2 and ended.stderr.startswith("error: ") and "too long" in ended.stderr, ended
     ended = python("import common; open('absent')")
     assert ended.returncode == 1 and "Traceback" in ended.stderr, ended
+
+
+def test_a_new_hdf5_file_needs_no_locks(tmp_path):
+    """A network drive may have none, and then h5py cannot make a file."""
+    with common.new_hdf5(tmp_path / "new.h5"), open(tmp_path / "new.h5") as other:
+        if common.has_locks(tmp_path):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_odd_settings_of_python_and_matplotlib(tmp_path):
+    """What a kernel leaves to what `!` starts, and -OO, which takes the text of --help away."""
+    environment = os.environ | {"MPLBACKEND": "module://not_installed_here", "PYTHONPATH": str(REPO / "tools")}
+    ended = python("import common; from matplotlib import pyplot; pyplot.figure()", env=environment)
+    assert ended.returncode == 0, ended.stderr
+    command = [sys.executable, "-OO", REPO / "tools/preprocess_and_save.py", "--help"]
+    assert "Turn a folder of videos" in subprocess.run(command, capture_output=True, text=True).stdout
 
 
 needs_root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can be another user")

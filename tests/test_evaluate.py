@@ -14,6 +14,7 @@ import sys
 import types
 import warnings
 
+import common
 from common import calibration
 
 import h5py
@@ -51,7 +52,7 @@ def write_inputs(folder, case=CASE, tensors=TENSORS):
 
 def write_h5(path, scores, paths=TENSORS, **attributes):
     """As run_inference.py writes it; paths None leaves them out."""
-    with h5py.File(path, "w") as file:
+    with common.new_hdf5(path) as file:
         for i, row in enumerate(scores):
             file.create_dataset(f"data/0/batch_{i}", data=np.array([row], np.float32), compression="gzip")
         file["data/0"].attrs.update({"name": "class_logits", "order": 0, "batch_count": len(scores)})

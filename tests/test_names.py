@@ -8,6 +8,8 @@ from common import names
 
 import pytest
 
+from test_training_run import reference  # noqa: F401
+
 BYTES = os.fsdecode(b"caf\xe9.mp4")
 
 
@@ -47,19 +49,46 @@ def test_look_alikes_are_grouped():
     assert names.composed(two) == one
     groups = ["'Squats' and 'squats' and 'squats '", f"{two!r} and {one!r}"]
     assert names.look_alikes(["squats", "Squats", "squats ", "jab", one, two]) == groups
-    assert names.look_alikes(["squats", "squat"]) == []
+    assert names.look_alikes(["squats", "squat", "squat-s", "squats_2"]) == []
+
+
+@pytest.mark.parametrize("name", ["ＳＱＵＡＴＳ", "squats.", "squats_", "squ\u0430ts", "squats\u200b", "squats\u00a0"])
+def test_look_alikes_of_other_characters(name):
+    assert names.look_alikes(["jab", "squats", name]) == [" and ".join(map(repr, sorted(["squats", name])))]
+    assert names.looks_like(name, ["jab", "squats"]) == " (it looks like 'squats', and is another name)"
+    assert names.looks_like(name, ["jab"]) == ""
 
 
 def test_class_maps_in_every_encoding_and_form(tmp_path, capsys):
     path, text = tmp_path / "map.json", json.dumps({"cafe\u0301": 0, "深蹲": 1}, ensure_ascii=False)
-    for encoding in "utf-8", "utf-8-sig", "utf-16":
-        path.write_text(text, encoding=encoding)
+    for encoding in "utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-16-le", "utf-32":
+        path.write_bytes(text.replace(", ", ",\r\n").encode(encoding))
         assert common.load_class_map(path) == {"caf\u00e9": 0, "深蹲": 1}, encoding
     path.write_text('{"squats": 0, "Squats": 1}')
     assert len(common.load_class_map(path)) == 2 and "almost one name: 'Squats' and 'squats'" in capsys.readouterr().out
     path.write_text(json.dumps({"cafe\u0301": 0, "caf\u00e9": 1}))
     with pytest.raises(SystemExit):
         common.load_class_map(path)
+    path.write_text('{"caf\u00e9": 0}', encoding="latin-1")
+    with pytest.raises(SystemExit):
+        common.load_class_map(path)
+    assert "save it as UTF-8" in capsys.readouterr().err
+
+
+def test_folders_may_be_composed_otherwise_than_their_class_map(tmp_path, capsys, reference):  # noqa: F811
+    """As macOS writes them; training and manifests go by the map's names."""
+    splits = reference.splits
+    for name in "cafe\u0301", "jab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "1.mp4").touch()
+    videos = splits.list_videos(tmp_path, "train", {"jab": 0, "caf\u00e9": 1}, "map.json")
+    assert [label for _, label in videos] == [1, 0]
+    row = {"video_path": "a", "label": "cafe\u0301", "tensor_path": "a.npy"}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(row))
+    assert common.read_manifest(tmp_path / "manifest.jsonl")[0]["label"] == "caf\u00e9"
+    with pytest.raises(SystemExit):
+        splits.list_videos(tmp_path, "train", {"Jab": 0, "caf\u00e9": 1}, "map.json")
+    assert "the first is 'jab' (it looks like 'Jab', and is another name). Move" in capsys.readouterr().err
 
 
 def test_a_refusal_shows_any_name(capsys):

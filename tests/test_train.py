@@ -491,7 +491,7 @@ def test_damaged_data(videos, tmp_path):
     assert "1 classes of val have no training video that can be read: jumping_jacks" in out
     (data / "val" / "Squats").mkdir()
     _, err = train(*flags, code=2)
-    assert "the first is Squats" in err and "--class-map" in err
+    assert "the first is 'Squats' (it looks like 'squats', and is another name)" in err and "--class-map" in err
     maker = next(line for line in err.splitlines() if line.startswith("  python -c"))
     assert maker.endswith(" > my_class_map.json")
     line = maker.removesuffix(" > my_class_map.json").replace("python", sys.executable, 1)

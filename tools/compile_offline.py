@@ -28,6 +28,7 @@ from pathlib import Path
 
 import common
 from common import flags, json_lines, machine
+from common.checkpoints import ENDINGS
 
 from aihub import logits_file, model_io, onnx_graphs, own_onnx, tensors
 from qualcomm import binary_runs, clip_runs, compiler, latency, sources
@@ -108,7 +109,7 @@ def source_named():
             f"there is no {path}: make it with `python tools/local_hub.py python tools/example_export.py`, or name a "
             f"--checkpoint, an .onnx file with --source, or an untrained network, say --model r2plus1d_18"
         )
-    if path.suffix in (".pth", ".pt"):
+    if path.suffix in ENDINGS:
         common.refuse(f"{path} looks like a checkpoint: name it with --checkpoint")
     is_onnx = path.suffix == ".onnx" and not onnx_graphs.read_hub_binary(path)
     uncompiled = sources.from_onnx(path, num_frames, precision) if is_onnx else sources.from_local_hub(path)

@@ -29,7 +29,7 @@ from pathlib import Path
 import common
 from common import finding, flags, machine, names
 from common.calibration import NOT_SURE, best, label_of
-from common.checkpoints import best_beside, load_checkpoint
+from common.checkpoints import ENDINGS, best_beside, load_checkpoint
 
 import numpy as np
 
@@ -54,7 +54,6 @@ TIMEOUT = 120  # seconds after which a video that does not finish decoding has f
 # ----------------------------------------------------------------------------------------------------------------------
 
 BAR = 30  # characters of the longest bar in the terminal
-CHECKPOINTS = ".pth", ".pt", ".safetensors"  # what see/classifier.py takes for one
 YES_NO = "no", "yes"
 WITH_BARS = 10  # with more videos than these, each gets one line
 
@@ -70,7 +69,7 @@ def clip_description(classifier, path):
     wanted |= {} if ROTATE is None else {"rotate": ROTATE}
     if not wanted:
         return classifier.description
-    if Path(path).suffix in CHECKPOINTS:
+    if Path(path).suffix in ENDINGS:
         saved = load_checkpoint(path)
         _, untold = clip.described(saved, saved["args"])
     else:
@@ -224,6 +223,7 @@ def lines_of(video, clip, five, verdict):
     """What is printed of a video: its file, what is odd about it, and its five best classes with bars."""
     from see.drawing import about_rotation
 
+    five = [(names.printable(name), p) for name, p in five]
     width, about = max(len(name) for name, _ in five), f"{clip.num_frames / clip.fps:.1f} s, {clip.fps:.3g} fps"
     about += about_rotation(clip.rotation) + verdict
     lines = [f"\n{names.printable(video)}: {about}"]
@@ -233,13 +233,13 @@ def lines_of(video, clip, five, verdict):
 
 def line_of(video, five, verdict):
     """The one line of a video among many."""
-    two = ", ".join(f"{name} {100 * p:.1f} %" for name, p in five[:2])
+    two = ", ".join(f"{names.printable(name)} {100 * p:.1f} %" for name, p in five[:2])
     return f"{names.printable(video)}: {two}{verdict}"
 
 
 def verdict_on(five, sure, label):
     """Whether the network is not sure, and whether its best class is the one that the video's folder names, as text."""
-    verdict = "; right" if five[0][0] == label else f"; wrong: its folder is {label}"
+    verdict = "; right" if five[0][0] == label else f"; wrong: its folder is {names.printable(label)}"
     return f"; {NOT_SURE}" * (not sure) + verdict * bool(label)
 
 

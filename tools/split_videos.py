@@ -376,10 +376,10 @@ def report_sides(videos, class_map, done, failed):
     """Print the videos of each class and side in DEST, what a class lacks, what was done, and what failed."""
     there = [video for video in videos if os.path.lexists(video.target)]
     counts = {side: Counter(video.label for video in there if video.side == side) for side in SIDES}
-    width = max(5, *map(len, class_map))
+    width = max(5, *(len(printable(label)) for label in class_map))
     print(f"\n{'class':{width}}  {'train':>9}{'val':>9}")
     for label in filter(lambda label: counts["train"][label] + counts["val"][label], class_map):
-        print(f"{label:{width}}  {counts['train'][label]:>9,}{counts['val'][label]:>9,}")
+        print(f"{printable(label):{width}}  {counts['train'][label]:>9,}{counts['val'][label]:>9,}")
     train, val = counts["train"].total(), counts["val"].total()
     print(f"{'all':{width}}  {train:>9,}{val:>9,}   {val / max(1, train + val):.1%} val\n")
     if gone := [label for label in class_map if not any(counts[side][label] for side in SIDES)]:

@@ -4,7 +4,7 @@ import functools
 import re
 
 import torch
-from torchvision.models import get_model_weights, list_models
+from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.transforms._presets import VideoClassification
 
 from torchvision_patches import videomae  # noqa: F401  (registers its networks)
@@ -42,6 +42,25 @@ def device():
     if reason := lacking_for():
         print(f"{reason}: the CPU computes", flush=True)
     return "cpu" if reason else "cuda"
+
+
+@functools.cache
+def shapes_of(name):
+    """{name of a weight: its shape} of a network of the registry, and what those of its last layer begin with."""
+    with torch.device("meta"):
+        network = get_model(name)
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    return shapes, f"{list(dict(network.named_children()))[-1]}."
+
+
+def network_with(weights):
+    """The name of the video network that has exactly these weights but for its last layer, or None."""
+    for name in video_networks():
+        shapes, head = shapes_of(name)
+        same = shapes.keys() == weights.keys()
+        if same and all(shapes[key] == weights[key].shape for key in shapes if not key.startswith(head)):
+            return name
+    return None
 
 
 def channels_last(network):

@@ -12,6 +12,7 @@ import common
 from common import finding
 from common.groups import read_groups
 from common.held_out import NOTHING, HeldOut, held_out_name, read_held_out
+from common.names import composed, looks_like
 
 from torchvision_patches.video_utils import stamp
 
@@ -38,9 +39,10 @@ def list_videos(data_path, split, class_map, class_map_path, say=print):
             f"tools/refactor_dataset.py makes of QEVD and tools/split_videos.py of videos of your own"
         )
     folders = finding.class_folders(folder)
-    unknown = [name for name in folders if name not in class_map]
+    unknown = [name for name in folders if composed(name) not in class_map]
     if unknown:
-        what = f"{folder} has {len(unknown)} class folders that are not in {class_map_path}, the first is {unknown[0]}"
+        what = f"{folder} has {len(unknown)} class folders that are not in {class_map_path}, the first is "
+        what += f"{unknown[0]!r}{looks_like(unknown[0], class_map)}"
         if own := common.class_map_with(folders):
             common.refuse(f"{what}; {own} has them: add --class-map {own}")
         common.refuse(
@@ -50,7 +52,7 @@ def list_videos(data_path, split, class_map, class_map_path, say=print):
         )
     found = finding.find_videos(folder)
     paths = sorted(tuple(path.split("/")) for path in found.videos)  # by class: "-" comes before "/"
-    samples = [(str(folder / name / video), class_map[name]) for name, video in paths]
+    samples = [(str(folder / name / video), class_map[composed(name)]) for name, video in paths]
     if found.misplaced:
         say(f"{split}: {len(found.misplaced):,} videos are not in a class folder itself and left out")
     if found.failures:

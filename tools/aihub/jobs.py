@@ -52,7 +52,6 @@ def write_dataset(path, data_path, clips, digests, tensor):
 
     A few clips are in memory at a time, compressed in several threads. Exits with code 2 if one has changed meanwhile.
     """
-    import h5py
     import numpy as np
 
     def compressed(clip):
@@ -63,7 +62,7 @@ def write_dataset(path, data_path, clips, digests, tensor):
         return array.shape, array.dtype, zlib.compress(array.tobytes(), 1)
 
     at_once = 2 * machine.num_workers()
-    with ThreadPool(machine.num_workers()) as pool, h5py.File(path, "w") as file:
+    with ThreadPool(machine.num_workers()) as pool, common.new_hdf5(path) as file:
         group = logits_file.begin_samples(file, tensor["name"], len(clips))
         for start in range(0, len(clips), at_once):
             some = pool.map(compressed, clips[start : start + at_once], chunksize=1)

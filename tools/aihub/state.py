@@ -144,7 +144,7 @@ def write_result(path, chunks, state, output_name, attributes):
     import numpy as np
 
     clips = [clip for chunk in chunks for clip in chunk.clips]
-    with common.written_then_renamed(path) as temporary, h5py.File(temporary, "w") as file:
+    with common.written_then_renamed(path) as temporary, common.new_hdf5(temporary) as file:
         logits_file.write_logits(file, (row for chunk in chunks for row in state.logits(chunk.key)), clips, output_name)
         sizes = [f"{chunk.key} {len(chunk.clips)}" for chunk in chunks]
         file.create_dataset("chunks", data=sizes, dtype=h5py.string_dtype())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import common
-from common import machine
+from common import machine, names
 
 from aihub import model_io
 
@@ -57,7 +57,7 @@ def rows_for(model, folder, number, classes=None, description=None):
     known. Exits with code 2 and one sentence if the clips are of other classes, or were made otherwise.
     """
     rows = common.read_manifest(Path(folder, "manifest.jsonl"))
-    unknown = {row["label"] for row in rows} - set(classes or [row["label"] for row in rows])
+    unknown = {row["label"] for row in rows} - set(map(names.composed, classes or [row["label"] for row in rows]))
     if unknown:
         common.refuse(
             f"the clips in {folder} are of other classes than the {len(classes)} of {model}, say {min(unknown)!r}: "

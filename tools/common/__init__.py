@@ -5,7 +5,6 @@ package is not installed. It imports nothing but the standard library, so that `
 before anything is installed. No constant that a user edits.
 """
 
-import codecs
 import contextlib
 import csv
 import errno
@@ -77,9 +76,11 @@ def whose(path):
 
 def prepare_process():
     """What every script needs of its process: a sentence at its end, a terminal that takes any name, a user's name."""
-    # a kernel (Jupyter, Colab, Spyder) shows errors by itself, and its streams take every text
+    # a kernel (Jupyter, Colab, Spyder) shows errors by itself, and its streams take every text; what it starts by `!`
+    # inherits the name of its window for pictures, which need not be installed in this environment
     if "ipykernel" not in sys.modules:
         sys.excepthook = end_in_a_sentence
+        os.environ["MPLBACKEND"] = "agg"
     for stream in sys.stdout, sys.stderr:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -153,6 +154,13 @@ def open_hdf5(path):
     return h5py.File(path, "r", locking=False), because
 
 
+def new_hdf5(path):
+    """A new h5py.File to write that nobody else knows yet: it needs no lock, which a network drive may refuse."""
+    import h5py
+
+    return h5py.File(path, "w", locking=False)
+
+
 @contextlib.contextmanager
 def written_then_renamed(path):
     """Yield a temporary path beside `path`; rename it onto `path` when the block ends well, delete it otherwise.
@@ -214,9 +222,15 @@ def same_settings(file, settings, cure):
 
 
 def read_text(path):
-    """The text of a file in UTF-8, or in UTF-16 as Windows programs write it, without its byte-order mark."""
+    """The text of a file in UTF-8, UTF-16 or UTF-32, with a byte-order mark or without, as Windows programs write it.
+
+    Raises ValueError, a clause with the cure, for other bytes; which code page they are of, nothing tells.
+    """
     data = Path(path).read_bytes()
-    return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+    try:
+        return data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError:
+        raise ValueError("its text is in none of Unicode's encodings: save it as UTF-8") from None
 
 
 def class_map_with(labels, only_these=False):
@@ -277,7 +291,8 @@ def load_class_map(path):
 def read_manifest(path):
     """Read the rows of a manifest.jsonl, as preprocess_and_save.py writes it: one JSON object a line.
 
-    Returns a list of dicts with at least `video_path`, `label` and `tensor_path` (relative to the manifest's folder).
+    Returns a list of dicts with at least `video_path`, `label`, composed (names.composed), and `tensor_path`, relative
+    to the manifest's folder.
     Exits with code 2 and one sentence if the file is missing, empty or damaged.
     """
     path, rows = Path(path), []
@@ -287,7 +302,8 @@ def read_manifest(path):
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)  # of bytes: text that is not UTF-8 is a ValueError, too
-                rows.append(row | {key: row[key] for key in ("video_path", "label", "tensor_path")})
+                kept = {key: row[key] for key in ("video_path", "tensor_path")}
+                rows.append(row | kept | {"label": names.composed(row["label"])})
             except (ValueError, KeyError, TypeError) as e:
                 refuse(f"{path}, line {number}, is no manifest row ({e!r}); run tools/preprocess_and_save.py again")
     if not rows:

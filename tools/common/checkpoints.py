@@ -14,6 +14,7 @@ PLACES = ("model", "state_dict", "model_state_dict", "module", "ema", "model_ema
 # what a wrapper puts before each name: DataParallel and AveragedModel, Lightning, classifiers on a backbone
 PREFIXES = ("module.", "model.", "backbone.", "network.", "net.")
 WITHIN_NAMES = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of torch's own wrappers
+ENDINGS = (".pth", ".pt", ".ckpt", ".tar", ".safetensors")  # of files of weights
 HEADS = ("fc", "head", "classifier")  # what networks call their last layer
 
 
@@ -34,9 +35,12 @@ def load_checkpoint(path, where_else="name one that train.py wrote", say=print):
     if any(value.is_floating_point() and value.dtype.itemsize < 4 for value in weights.values()):
         changes.append("half precision as float32")
     weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-    weights, names_network = in_our_form(weights, changes)
+    if broken := [name for name, value in weights.items() if value.isnan().any()]:
+        refuse(f"{path} has weights that are no numbers ({shortened(broken, 3)}): take one from before, or train anew")
     args = content.get("args") if place else None
     args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+    is_told = place and (content.get("model_name") or args.get("model"))
+    weights, names_network = in_our_form(weights, changes, is_told)
     if place not in ((), ("model",)):
         changes.insert(0, f"the weights are those under {' in '.join(reversed(place))}")
     if changes:
@@ -89,7 +93,8 @@ def is_safetensors(path):
 
 
 def refuse_code(path, kind):
-    clean = f"c = torch.load({str(path)!r}, weights_only=False); torch.save({{'model': c['model']}}, 'clean.pth')"
+    weights = "c.state_dict() if hasattr(c, 'state_dict') else c.get('model', c.get('state_dict'))"
+    clean = f"c = torch.load({str(path)!r}, weights_only=False); torch.save({{'model': {weights}}}, 'clean.pth')"
     refuse(
         f"{path} holds a {kind} beside weights and plain values and is not loaded, because such a file could run code; "
         f'if you made it, save plain values (float(x), str(path)), or: python -c "import torch; {clean}"'
@@ -137,15 +142,18 @@ def with_plain_names(weights):
     return weights, changes
 
 
-def in_our_form(weights, changes):
-    """Weights of a form that torchvision_patches knows in its own, and {"model_name": network} where that tells it.
+def in_our_form(weights, changes, is_told=False):
+    """Weights of a form that torchvision_patches knows in its own, and {"model_name": network} where they tell it.
 
-    changes: gets what was done, as a text.
+    changes: gets what was done, as a text. is_told: whether the file itself says which network it is.
     """
-    from torchvision_patches import videomae
+    from torchvision_patches import networks, videomae
 
     if not videomae.is_hugging_face(weights):
-        return weights, {}
+        name = None if is_told else networks.network_with(weights)
+        if name:
+            changes.append(f"the network is {name} by its weights")
+        return weights, {"model_name": name} if name else {}
     weights, unused = videomae.from_hugging_face(weights)
     changes.append("a VideoMAE of Hugging Face's form" + (f", {shortened(unused, 3)} not used" if unused else ""))
     name = videomae.network_of(weights)

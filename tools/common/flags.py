@@ -53,7 +53,7 @@ def set_constants_from_flags(script, argv=None, words=None):
     Returns the names of the constants that a flag set.
     """
     source = Path(script["__file__"]).read_text(encoding="utf-8")
-    summary = script["__doc__"].strip().splitlines()[0]
+    summary = ast.get_docstring(ast.parse(source)).splitlines()[0]  # python -OO keeps no __doc__
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
     argv, booleans = list(sys.argv[1:] if argv is None else argv), set()
     constants = constants_of(source)

@@ -19,31 +19,38 @@ class Launcher(NamedTuple):
     local_world_size: int  # processes on this machine
 
 
+OF_MPI = "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"  # Open MPI; MPICH and Intel's; MVAPICH
+
+
 def launcher(environ=os.environ, array=True):
     """Read from the environment who started this process: Launcher(0, 1, 0, 1) where it stands alone.
 
     `torchrun` sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; `srun` sets SLURM_PROCID, SLURM_NTASKS,
     SLURM_LOCALID and SLURM_TASKS_PER_NODE; a SLURM array sets SLURM_ARRAY_TASK_ID, _MIN, _STEP and _COUNT, and each of
     its tasks may hold an `srun` of its own. `array=False` takes each task of an array for a run by itself, as training
-    does. Exits with code 2 and one sentence where the variables contradict one another, and in the script of a SLURM
-    job of several tasks, where one process runs and only `srun` would start the others.
+    does. Exits with code 2 and one sentence where the variables contradict one another, in the script of a SLURM job of
+    several tasks, where one process runs and only `srun` would start the others, and under `mpirun`, whose processes
+    would each do all.
     """
 
-    def number(name, default=None):
+    def number(name, default=None, least=0):
         value = environ.get(name, default)
-        try:
-            return int(value)
-        except (TypeError, ValueError):
-            refuse(f"{name} is {value!r} in the environment, a number is needed; torchrun and srun set it")
+        with contextlib.suppress(TypeError, ValueError):
+            if int(value) >= least:
+                return int(value)
+        needed = f"a number from {least} on" if least else "a number"
+        refuse(f"{name} is {value!r} in the environment, {needed} is needed; torchrun and srun set it")
 
     if "RANK" in environ or "WORLD_SIZE" in environ:
-        rank, world_size = number("RANK"), number("WORLD_SIZE")
-        local_world_size = number("LOCAL_WORLD_SIZE", world_size)
+        rank, world_size = number("RANK"), number("WORLD_SIZE", least=1)
+        local_world_size = number("LOCAL_WORLD_SIZE", world_size, 1)
         local_rank = number("LOCAL_RANK", rank % local_world_size)
     else:
         rank, world_size = number("SLURM_PROCID", 0), 1
         if "SLURM_PROCID" in environ:
-            world_size = number("SLURM_NTASKS", 1)
+            world_size = number("SLURM_NTASKS", 1, 1)
+        elif others := next((size for size in map(environ.get, OF_MPI) if size not in (None, "1")), None):
+            refuse(f"mpirun started {others} processes, each of which would do all: start them by torchrun or srun")
         if in_batch_script(environ):
             refuse(f"this SLURM job has {world_size} tasks, but one process was started: put srun before python, or "
                    f"ask for one task (--ntasks 1)")  # fmt: skip
@@ -52,8 +59,8 @@ def launcher(environ=os.environ, array=True):
         most = max(map(int, re.findall(r"(?:^|,)(\d+)", per_node)), default=1)
         local_rank, local_world_size = number("SLURM_LOCALID", rank), min(world_size, most)
         if array and "SLURM_ARRAY_TASK_COUNT" in environ:
-            count = number("SLURM_ARRAY_TASK_COUNT")
-            step = number("SLURM_ARRAY_TASK_STEP", 1)
+            count = number("SLURM_ARRAY_TASK_COUNT", least=1)
+            step = number("SLURM_ARRAY_TASK_STEP", 1, 1)
             task = (number("SLURM_ARRAY_TASK_ID") - number("SLURM_ARRAY_TASK_MIN", 0)) // step
             if task >= count:
                 refuse(f"task {task} of the SLURM array has no share: use a range, as --array 0-{count - 1}")
@@ -64,8 +71,12 @@ def launcher(environ=os.environ, array=True):
 
 
 def in_batch_script(environ=os.environ):
-    """Whether this is the script of a SLURM job of several tasks itself; in what `srun` starts, a step has a number."""
-    return environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in environ and "SLURM_STEP_ID" not in environ
+    """Whether this is the script, or the shell, of a SLURM job of several tasks itself, and no process of `srun`.
+
+    What `srun` starts has the number of a step; so may a shell of salloc, in a step of one task.
+    """
+    alone = "SLURM_STEP_ID" not in environ or environ.get("SLURM_STEP_NUM_TASKS") == "1"
+    return environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in environ and alone
 
 
 def num_cores():

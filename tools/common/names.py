@@ -1,5 +1,6 @@
 """How names and percentages are printed, how names are shortened, and when two are the same. A name is bytes."""
 
+import functools
 import hashlib
 import math
 import os
@@ -54,9 +55,27 @@ def class_name(label):
     return composed(label).strip().replace(" ", "_")
 
 
+# letters of Cyrillic and Greek that look like Latin ones, in lower case
+LATIN = str.maketrans("\u0430\u0441\u0435\u043e\u0440\u0445\u0443\u0456\u0455\u03bf\u03b1", "aceopxyisoa")
+
+
+@functools.lru_cache(10_000)
+def as_seen(name):
+    """What a reader takes a name for: without case, width, what cannot be seen, blanks and dots at its ends."""
+    seen = unicodedata.normalize("NFKC", name).casefold().translate(LATIN)
+    seen = "".join(c for c in seen if unicodedata.category(c) not in ("Cf", "Cc"))
+    return seen.replace(" ", "_").strip("_.")  # Windows takes dots off the end, too
+
+
 def look_alikes(names):
-    """["'Squats' and 'squats '", …] of the names that a reader may take for one: but for case, blanks, composition."""
+    """["'Squats' and 'squats '", …] of the names that a reader may take for one, as `as_seen` has them."""
     alike = {}
     for name in names:
-        alike.setdefault(class_name(name).casefold(), []).append(name)
+        alike.setdefault(as_seen(name), []).append(name)
     return [" and ".join(map(repr, sorted(same))) for same in alike.values() if len(same) > 1]
+
+
+def looks_like(name, others):
+    """A clause that names which of the `others` looks like a name that is none of them, "" if none does."""
+    like = next((other for other in others if as_seen(other) == as_seen(name)), None)
+    return "" if like is None else f" (it looks like {like!r}, and is another name)"

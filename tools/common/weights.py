@@ -4,11 +4,10 @@ import shutil
 import urllib.request
 from pathlib import Path
 
-from common import refuse, sha256_of, written_then_renamed
+from common import checkpoints, refuse, sha256_of, written_then_renamed
 from common.checkpoints import load_checkpoint, num_outputs
 from common.names import shortened
 
-ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors")  # of files, where a user names weights
 FILES_OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")  # as transformers saves a network
 WAIT = 20  # s for a server's next word
 
@@ -26,7 +25,7 @@ def path_of(name, once=alone):
     if Path(name).is_dir():
         found = next((path for path in (Path(name, file) for file in FILES_OF_A_FOLDER) if path.is_file()), None)
         return found or refuse(f"the folder {name} of --weights holds no {' or '.join(FILES_OF_A_FOLDER)}")
-    if Path(name).exists() or name.endswith(ENDINGS):
+    if Path(name).exists() or name.endswith((*checkpoints.ENDINGS, ".bin")):
         return Path(name)
     return once(lambda: from_hub(name)) if name.count("/") == 1 else None
 

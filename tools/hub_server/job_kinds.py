@@ -6,7 +6,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import h5py
+import common
+
 import numpy as np
 
 from aihub import logits_file, onnx_graphs
@@ -91,7 +92,7 @@ class Samples:
     """The samples of a dataset's HDF5 file, read one at a time: {input name: array}."""
 
     def __init__(self, path):
-        self.file = h5py.File(path, "r")
+        self.file, _ = common.open_hdf5(path)
         groups = sorted(self.file["data"].values(), key=lambda group: group.attrs.get("order", 0))
         self.groups = {group.attrs["name"]: group for group in groups}
         self.num_samples = int(groups[0].attrs["batch_count"]) if groups else 0
@@ -139,7 +140,7 @@ def run_inference_job(hub, job):
     dataset = hub.add_dataset(f"outputs of {job.id}")
     path = hub.folder / f"{dataset.dataset_id}.h5"
     microseconds = []
-    with open_dataset(hub, job) as samples, h5py.File(path, "w") as file:
+    with open_dataset(hub, job) as samples, common.new_hdf5(path) as file:
         samples.check(inputs)
         groups = [logits_file.begin_samples(file, t.name, samples.num_samples, k) for k, t in enumerate(outputs)]
         for i in range(samples.num_samples):

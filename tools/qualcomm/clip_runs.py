@@ -84,10 +84,9 @@ def compare(uncompiled, graph, binary, clips, outputs):
 
 def write_h5(path, rows, outputs, binary):
     """Write the logits in a binary's outputs of these rows as run_inference.py does."""
-    import h5py
 
     description = binary.description
-    with common.written_then_renamed(path) as temporary, h5py.File(temporary, "w") as file:
+    with common.written_then_renamed(path) as temporary, common.new_hdf5(temporary) as file:
         logits, paths = model_io.as_logits(outputs, description["output"]), [row["tensor_path"] for row in rows]
         logits_file.write_logits(file, logits, paths, description["output"]["name"])
         io = {key: description[key] for key in ("input", "output")}

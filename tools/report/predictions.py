@@ -9,7 +9,7 @@ from pathlib import Path
 
 import common
 from common import calibration
-from common.names import composed, shortened
+from common.names import composed, looks_like, shortened
 
 import numpy as np
 
@@ -91,8 +91,8 @@ def load_predictions(path, manifest, rows, class_map, allow_partial=False):
         notes.append(f"{path} names no tensors: its predictions were matched to the manifest by order")
         paths = [row["tensor_path"] for row in rows]
     index_of = {composed(name): index for index, name in enumerate(classes)}
-    labels = [index_of.get(composed(row["label"])) for row in rows]
-    kept, left_out = match(paths, unusable, rows, labels)
+    labels = [index_of.get(row["label"]) for row in rows]
+    kept, left_out = match(paths, unusable, rows, labels, classes)
     if len(paths) == len(kept) == 1 < len(rows):
         left_out = {}
         notes.append(f"{path} holds one prediction (USE_SINGLE_TENSOR): the figures are those of this clip alone")
@@ -209,8 +209,8 @@ def paths_of(file, path, numbers, rows, manifest):
 # --- what fits -------------------------------------------------------------------------------------------------------
 
 
-def match(paths, unusable, rows, labels):
-    """Join predictions to the manifest by tensor path; `labels` are the rows' class indices, None for no class.
+def match(paths, unusable, rows, labels, classes):
+    """Join predictions to the manifest by tensor path; `labels` are the rows' indices in `classes`, None for none.
 
     Returns ({manifest row: prediction row} of what can be evaluated, {what is left out: [name, …]}).
     """
@@ -227,7 +227,7 @@ def match(paths, unusable, rows, labels):
     kept = {}
     for clip, row in enumerate(rows):
         if labels[clip] is None:
-            name = f"{row['tensor_path']}: {row['label']}"
+            name = f"{row['tensor_path']}: {row['label']}{looks_like(row['label'], classes)}"
             left_out.setdefault("labels that are no class of the model", []).append(name)
         elif clip not in prediction_of:
             left_out.setdefault(logits_file.MISSING, []).append(row["tensor_path"])

@@ -129,9 +129,9 @@ class LabelledPicture:
         self.stream.codec_context.time_base = self.time_base
 
     def upright(self, frame):
-        """A frame as players show it, uint8 (H, W, 3), both even, as 4:2:0 needs it."""
+        """A frame as players show it, uint8 (H, W, 3), both even, as 4:2:0 needs it: the last row is there twice."""
         pixels = np.rot90(self.converter.rgb(frame), round(frame.rotation / 90))  # counter-clockwise
-        return pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2]
+        return np.pad(pixels, [(0, len(pixels) % 2), (0, pixels.shape[1] % 2), (0, 0)], "edge")
 
     def put(self, frame):
         pts = frame.pts

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import common
-from common import machine
+from common import checkpoints, machine
 from common.calibration import Calibration, calibration_of, softmax
 
 import numpy as np
@@ -57,7 +57,7 @@ def load(path, weights=(), mirrored=False):
                 f"there is no {path} (looked in {path.absolute().parent}); train.py writes a checkpoint, --checkpoint "
                 f"names it, or a compiled model"
             )
-    others = [path for path in paths if path.suffix not in (".pth", ".pt", ".safetensors")]
+    others = [path for path in paths if path.suffix not in checkpoints.ENDINGS]
     if not others:
         return load_torch(paths, weights, mirrored)
     if len(paths) > 1 or mirrored or weights:

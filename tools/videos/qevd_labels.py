@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
 import common
-from common.names import class_name, printable, shortened
+from common.names import class_name, looks_like, printable, shortened
 
 SPLITS = ("train", "val")
 KEYS = ("video_path", "label", "split")  # of a record of the release file
@@ -82,7 +82,7 @@ def why_refused(record, class_map):
     if "/" in label or "\\" in label:
         return f"label {label!r} contains a path separator"
     if class_name(label) not in class_map:
-        return f"label {label!r} is not in the class map"
+        return f"label {label!r} is not in the class map{looks_like(label, class_map)}"
     return name_of(record["video_path"])[1]
 
 
