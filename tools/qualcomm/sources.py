@@ -60,6 +60,11 @@ def check_network(name):
     if name not in networks.video_networks():
         known = ", ".join(networks.video_networks())
         common.refuse(f"there is no network {name!r} to compile; there are {known}")
+    check_memory(name)
+
+
+def check_memory(name):
+    """Exit with code 2 and one sentence where this machine has too little memory for the export of a network."""
     if name.startswith("mvit") and hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if memory < MVIT_BYTES:
@@ -113,6 +118,8 @@ def trained(checkpoints, frames, classes, precision, **vote):
 
     deployed = Model.from_pretrained(checkpoints, num_classes=classes, num_frames=frames, data_dir="", **vote)
     about = deployed.about()
+    for network in networks_of(deployed, about):
+        check_memory(network)
     made_of = [about["checkpoint_sha256"], about["weights"], about["vote_with"], about["mirrored"]]
     return UncompiledNetwork(
         name=deployed.bundle_id, made_from=" + ".join(map(str, checkpoints)),
