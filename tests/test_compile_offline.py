@@ -491,6 +491,8 @@ def test_layers_are_named_as_modules():
     names = {
         "/model/features/features.5/branch3/branch3.0/MaxPool": "features.5.branch3.0",
         "/layer1/layer1.0/conv1/conv1.0/Conv": "layer1.0.conv1.0",
+        "/model.0/features/features.1/MaxPool": "features.1",
+        "/model.1/fc/Gemm": "1.fc",
         "node_conv3d_7": "node_conv3d_7",
         "": "(no name)",
     }

@@ -238,12 +238,15 @@ def test_statistics_are_the_means_over_the_batches(reference):
 
 def test_short_epochs_recompute_them_and_long_ones_do_not(reference, capsys):
     args = small_args(reference, "--batch-size", 24, "--bn-clips", 100)
-    assert reference.models.batches_for_statistics(3, args) == 3
+    model = reference.models.make_model(args, None)
+    assert reference.models.batches_for_statistics(model, 3, args) == 3
     assert "an epoch has 3 steps" in capsys.readouterr().out
-    assert reference.models.batches_for_statistics(20, args) == 5
-    assert reference.models.batches_for_statistics(50, args) == 0
-    args.bn_clips = 0
-    assert reference.models.batches_for_statistics(3, args) == 0
+    assert reference.models.batches_for_statistics(model, 20, args) == 5
+    assert reference.models.batches_for_statistics(model, 50, args) == 0
+    args.trainable_layers = ["fc"]
+    assert reference.models.batches_for_statistics(model, 3, args) == 0, "no BatchNorm learns"
+    args.bn_clips, args.trainable_layers = 0, ["all"]
+    assert reference.models.batches_for_statistics(model, 3, args) == 0
 
 
 def test_folding_frozen_batchnorm_changes_rounding_only(reference):

@@ -20,6 +20,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 import shutil
 import signal
 import sys
@@ -211,8 +212,8 @@ def print_unsupported(error):
     print(f"error: Qualcomm's compiler refuses the network: {error}", file=sys.stderr)
     layers = {}
     for operation, node in error.unsupported:
-        layers.setdefault(operation, []).append(layer_of(node))
-    for operation, names in sorted(layers.items()):
+        layers.setdefault(operation, {})[layer_of(node)] = None  # each layer once, in order
+    for operation, names in sorted((operation, list(of_it)) for operation, of_it in layers.items()):
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         print(f"  {operation} of {', '.join(names[:6])}{more}", file=sys.stderr)
     if layers:
@@ -221,11 +222,11 @@ def print_unsupported(error):
 
 def layer_of(node):
     """The module that a traced node comes from: "/model/features/features.5/branch3/branch3.0/MaxPool" is of
-    features.5.branch3.0. Another exporter's name stays as it is.
+    features.5.branch3.0, "/model.1/fc/Gemm" of 1.fc, the second that votes. Another exporter's name stays as it is.
     """
     parts = [part for part in node.split("/") if part][:-1]
     parts = [part for part, after in zip(parts, parts[1:] + [""]) if not after.startswith(f"{part}.")]
-    return ".".join(parts).removeprefix("model.") or node or "(no name)"
+    return re.sub(r"^model\.(0\.)?", "", ".".join(parts)) or node or "(no name)"
 
 
 def print_report(binary):

@@ -129,13 +129,19 @@ def distributed(model, args):
     )
 
 
-def batches_for_statistics(steps, args):
+def norms_that_learn(model, args):
+    """The BatchNorm layers of --trainable-layers; transformers have none."""
+    children = [child for name, child in unwrapped(model).named_children() if learns(name, args)]
+    return [m for child in children for m in child.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def batches_for_statistics(model, steps, args):
     """Over how many batches BatchNorm's statistics are recomputed after each epoch; 0 where training's own will do.
 
     Those are averages over some 20 steps with weights that have moved on since, and in a run of a few steps still hold
     what they started from.
     """
-    if steps >= FEW_STEPS or not args.bn_clips:
+    if steps >= FEW_STEPS or not args.bn_clips or not norms_that_learn(model, args):
         return 0
     batches = math.ceil(args.bn_clips / (args.batch_size * args.world_size))
     batches = min(batches, steps * args.accumulate)
@@ -153,12 +159,12 @@ def recompute_statistics(model, batches, augment, args):
     batches: of the training loader; augment: what training does to them. Frozen layers are untouched.
     """
     set_train_mode(model, args)
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    norms = norms_that_learn(model, args)
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all
-    for clips, labels, *_ in batches:
+    for clips, labels, *_ in batches if norms else ():
         if len(clips):
             model(augment(clips.to(args.device), labels.to(args.device))[0])
     for norm, (momentum, steps) in zip(norms, before):

@@ -257,8 +257,8 @@ def train(args, checkpoint, class_map, held_out, bad_videos):
         folder = Path(args.data_path, "train")
         loader.dataset.teachers = teachers.Teachers(args.teacher_logits, loader.dataset, folder, classes, args)
     steps = math.ceil(len(loader) / args.accumulate)
-    bn_batches = models.batches_for_statistics(steps, args)
     learner = Learner(args, checkpoint, steps, classes)
+    bn_batches = models.batches_for_statistics(learner.raw, steps, args)
     start_epoch, best, last_metrics = args.start_epoch, -1.0, None
     if continued:
         start_epoch, best, last_metrics = checkpoint["epoch"] + 1, checkpoint["best_acc1"], checkpoint["metrics"]

@@ -21,11 +21,18 @@ from aihub.service import is_emulated
 def torch_to_onnx(module, shape, name="video"):
     """Trace a torch module on zeros, float32 `shape`; returns an onnx.ModelProto with one input `name`.
 
-    Opset 17 and the tracing exporter, as AI Hub's own packages do; the graph's nodes carry the modules' names.
+    Opset 17 and the tracing exporter, as AI Hub's own packages do; the graph's nodes carry the modules' names. Of a
+    module that writes to parts of a tensor they do not: it is traced as `program_to_onnx` does it.
     """
     import torch
 
-    return traced_to_onnx(module.eval(), (torch.zeros(shape),), input_names=[name], output_names=["class_probs"])
+    module, inputs = module.eval(), (torch.zeros(shape),)
+    with torch.no_grad():
+        program = torch.export.export(module, inputs)
+    names = dict(input_names=[name], output_names=["class_probs"])
+    if writes_parts(program):
+        return program_to_onnx(program, inputs, **names)
+    return traced_to_onnx(module, inputs, **names)
 
 
 def traced_to_onnx(module, inputs, **names):
@@ -40,15 +47,15 @@ def traced_to_onnx(module, inputs, **names):
     return onnx.load_from_string(content.getvalue())
 
 
-def program_to_onnx(program, inputs, input_names):
-    """A torch.export program as an onnx.ModelProto.
+def program_to_onnx(program, inputs, **names):
+    """A torch.export program as an onnx.ModelProto. names: as `traced_to_onnx` has them.
 
     Two things get lost in the tracing exporter and are put into other words: it cannot look into the list that
     tensor_split gives (MViT), and it forgets what is written in place to a part of a tensor (MViT, Swin).
     """
     import torch
 
-    if any(writes_a_part(node) for node in program.graph.nodes):
+    if writes_parts(program):
         program = program.run_decompositions({})  # nothing is in place any more
     module = program.module()
     aten = torch.ops.aten
@@ -58,18 +65,23 @@ def program_to_onnx(program, inputs, input_names):
     for node in module.graph.nodes:
         node.target = others.get(node.target, node.target)
     module.recompile()
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in traced_to_onnx
         traced = torch.jit.trace(module, inputs, check_trace=False)
-    return traced_to_onnx(traced, inputs, input_names=input_names)
+    return traced_to_onnx(traced, inputs, **names)
 
 
-def writes_a_part(node):
-    """Whether a node of a program writes in place to a slice or to another view of a tensor."""
+def writes_parts(program):
+    """Whether a node of a torch.export program writes in place to a slice or to another view of a tensor."""
     import torch
 
     views = (torch.ops.aten.slice.Tensor, torch.ops.aten.view.default, torch.ops.aten.select.int)
-    in_place = str(node.target).startswith("aten.") and str(node.target).split(".")[1].endswith("_")
-    return in_place and getattr(node.args[0], "target", None) in views
+
+    def writes(node):
+        in_place = str(node.target).startswith("aten.") and str(node.target).split(".")[1].endswith("_")
+        return in_place and getattr(node.args[0], "target", None) in views
+
+    return any(map(writes, program.graph.nodes))
 
 
 def with_slice(tensor, source, dim=0, start=None, end=None, step=1):

@@ -87,7 +87,7 @@ def exported_program_to_onnx(path, specs):
     specs = specs or own
     inputs = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in specs)
     try:
-        return onnx_graphs.program_to_onnx(program, inputs, [t.name for t in specs])
+        return onnx_graphs.program_to_onnx(program, inputs, input_names=[t.name for t in specs])
     except Exception as e:
         raise EmulatedJobError(f"the model does not run on inputs {listed(specs)}: {e}") from e
 
