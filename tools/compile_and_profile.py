@@ -47,9 +47,7 @@ def main():
         if SHARE:
             own_onnx.share_jobs(jobs, SHARE, service.is_emulated(device))
         options = service.job_options(service.qairt_version_of(target_model), INFERENCE_OPTIONS)
-        job = hub.submit_inference_job(target_model, device, profile=True, name=path.stem, options=options)
-        service.wait_for(job)
-        service.print_profile(job, device)
+        service.profile(hub, device, target_model, path.stem, options)
     if io:
         print(f"input     {model_io.describe(io['input'])}")
         print(f"output    {model_io.describe(io['output'])}")

@@ -105,7 +105,8 @@ def print_summary(report):
     for pair in report["confused_pairs"][:5]:
         print(f"  {pair['label']} taken for {pair['predicted']}: {pair['times']:,}, {pair['share']:.0f} % of the class")
     for mistake in report["mistakes"][:5]:
-        print(f"  {mistake['video_path']}: {figures.taken_for(mistake)}")
+        sure = f"taken for {mistake['predicted']}, {100 * mistake['confidence']:.1f} % sure"
+        print(f"  {mistake['video_path']}: {mistake['label']} {sure}")
 
 
 # --- the report folder -----------------------------------------------------------------------------------------------

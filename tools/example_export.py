@@ -28,6 +28,7 @@ from common import flags
 from common.checkpoints import best_beside
 
 from aihub import logits_file, model_io, own_onnx, service, tensors
+from aihub.jobs import logits_of
 
 # ----------------------------------------------------------------------------------------------------------------------
 checkpoint = ["./checkpoint.pth"]       # weights to export, as train.py wrote them; several vote, in one model
@@ -293,20 +294,8 @@ def compare_on_device(hub, hub_device, model, target_model, io, options=""):
         target_model, hub_device, inputs, profile=False, name=target_model.name, options=options
     )
     service.wait_for(job)
-    outputs = job.download_output_data() or {}
-    arrays = outputs.get(io["output"]["name"]) or next(iter(outputs.values()), [])
-    if len(arrays) != len(clips):
-        page = service.page_of(job)
-        raise service.JobFailedError(f"the inference job brought no output for its {len(clips)} clips; see {page}")
-    logits = np.concatenate([model_io.as_logits(array, io["output"]) for array in arrays])
+    logits = logits_of(job, job.get_status(), len(clips), io["output"], lambda _, call: call())
     print(f"on device against torch: {logits_file.in_words(logits_file.agreement(logits, expected), len(clips))}")
-
-
-def profile_on_device(hub, hub_device, target_model, options):
-    """Print latency, memory and the placement of the layers on the device; returns the latency in ms."""
-    job = hub.submit_inference_job(target_model, hub_device, profile=True, name=target_model.name, options=options)
-    service.wait_for(job)
-    return service.print_profile(job, hub_device)
 
 
 def print_result(result, path, bundle, io):
@@ -382,7 +371,7 @@ def main():
             note(path, shared=time.strftime("%Y-%m-%d %H:%M"))
         options = options_of_jobs(model, qairt_version)
         if not skip_profiling:
-            milliseconds = profile_on_device(hub, hub_device, target_model, options)
+            milliseconds = service.profile(hub, hub_device, target_model, target_model.name, options)
             if not service.is_emulated(hub_device):
                 note(path, profiled_ms=milliseconds)
         if not skip_inferencing:

@@ -15,7 +15,6 @@ through a journal, which videos/journal.py explains:
     $ sbatch --array 0-7 --wrap "python tools/preprocess_and_save.py"
 """
 
-import contextlib
 import hashlib
 import io
 import json
@@ -28,7 +27,7 @@ from itertools import chain, groupby
 from pathlib import Path
 
 import common
-from common import finding, flags, machine, names
+from common import finding, flags, json_lines, machine, names
 from common.checkpoints import load_checkpoint
 from common.held_out import read_held_out
 
@@ -150,14 +149,6 @@ def is_whole(tensor, shape):
         return False
 
 
-def manifest_rows():
-    """Yield the rows of manifest.jsonl, as those of an earlier launch, if there is one."""
-    with contextlib.suppress(FileNotFoundError), open(Path(OUT_ROOT, "manifest.jsonl"), "rb") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                yield json.loads(line), False, 0
-
-
 def read_progress(videos, journal, clip_len):
     """What earlier runs and the other processes have finished: (table, {video: error of this launch}).
 
@@ -169,7 +160,8 @@ def read_progress(videos, journal, clip_len):
     table = np.zeros(len(videos), [*columns, ("source_size", np.int64), ("source_mtime_ns", np.int64)])
     position, failed = {video: i for i, video in enumerate(videos)}, {}
     # in this order: a process that merges meanwhile replaces the manifest before it clears the journal
-    for row, current, _ in chain(journal.rows(), manifest_rows()):
+    earlier = ((row, False, 0) for row in json_lines.read_rows(Path(OUT_ROOT, "manifest.jsonl")))
+    for row, current, _ in chain(journal.rows(), earlier):
         video = "/".join(Path(row["video_path"]).parts[-2:])  # DATA_ROOT may have moved
         path = os.path.join(DATA_ROOT, video)
         if video not in position or any(row.get(key) != value for key, value in source_of(path).items()):

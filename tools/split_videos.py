@@ -281,11 +281,6 @@ def groups_by_pattern(names):
 # --- placing ----------------------------------------------------------------------------------------------------------
 
 
-def is_copy(there, row):
-    """Whether a file has the size and time of a row's when it was placed; FAT keeps times to 2 s."""
-    return there.st_size == row.size and abs(there.st_mtime_ns - row.mtime_ns) <= 2e9
-
-
 def outcome_of(video, row):
     """What is to happen to a video, one of OUTCOMES. `row` is its row of split.csv or an empty one."""
     same = row.fingerprint in ("", video.fingerprint)
@@ -293,7 +288,9 @@ def outcome_of(video, row):
         return "taken out before" if row.size and same and row.target == video.target else "placed"
     if same and placing.is_placed(video.source, video.target, MODE):
         return "already there"
-    unchanged = os.path.islink(video.target) or is_copy(os.lstat(video.target), row)
+    there = os.lstat(video.target)
+    is_copy = there.st_size == row.size and abs(there.st_mtime_ns - row.mtime_ns) <= 2e9  # FAT keeps times to 2 s
+    unchanged = os.path.islink(video.target) or is_copy
     return "placed" if unchanged or not same else "kept as repaired"
 
 

@@ -166,15 +166,17 @@ def target_model_of(hub, described):
         return None
 
 
-def print_profile(job, device):
-    """Print what a profile job measured: latency against the gate, memory, and where the layers ran.
+def profile(hub, device, model, name, options):
+    """Print what a profile job, called `name`, measures: latency against the gate, memory, where the layers run.
 
-    Returns the latency in ms.
+    Returns the latency in ms. Raises JobFailedError.
     """
-    profile = job.download_profile()
-    if not profile:
+    job = hub.submit_inference_job(model, device, profile=True, name=name, options=options)
+    wait_for(job)
+    measured = job.download_profile()
+    if not measured:
         raise JobFailedError(f"the {job.job_type} job brought no profile; see {page_of(job)}")
-    summary, layers = profile["execution_summary"], profile["execution_detail"]
+    summary, layers = measured["execution_summary"], measured["execution_detail"]
     units = collections.Counter(layer["compute_unit"] for layer in layers)
     milliseconds = summary["estimated_inference_time"] / 1000
     if is_emulated(device):

@@ -14,9 +14,8 @@ def append_row(path, row):
 
 
 def read_rows(path):
-    """The rows of a file, a list of dicts; [] if there is none. A line that a kill cut off does not count."""
-    rows, path = [], Path(path)
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
+    """Yield the rows of a file, dicts; none if there is no file. A line that a kill cut off does not count."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as lines:
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)

@@ -71,7 +71,7 @@ def read_trained(path, num_classes=0, num_frames=0):
     if assumed := [field for field in assumed if field != "rule_version"]:
         print(f"{path} does not say all of how its clips are made; assumed: {description.says(assumed)}")
     network = network_of(path, saved, description.model_name, num_classes)
-    number = head_size(network)
+    number = len(network.get_parameter(head_of(network)))
     return Trained(str(path), common.sha256_of(path), network, number, saved.get("classes") or official(number),
                    description, tuple(saved.get("train_splits", ())), calibration_of(saved))  # fmt: skip
 
@@ -95,11 +95,6 @@ def head_of(network):
     """The name of the weights of a network's last layer, say "fc.weight": those of its last child."""
     name, child = list(network.named_children())[-1]
     return f"{name}.{[own for own, parameter in child.named_parameters() if parameter.ndim > 1][-1]}"
-
-
-def head_size(network):
-    """How many classes a network tells apart."""
-    return len(network.get_parameter(head_of(network)))
 
 
 def network_of(path, saved, name, num_classes):

@@ -205,7 +205,3 @@ def remarks(report):
             examples = ", ".join(these["first"][:3]) + (", …" if these["count"] > 3 else "")
             lines.append(f"left out of {part['about']['h5']}: {what}: {these['count']:,} ({examples})")
     return lines
-
-
-def taken_for(mistake):
-    return f"{mistake['label']} taken for {mistake['predicted']}, {100 * mistake['confidence']:.1f} % sure"

@@ -31,7 +31,8 @@ def draw_confusion(pairs, classes):
     from matplotlib.figure import Figure  # without pyplot no display is ever looked for
 
     shown, totals, notes = shown_classes(pairs, len(classes))
-    names = [shortened_name(classes[i]) for i in shown]
+    names = [classes[i] for i in shown]
+    names = [name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…" for name in names]
     matplotlib.rcParams["text.parse_math"] = False  # a "$" in a name is a dollar sign
     matplotlib.rcParams["font.family"] = ["DejaVu Sans", *families_for("".join(names), notes)]
     place = {index: k for k, index in enumerate(shown)}
@@ -99,10 +100,6 @@ def families_for(text, notes):
     for file in files:
         font_manager.fontManager.addfont(file)
     return [ft2font.FT2Font(file).family_name for file in files]
-
-
-def shortened_name(name):
-    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
 
 
 def thumbnail(tensor, num_frames):

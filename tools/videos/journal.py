@@ -14,7 +14,7 @@ import re
 import secrets
 from pathlib import Path
 
-from common import machine
+from common import json_lines, machine
 
 LAUNCH_IDS = "TORCHELASTIC_RUN_ID", "SLURM_ARRAY_JOB_ID", "SLURM_JOB_ID"  # what tells one launch from the next
 
@@ -40,9 +40,7 @@ class Journal:
 
     def append(self, row):
         """Write a row; it is the system's when this returns. Opened anew: another process may have merged the file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.file, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        json_lines.append_row(self.file, row)
 
     def rows(self):
         """Yield (row, whether it is of this launch, mtime of its file in ns); remember for `clear` what was read."""

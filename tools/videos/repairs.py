@@ -67,11 +67,6 @@ def remux(original, repaired, **options):
             copy_packet(packet, streams[packet.stream.index], last_dts, target)
 
 
-def remux_without_corrupt_packets(original, repaired):
-    """The same without the packets that the reader knows to be incomplete, say the last one of a cut file."""
-    remux(original, repaired, fflags="+discardcorrupt")
-
-
 def reencode(original, repaired, rotation):
     """Encode what can be decoded as H.264 (WebM: VP9), each frame at its own time; copy sound and subtitles.
 
@@ -120,7 +115,8 @@ def repair(original, repaired, original_row, with_reencode):
     It must have at least as many frames as are intact in the original, and one: a repair may not lose any.
     Returns the row of the repaired file with `repaired_by`, or {"tried": why each step failed}.
     """
-    steps = [("copy remux", remux), ("remux without corrupt packets", remux_without_corrupt_packets)]
+    whole = functools.partial(remux, fflags="+discardcorrupt")  # without the last packet of a cut file, say
+    steps = [("copy remux", remux), ("remux without corrupt packets", whole)]
     least_frames = max(1, original_row["frames"] - original_row["corrupt_frames"])
     tried = []
     if with_reencode:
