@@ -177,7 +177,9 @@ def test_the_gate_of_a_real_device(capsys, microseconds, words):
     summary = {"estimated_inference_time": microseconds, "inference_memory_peak_range": (1 << 20, 3 << 20)}
     profile = {"execution_summary": summary, "execution_detail": layers}
     device = Namespace(name=DEVICE, attributes=["chipset:qualcomm-qcs9075"])
-    service.print_profile(Namespace(download_profile=lambda: profile), device)
+    done = Namespace(finished=True, success=True)
+    job = Namespace(download_profile=lambda: profile, get_status=lambda: done, url="https://a/j", job_type="profile")
+    service.profile(Namespace(submit_inference_job=lambda *_, **__: job), device, None, "n", "")
     printed = capsys.readouterr().out
     assert words in printed and "1 to 3 MiB" in printed and "CPU 1, NPU 3" in printed
     assert "NOT ON THE NPU, which costs time: 1 of 4 layers: /fc/Softmax (CPU)" in printed
