@@ -54,6 +54,19 @@ def test_a_file_system_that_refuses_is_one_sentence(tmp_path):
     assert ended.returncode == 1 and "Traceback" in ended.stderr, ended
 
 
+def test_a_script_goes_on_where_nobody_reads_it(tmp_path):
+    """`| head -1` and closed streams; what is not printed is done all the same."""
+    work = "import common, pathlib; print('one', flush=True); {}; pathlib.Path('done').touch(); print('two')"
+    many = work.format("[print('more' * 9999) for _ in range(9)]")
+    for shell in "{} | head -1", "{} 2>&1 | head -1", "{} >&-", "{} >&- 2>&-", "{} 2>&- | head -1", "{} <&-":
+        for flag in "", "-u":
+            script = shell.format(f'"{sys.executable}" {flag} -c "{many}"') + '; echo "${PIPESTATUS[0]}"'
+            options = dict(cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPO / "tools")}, text=True)
+            ended = subprocess.run(["bash", "-c", script], **options, capture_output=True)
+            assert (tmp_path / "done").exists() and ended.stdout.endswith("0\n") and not ended.stderr, (shell, ended)
+            (tmp_path / "done").unlink()
+
+
 def test_a_new_hdf5_file_needs_no_locks(tmp_path):
     """A network drive may have none, and then h5py cannot make a file."""
     with common.new_hdf5(tmp_path / "new.h5"), open(tmp_path / "new.h5") as other:

@@ -10,6 +10,7 @@ import csv
 import errno
 import getpass
 import hashlib
+import io
 import json
 import os
 import re
@@ -74,6 +75,30 @@ def whose(path):
     return ""
 
 
+class ReadOrNot(io.FileIO):
+    """A stream that goes on into nothing where its reader has ended, as in `… | head -1`: the work is done."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def for_any_text(stream, number):
+    """Standard output or error, of the descriptor `number`, so that no name stops a script, nor a reader that ends."""
+    if stream is None:  # closed by whoever started this; the next file that is opened must not become it
+        return open(os.devnull, "w")
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+    if type(stream) is not io.TextIOWrapper:  # a kernel's, or a test's
+        return stream
+    raw = ReadOrNot(number, "w", closefd=False)
+    flushed = dict(line_buffering=stream.line_buffering, write_through=stream.write_through)
+    buffer = raw if stream.write_through else io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", **flushed)
+
+
 def prepare_process():
     """What every script needs of its process: a sentence at its end, a terminal that takes any name, a user's name."""
     # a kernel (Jupyter, Colab, Spyder) shows errors by itself, and its streams take every text; what it starts by `!`
@@ -81,9 +106,7 @@ def prepare_process():
     if "ipykernel" not in sys.modules:
         sys.excepthook = end_in_a_sentence
         os.environ["MPLBACKEND"] = "agg"
-    for stream in sys.stdout, sys.stderr:
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = for_any_text(sys.stdout, 1), for_any_text(sys.stderr, 2)
     # importing torchvision asks for the user's name; in a container (docker --user) a user may be a number only
     try:
         getpass.getuser()
