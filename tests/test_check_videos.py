@@ -8,6 +8,7 @@ import errno
 import faulthandler
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -338,7 +339,7 @@ def test_a_quarantine_that_cannot_be_written_leaves_every_video(sources, run_scr
 def test_a_full_disk_ends_the_run_in_one_sentence_and_moves_nothing(sources, tmp_path):
     """A limit on the size of files stops the writing of the first row."""
     cut_videos(sources, tmp_path / "full_dataset/train/a", num_cut=0, num_empty=3)
-    command = f"ulimit -f 0; exec {sys.executable} {REPO / SCRIPT} {' '.join(SEED)}"
+    command = f"ulimit -f 0; exec {shlex.join([sys.executable, str(REPO / SCRIPT), *SEED])}"
     result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2 and "\nerror: a file cannot be" in "\n" + result.stderr, result.stderr
     assert "Traceback" not in result.stderr and len(list(tmp_path.rglob("full_dataset/**/page_*"))) == 3

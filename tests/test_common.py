@@ -25,7 +25,9 @@ More text.
 
 import json
 import math
+import sys
 
+sys.path.append(TOOLS)
 from common import flags
 
 BEFORE = 1  # not a constant of the user
@@ -58,10 +60,10 @@ if __name__ == "__main__":
 def run_with_flags(tmp_path):
     """run_with_flags("--clip-len", "8", …) -> the CompletedProcess of a script with the constants above."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT.replace("TOOLS", repr(str(common.REPO / "tools"))))
 
     def run(*arguments):
-        variables = os.environ | {"PYTHONPATH": str(common.REPO / "tools"), "COLUMNS": "200"}
+        variables = os.environ | {"COLUMNS": "200"}
         command = [sys.executable, script, *arguments]
         return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
 
@@ -97,9 +99,10 @@ def test_flags_replace_constants(run_with_flags, arguments, position, value):
     (["c", "--shuffle"], ["c"], True),
 ])  # fmt: skip
 def test_words_without_a_flag(tmp_path, arguments, parts, shuffle):
-    (tmp_path / "script.py").write_text(SCRIPT.replace("globals())", 'globals(), words="parts")'))
+    script = SCRIPT.replace("TOOLS", repr(str(common.REPO / "tools")))
+    (tmp_path / "script.py").write_text(script.replace("globals())", 'globals(), words="parts")'))
     command = [sys.executable, tmp_path / "script.py", *arguments]
-    printed = subprocess.check_output(command, env=os.environ | {"PYTHONPATH": str(common.REPO / "tools")})
+    printed = subprocess.check_output(command)
     assert json.loads(printed)[3] is shuffle and json.loads(printed)[5] == parts
 
 

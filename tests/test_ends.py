@@ -24,8 +24,8 @@ sys.addaudithook(watch)
 
 
 def python(code, *arguments, **options):
-    options = dict(capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPO / "tools")}) | options
-    return subprocess.run([sys.executable, "-c", code, *arguments], **options)
+    code = f"import sys; sys.path.append({str(REPO / 'tools')!r})\n{code}"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, **options)
 
 
 @pytest.mark.parametrize(("script", "at", "arguments"), [
@@ -76,7 +76,7 @@ def test_a_new_hdf5_file_needs_no_locks(tmp_path):
 
 def test_odd_settings_of_python_and_matplotlib(tmp_path):
     """What a kernel leaves to what `!` starts, and -OO, which takes the text of --help away."""
-    environment = os.environ | {"MPLBACKEND": "module://not_installed_here", "PYTHONPATH": str(REPO / "tools")}
+    environment = os.environ | {"MPLBACKEND": "module://not_installed_here"}
     ended = python("import common; from matplotlib import pyplot; pyplot.figure()", env=environment)
     assert ended.returncode == 0, ended.stderr
     command = [sys.executable, "-OO", REPO / "tools/preprocess_and_save.py", "--help"]
@@ -107,5 +107,5 @@ pwd.getpwuid = getpwuid
 
 def test_a_user_without_a_name_can_import_torchvision(tmp_path):
     unnamed = {key: value for key, value in os.environ.items() if key not in ("USER", "LOGNAME", "USERNAME", "LNAME")}
-    ended = python(NAMELESS + "import common, torchvision; print(7)", env=unnamed | {"PYTHONPATH": str(REPO / "tools")})
+    ended = python(NAMELESS + "import common, torchvision; print(7)", env=unnamed)
     assert ended.stdout == "7\n", ended.stderr

@@ -344,7 +344,9 @@ def test_read_only_caches(videos, trained, tmp_path):
         folder.chmod(0o555)
     out, _ = train(*test, first=LOSE_THE_RIGHT_TO_WRITE_ANYWHERE)
     assert f"the frames of {NUM_VIDEOS} of {NUM_VIDEOS}" in out
+    one.parent.chmod(0o755)
     one.unlink()
+    one.parent.chmod(0o555)
     out, _ = train(*test, first=LOSE_THE_RIGHT_TO_WRITE_ANYWHERE)
     assert (
         f"decoded each time: {cache}/val is not writable" in out and f"{NUM_VIDEOS} videos, {NUM_VIDEOS} clips" in out

@@ -60,15 +60,15 @@ def test_scripts_run_in_a_kernel(cell, tmp_path):
     odd = os.fsdecode(b"caf\xe9.mp4")
     os.rename(tmp_path / "my_videos/squats/1.mp4", tmp_path / "my_videos/squats" / odd)
     write_onnx(tmp_path / "tiny.onnx")
-    printed = cell(f"%run {REPO}/tools/split_videos.py")
+    printed = cell(f"%run '{REPO}/tools/split_videos.py'")
     assert "ERROR" not in printed and (tmp_path / "my_dataset/val").is_dir(), printed
-    printed = cell(f"%run {REPO}/tools/preprocess_and_save.py --data-root my_dataset/train")
+    printed = cell(f"%run '{REPO}/tools/preprocess_and_save.py' --data-root my_dataset/train")
     assert "found 2 = saved 2" in printed and "ERROR" not in printed, printed
-    printed = cell(f"%run {REPO}/tools/predict.py my_videos/squats --checkpoint tiny.onnx")
+    printed = cell(f"%run '{REPO}/tools/predict.py' my_videos/squats --checkpoint tiny.onnx")
     assert r"caf\xe9.mp4" in printed and "ERROR" not in printed, printed
-    printed = cell(f"%run {REPO}/tools/evaluate.py --h5 absent.h5")
+    printed = cell(f"%run '{REPO}/tools/evaluate.py' --h5 absent.h5")
     assert printed.startswith("error: there is no absent.h5"), printed  # then IPython's own words on a SystemExit
-    live = f"%run {REPO}/tools/live.py --checkpoint tiny.onnx --port 0 --open-browser false"
+    live = f"%run '{REPO}/tools/live.py' --checkpoint tiny.onnx --port 0 --open-browser false"
     printed = cell(live, until="(Ctrl-C ends it)")
     assert "open http://127.0.0.1:" in printed and "interrupted; start it again" in printed, printed
 

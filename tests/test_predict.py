@@ -4,6 +4,7 @@ import csv
 import faulthandler
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -121,8 +122,8 @@ def test_logits_are_those_of_run_inference(exercises, run_script, run, tmp_path)
     run_script("tools/preprocess_and_save.py", "--data-root", "val", "--out-root", "tensors", "--num-workers", 1)
     for name in ("tiny.onnx", "tiny.json"):
         shutil.copy(exercises / name, tmp_path)
-    (tmp_path / "compile.py").write_text("""
-import glob, json, sys
+    (tmp_path / "compile.py").write_text(f"import sys; sys.path.append({str(REPO / 'tools')!r})" """
+import glob, json
 import numpy as np, onnx, qai_hub as hub
 import common
 from aihub import model_io
@@ -136,10 +137,11 @@ job.get_target_model().download("w8a8.bin")
 description = model_io.io_of(job.get_target_model()) | {"sha256": common.sha256_of("w8a8.bin")}
 json.dump(description | {"classes": json.load(open("tiny.json"))["classes"]}, open("w8a8.json", "w"))
 """)
-    infer = f"{REPO}/tools/run_inference.py --data-path tensors"
-    commands = [f"{sys.executable} compile.py", f"{sys.executable} {infer} --dlc-path w8a8.bin --output-h5 w8a8.h5",
-                f"{sys.executable} {infer} --dlc-path '' --onnx-dir . --video-onnx-name tiny.onnx"]  # fmt: skip
-    run_script("tools/local_hub.py", "bash", "-c", " && ".join(commands), PYTHONPATH=REPO / "tools")
+    python = shlex.quote(sys.executable)
+    infer = f"{python} {shlex.quote(str(REPO))}/tools/run_inference.py --data-path tensors"
+    commands = [f"{python} compile.py", f"{infer} --dlc-path w8a8.bin --output-h5 w8a8.h5",
+                f"{infer} --dlc-path '' --onnx-dir . --video-onnx-name tiny.onnx"]  # fmt: skip
+    run_script("tools/local_hub.py", "bash", "-c", " && ".join(commands))
     for model, h5 in (("tiny.onnx", "dataset-export.h5"), ("w8a8.bin", "w8a8.h5")):
         run("val", CHECKPOINT=[model], JSONL="rows.jsonl", PICTURES=False)
         rows, expected = jsonl(tmp_path / "rows.jsonl"), logits_of(tmp_path / h5)

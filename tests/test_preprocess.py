@@ -4,6 +4,7 @@ import faulthandler
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -448,7 +449,7 @@ def crash(*_):
 
 def test_a_disk_that_fills_up_stops_the_run_and_fails_no_video(one_video, run_here):
     """A limit on the size of files stops the writing of the tensor half-way, as a full disk does."""
-    command = f"ulimit -f 1000; exec {sys.executable} {REPO / SCRIPT} --data-root in --out-root out"
+    command = f"ulimit -f 1000; exec {shlex.join([sys.executable, str(REPO / SCRIPT)])} --data-root in --out-root out"
     result = subprocess.run(["bash", "-c", command], cwd=one_video, capture_output=True, text=True)
     assert result.returncode == 2 and "out cannot be written ([Errno 27]" in result.stderr, result.stderr
     assert not list((one_video / "out").rglob("*.npy*")) and not (one_video / "out/failures.jsonl").exists()

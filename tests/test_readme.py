@@ -278,7 +278,7 @@ def shell(tmp_path):
     cache = tmp_path / "hub/checkpoints/r2plus1d_18-91a641e6.pth"
     cache.parent.mkdir(parents=True)
     torch.save(torchvision.models.get_model("r2plus1d_18").state_dict(), cache)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{Path(sys.executable).parent.resolve()}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "TORCH_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
 
     def run(command, code=0):

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -494,7 +495,7 @@ def test_damaged_data(videos, tmp_path):
     assert "the first is 'Squats' (it looks like 'squats', and is another name)" in err and "--class-map" in err
     maker = next(line for line in err.splitlines() if line.startswith("  python -c"))
     assert maker.endswith(" > my_class_map.json")
-    line = maker.removesuffix(" > my_class_map.json").replace("python", sys.executable, 1)
+    line = maker.removesuffix(" > my_class_map.json").replace("python", shlex.quote(sys.executable), 1)
     (data / "train" / ".ipynb_checkpoints").mkdir()
     (data / "train" / "readme.txt").touch()
     made = json.loads(subprocess.run(line, shell=True, check=True, capture_output=True).stdout)

@@ -44,7 +44,8 @@ def without_proxy(environ):
 
 def run_command(command, client_ini):
     """Run a command with QAIHUB_CLIENT_INI set and this Python first on the PATH; returns its exit code."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    # resolved: a `.venv` below a folder with a ":" is a link, and PATH cannot name the folder
+    path = os.pathsep.join([str(Path(sys.executable).parent.resolve()), os.environ.get("PATH", "")])
     environment = os.environ | without_proxy(os.environ) | {"QAIHUB_CLIENT_INI": str(client_ini), "PATH": path}
     try:
         process = subprocess.Popen(command, env=environment)
