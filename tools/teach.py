@@ -53,7 +53,7 @@ class TeachingVideo:
     file: str
     side: str  # "train" or "val"
     label: str
-    group: str  # a video without one is a group of its own
+    group: str  # a video without one is a group of its own, with its copies
     content: str  # a hash of it
     features: np.ndarray = None  # float32 (views, features), as features.compute gives them
 
@@ -92,8 +92,9 @@ def videos_of_split():
     for side in ("train", "val"):
         for path in finding.find_videos(Path(DEST, side)).videos if Path(DEST, side).is_dir() else ():
             file, row = str(Path(DEST, side, path)), placed.get(path)
-            group = row["group"] if row and row["group"] else file
-            videos.append(TeachingVideo(file, side, path.split("/")[0], group, content_of(file, row)))
+            content = content_of(file, row)
+            group = (row and row["group"]) or content
+            videos.append(TeachingVideo(file, side, path.split("/")[0], group, content))
     return videos
 
 

@@ -4,7 +4,8 @@
 
 Draws the exercises into FOLDER, looks at each video once, then fits on PER_CLASS videos of a class, drawn SEEDS times,
 and counts the held-out videos, of other people in other rooms, that are named right. The backbone must not know them.
-Then each class in turn is left out of the teaching, and its held-out videos are exercises that no class knows.
+Then each class in turn is left out of the teaching, and its held-out videos are exercises that no class knows: without
+and with a class of their own for other exercises, three videos of each in OTHERS.
 """
 
 import random
@@ -27,6 +28,7 @@ from teaching import features, fitting
 # ----------------------------------------------------------------------------------------------------------------------
 BACKBONE = "sample/training/checkpoint.pth"  # trained on other exercises
 CLASSES = ["high_knees", "arm_circles", "lunges", "jabs"]  # what is taught
+OTHERS = "sample/QEVD_organized/val"  # class folders, what none of CLASSES is
 FOLDER = "./bench_teach"  # drawn videos and features
 PER_CLASS = [4, 8, 16]  # videos of a class to learn from
 HELD_OUT = 24  # videos of a class to judge on
@@ -57,28 +59,32 @@ def draw():
         subprocess.run([sys.executable, str(REPO / "tools" / script), *map(str, arguments)], check=True)
 
 
-def look(backbone):
-    """{side: {class: [features of each video]}} and the seconds that each side took, what is kept not counted."""
-    seen, seconds = {}, {}
-    for side, num_clips in ("train", CLIPS_PER_VIDEO), ("val", 1):
-        folder, start = Path(FOLDER, "videos", side), time.perf_counter()
-        files = [str(folder / path) for path in finding.find_videos(folder).videos]
-        views = {file: (common.sha256_of(file), num_clips, side == "train") for file in files}
-        seen[side] = {name: [] for name in CLASSES}
-        for file, rows, why in features.compute(views, backbone, Path(FOLDER, "features"), machine.num_workers()):
-            if why:
-                common.refuse(f"{file}: {why}")
-            seen[side][Path(file).parent.name].append(rows)
-        seconds[side] = (time.perf_counter() - start) / len(views)
-    return seen, seconds
+def look(backbone, folder, num_clips, mirrored, most=None):
+    """{class: [features of each video]} of a folder, of `most` videos a class, and prints the seconds a video took."""
+    seen, files, start = {}, {}, time.perf_counter()
+    for path in finding.find_videos(folder).videos:
+        files.setdefault(path.split("/")[0], []).append(str(Path(folder, path)))
+    wanted = sum((of_class[:most] for of_class in files.values()), [])
+    views = {file: (common.sha256_of(file), num_clips, mirrored) for file in wanted}
+    for file, rows, why in features.compute(views, backbone, Path(FOLDER, "features"), machine.num_workers()):
+        if why:
+            common.refuse(f"{file}: {why}")
+        seen.setdefault(Path(file).parent.name, []).append(rows)
+    print(f"looking at {folder}: {(time.perf_counter() - start) / len(views):.2f} s a video, what is kept included")
+    return seen
 
 
-def teach(videos, number, seed, names):
-    """The Lesson of so many videos of each class of `names`; videos: {class: [features of each]}."""
-    rows = sum([random.Random(seed).sample(videos[name], number) for name in names], [])
+def teach(videos, number, seed, names, others=()):
+    """The Lesson of so many videos of each class of `names`, and of `others`, if there are any, as the last class.
+
+    videos: {class: [features of each]}; others: [features of each].
+    """
+    rows = sum([random.Random(seed).sample(videos[name], number) for name in names], list(others))
     labels, start = np.repeat(np.arange(len(names)), number), time.perf_counter()
-    judged = fitting.cross_validate(rows, labels, list(range(len(rows))), len(names))
-    layer = fitting.fit_all(rows, labels, len(names), judged.strength)
+    labels = np.concatenate([np.full(len(others), len(names)), labels])
+    num_classes = len(names) + bool(others)
+    judged = fitting.cross_validate(rows, labels, list(range(len(rows))), num_classes)
+    layer = fitting.fit_all(rows, labels, num_classes, judged.strength)
     trusted = calibration.fit_if_told(judged.logits, labels) or calibration.Calibration(1.0, None)
     return Lesson(layer, trusted, time.perf_counter() - start)
 
@@ -103,7 +109,7 @@ def report_known(seen, number):
     """Accuracy, seconds and trust on held-out videos of all classes."""
     labels = np.repeat(np.arange(len(CLASSES)), [len(seen["val"][name]) for name in CLASSES])
     lessons = [teach(seen["train"], number, seed, CLASSES) for seed in range(SEEDS)]
-    logits = [logits_of(lesson, sum(seen["val"].values(), [])) for lesson in lessons]
+    logits = [logits_of(lesson, sum((seen["val"][name] for name in CLASSES), [])) for lesson in lessons]
     right = np.stack([values.argmax(1) == labels for values in logits])
     times = [lesson.seconds for lesson in lessons]
     each = " ".join(f"{100 * share:.1f}" for share in right.mean(1))
@@ -121,33 +127,34 @@ def report_known(seen, number):
           f"{in_words(np.concatenate(right[told])[sure])}")  # fmt: skip
 
 
-def report_unknown(seen, number):
-    """How many videos of a class that was not taught are "not sure", and of those that were."""
+def report_unknown(seen, number, others):
+    """How many videos of a class that was not taught get no name, "not sure" or that of others; and of those taught."""
     for name in CLASSES:
-        others = [other for other in CLASSES if other != name]
-        lessons = [teach(seen["train"], number, seed, others) for seed in range(SEEDS)]
-        lessons = [lesson for lesson in lessons if lesson.trusted.threshold is not None]
-        if not lessons:
-            print(f"    {name} left out: no draw tells a threshold")
-            continue
-        unknown, known = (
-            np.concatenate([~are_sure(lesson, logits_of(lesson, videos)) for lesson in lessons])
-            for videos in (seen["val"][name], sum((seen["val"][other] for other in others), []))
-        )
-        print(f'    {name} left out, {len(lessons)} draws: "not sure" {in_words(unknown)}; others {in_words(known)}')
+        taught = [other for other in CLASSES if other != name]
+        lessons = [teach(seen["train"], number, seed, taught, others) for seed in range(SEEDS)]
+        told = sum(lesson.trusted.threshold is not None for lesson in lessons)
+        unnamed = [[], []]
+        for lesson in lessons:
+            for videos, found in zip((seen["val"][name], sum((seen["val"][other] for other in taught), [])), unnamed):
+                logits = logits_of(lesson, videos)
+                found.append(~are_sure(lesson, logits) | (logits.argmax(1) == len(taught)))
+        unknown, known = (in_words(np.concatenate(found)) for found in unnamed)
+        print(f"    {name} left out, {told} of {SEEDS} draws tell a threshold: {unknown}; of the others {known}")
 
 
 def main():
     flags.set_constants_from_flags(globals())
     draw()
     backbone = features.load_backbone(BACKBONE, "r2plus1d_18", len(CLASSES), False, False)
-    seen, seconds = look(backbone)
-    print(f"looking: {seconds['train']:.2f} s a video to learn from, {seconds['val']:.2f} s a held-out one")
+    seen = {"train": look(backbone, Path(FOLDER, "videos/train"), CLIPS_PER_VIDEO, True)}
+    seen["val"] = look(backbone, Path(FOLDER, "videos/val"), 1, False)
+    others = sum(look(backbone, OTHERS, 1, True, most=3).values(), [])
     for number in PER_CLASS:
         report_known(seen, number)
     for number in PER_CLASS:
-        print(f"{number:3} videos a class, exercises that no class knows:")
-        report_unknown(seen, number)
+        for of_others in [], others:
+            print(f"{number:3} videos a class, {len(of_others)} of others; what no class knows gets no name:")
+            report_unknown(seen, number, of_others)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Draw .pictures/keep_aspect.png: a portrait frame, and what the network sees of it without and with --keep-aspect.
 
     $ python tests/benchmarks/draw_keep_aspect.py
+
+The squares are made by the function that every step uses.
 """
 
 import itertools
