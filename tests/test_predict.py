@@ -97,7 +97,8 @@ def test_a_folder_of_all_kinds_of_files(exercises, run_script, tmp_path):
     turned = rows[f"{CLASSES[0]}.mp4"]
     assert turned["rotation"] == 90 and "players turn it by 90° clockwise" in printed
     assert turned["frame_indices"] == [int(i * 10 / 6) for i in range(16)], "3 s: sampled at ceil(16 / 3) = 6 fps"
-    run_script(SCRIPT, exercises / f"in/{CLASSES[0]}.mp4", *options, "--rotate")
+    printed = run_script(SCRIPT, exercises / f"in/{CLASSES[0]}.mp4", *options, "--rotate").stdout
+    assert "players turn it" not in printed, "the clip is turned as players do"
     upright = jsonl(tmp_path / "all.jsonl")[f"{CLASSES[0]}.mp4"]
     assert upright["rotation"] == 90 and upright["logits"] != turned["logits"]
     assert turned["times"][-1] == 2.5 and rows["broken.mp4"]["error"] and not table[f"{CLASSES[0]}.mp4"]["error"]

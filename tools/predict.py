@@ -175,7 +175,8 @@ def predict_all(videos, failed, names_in_out, classifier):
             label = labels.get(names.class_name(Path(video).absolute().parent.name), "")
             right += [(five[0][0] == label, sure)] if label else []
             verdict = verdict_on(five, sure, label)
-            bar.write(lines_of(video, clip, five, verdict) if few else line_of(video, five, verdict))
+            upright = classifier.description.rotate
+            bar.write(lines_of(video, clip, five, verdict, upright) if few else line_of(video, five, verdict))
             if PICTURES:
                 if drawing:
                     drawing.result()  # one at a time: each holds a clip
@@ -219,13 +220,16 @@ def table_of_videos():
         yield write
 
 
-def lines_of(video, clip, five, verdict):
-    """What is printed of a video: its file, what is odd about it, and its five best classes with bars."""
+def lines_of(video, clip, five, verdict, upright):
+    """What is printed of a video: its file, what is odd about it, and its five best classes with bars.
+
+    upright: whether the clip is turned as players turn the video.
+    """
     from see.drawing import about_rotation
 
     five = [(names.printable(name), p) for name, p in five]
     width, about = max(len(name) for name, _ in five), f"{clip.num_frames / clip.fps:.1f} s, {clip.fps:.3g} fps"
-    about += about_rotation(clip.rotation) + verdict
+    about += about_rotation(0 if upright else clip.rotation) + verdict
     lines = [f"\n{names.printable(video)}: {about}"]
     lines += [f"  {name:{width}}  {'█' * round(BAR * p):{BAR}} {100 * p:5.1f} %" for name, p in five]
     return "\n".join(lines)

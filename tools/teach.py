@@ -15,6 +15,7 @@ Exit codes: 0 done, 1 some videos cannot be read (listed), 2 wrong usage, config
 
 import csv
 import os
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -185,18 +186,18 @@ def save_taught(backbone, layer, trusted, names):
         torch.save(saved | trusted._asdict(), temporary)
 
 
-def print_next(train):
+def print_next(train, val):
     """The commands of what can be done now."""
     new = flags.next_command("preprocess_and_save.py", OUTPUT, DATA_ROOT=str(Path(DEST, "val")), CHECKPOINT=OUTPUT)
     print(f"{OUTPUT} is written: {flags.next_command('predict.py', OUTPUT, CHECKPOINT=OUTPUT)} VIDEO names a video")
-    print(f"next: {new}, then {flags.next_command('example_export.py', OUTPUT, checkpoint=OUTPUT)}")
+    if val:
+        print(f"next: {new}, then {flags.next_command('example_export.py', OUTPUT, checkpoint=OUTPUT)}")
     fewest = min(Counter(video.label for video in train).values())
     if fewest >= MANY_VIDEOS:
-        print(
-            f"each class has {fewest} videos or more: with a GPU, training more layers may give more: python "
-            f"references/video_classification/train.py --data-path {DEST} --class-map {CLASS_MAP} --amp --output-dir "
-            f"fine_tuned --resume {OUTPUT} --resume-weights-only --lr 0.001"
-        )
+        tune = ["python", "references/video_classification/train.py", "--data-path", DEST, "--class-map", CLASS_MAP]
+        tune += ["--amp", "--output-dir", "fine_tuned", "--resume", OUTPUT, "--resume-weights-only", "--lr", "0.001"]
+        print(f"each class has {fewest} videos or more: with a GPU, training more layers may give more: ", end="")
+        print(shlex.join(tune))
 
 
 def main():
@@ -217,7 +218,7 @@ def main():
     if trusted.threshold is not None:
         print(f'"not sure" below {trusted.threshold:.0%}: of surer answers {calibration.WANTED:.0%} were right')
     save_taught(backbone, layer, trusted, names)
-    print_next(train)
+    print_next(train, val)
     raise SystemExit(1 if some_failed or len(readable) < len(videos) else 0)
 
 
