@@ -30,22 +30,23 @@ from videos import judging
 
 TIMEOUT = 20  # seconds a file may take
 LIMIT = 1800  # seconds the whole run may take
-HEVC = dict(codec="libx265", options={"x265-params": "log-level=error"})
+SAME = {"threads": "1", "x264-params": "mbtree=0"}  # x264 gives the same file each time only so
+HEVC = dict(codec="libx265", options={"x265-params": "log-level=error:pools=none:frame-threads=1"})
 
 
 def healthy_videos(folder):
-    """{file ending: [bytes]} of small videos to mutate."""
-    fast = {"container_options": {"movflags": "faststart"}, "height": 48, "width": 64, "num_frames": 24}
+    """{file ending: [bytes]} of small videos to mutate; the same for a seed, as far as encoders can be made to."""
     small = {"height": 48, "width": 64, "num_frames": 24}
-    fragments = {"container_options": {"movflags": "frag_keyframe+empty_moov"}, "options": {"g": "8"}}
-    write_video(folder / "a.mp4", **small)
-    write_video(folder / "b.mp4", **fast, options={"bf": "3", "g": "12"})
+    fast = small | {"container_options": {"movflags": "faststart"}}
+    fragments = small | {"container_options": {"movflags": "frag_keyframe+empty_moov"}}
+    write_video(folder / "a.mp4", **small, options=SAME)
+    write_video(folder / "b.mp4", **fast, options=SAME | {"bf": "3", "g": "12"})
     write_video(folder / "c.mp4", **fast, **HEVC)
     write_video(folder / "d.mp4", **fast, codec="mpeg4")
-    write_video(folder / "e.mp4", **small, **fragments)
-    write_video(folder / "f.avi", **small)
+    write_video(folder / "e.mp4", **fragments, options=SAME | {"g": "8"})
+    write_video(folder / "f.avi", **small, options=SAME)
     write_video(folder / "g.avi", **small, codec="mpeg4")
-    write_video(folder / "h.mkv", **small)
+    write_video(folder / "h.mkv", **small, options=SAME, container_options={"fflags": "bitexact"})
     videos = collections.defaultdict(list)
     for path in sorted(folder.iterdir()):
         videos[path.suffix].append(path.read_bytes())
