@@ -7,8 +7,8 @@ What is overridden, and why; all else is torchvision 0.26's:
     compute_clips            videos with equal frame times share their clips: 0.3 s instead of 15 s for QEVD
     compute_clips_for_video  a video too short for one clip is sampled faster, where upstream drops it
     get_clip                 decodes the frames of the clip only, where upstream decodes the whole span, and audio
-    __getstate__             keeps them shared in a spawned process, where upstream sends each video's own
-    __setstate__
+    __getstate__             sends a spawned process equal frame times once, where upstream sends each video's own
+    __setstate__             shares them between the videos again
     subset                   keeps whether frames are turned upright
 
     $ python torchvision_patches/video_utils.py     # prints each override as a diff against the installed torchvision

@@ -98,10 +98,10 @@ class State:
 
 
 def read_result(path):
-    """What an earlier run wrote to `path`: {number of clips, clips, chunks [(key, number of clips)], attributes,
-    examined}; {} if nothing usable.
+    """What an earlier run wrote to `path`, a dict; {} if there is nothing that can be used.
 
-    `chunks` is [] where another program wrote it.
+    number: of clips. clips: their paths. chunks: [(key, number of clips)], [] where another program wrote the file.
+    attributes: of the file. examined: {clip: values of a tensors.Examined}.
     """
     try:
         with common.open_hdf5(path)[0] as file:

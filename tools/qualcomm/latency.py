@@ -148,7 +148,7 @@ def read_results(results):
 def summarise(rows, accuracies, picture):
     """Sort the rows, print the table, draw the picture; returns (figures, exit code: 1 if something did not compile).
 
-    A row has network, frames, precision, soc, and what compiler.compiled says of it, or `error`.
+    A row has network, frames, precision, soc, and the figures of compiler.compiling, or `error`.
     """
     for row in rows:
         key = (row["network"], row["frames"], row["precision"])

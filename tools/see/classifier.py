@@ -139,9 +139,9 @@ def load_for_chip(binary):
 
 
 def read_model(path):
-    """What onnxruntime loads, the path of an ONNX file or its bytes, and what is known of it.
+    """Returns (the path or the bytes of an ONNX file, what description.read_description knows of it).
 
-    The latter as description.read_description has it.
+    Exits with code 2 and one sentence for a file of another kind.
     """
     binary = onnx_graphs.read_hub_binary(path)
     onnx = [str(file) for file in (sorted(path.glob("*.onnx")) if path.is_dir() else [path]) if file.suffix == ".onnx"]
