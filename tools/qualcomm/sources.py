@@ -7,7 +7,6 @@ compiled already is not compiled again.
 import hashlib
 import json
 import logging
-import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ from common.calibration import Calibration
 from aihub import description, model_io, onnx_graphs
 
 BITS = {"w8a8": (8, 8), "w8a16": (8, 16)}  # of weights and activations
-MVIT_BYTES = 24 << 30  # of memory that torch's export of an mvit takes; 16 GiB were too few
 
 
 @dataclass
@@ -60,18 +58,6 @@ def check_network(name):
     if name not in networks.video_networks():
         known = ", ".join(networks.video_networks())
         common.refuse(f"there is no network {name!r} to compile; there are {known}")
-    check_memory(name)
-
-
-def check_memory(name):
-    """Exit with code 2 and one sentence where this machine has too little memory for the export of a network."""
-    if name.startswith("mvit") and hasattr(os, "sysconf"):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if memory < MVIT_BYTES:
-            common.refuse(
-                f"torch's export of {name} needs {MVIT_BYTES >> 30} GiB of memory, this machine has {memory >> 30}: "
-                f"export it on another one, or compile it on AI Hub with tools/example_export.py"
-            )
 
 
 def untrained(names, frames, classes, precision, side=0):
@@ -118,8 +104,6 @@ def trained(checkpoints, frames, classes, precision, **vote):
 
     deployed = Model.from_pretrained(checkpoints, num_classes=classes, num_frames=frames, data_dir="", **vote)
     about = deployed.about()
-    for network in networks_of(deployed, about):
-        check_memory(network)
     made_of = [about["checkpoint_sha256"], about["weights"], about["vote_with"], about["mirrored"]]
     return UncompiledNetwork(
         name=deployed.bundle_id, made_from=" + ".join(map(str, checkpoints)),
