@@ -44,6 +44,20 @@ def test_ctrl_c_is_one_sentence(tmp_path, run_script, script, at, arguments):
     assert error.endswith("interrupted; run the same command again to go on\n") and "Traceback" not in error, error
 
 
+def test_ctrl_c_while_a_worker_is_forked(tmp_path):
+    """Python prints what is raised in such a moment, and goes on."""
+    code = """import common, os, signal, time
+os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
+if not os.fork():
+    os._exit(0)
+time.sleep(20)
+print("went on")
+"""
+    ended = python(code)
+    assert (ended.returncode, ended.stdout) == (130, ""), ended
+    assert ended.stderr == "\ninterrupted; run the same command again to go on\n"
+
+
 def test_a_file_system_that_refuses_is_one_sentence(tmp_path):
     """Also one that a script did not think of, such as a full disk; what is a fault of ours stays a traceback."""
     ended = python("import common; open('/dev/full', 'w').write('x' * 10**6)")

@@ -16,7 +16,9 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import sys
+import threading
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -65,6 +67,17 @@ def end_in_a_sentence(kind, error, traceback):
     sys.__excepthook__(kind, error, traceback)
 
 
+def press_again(ignored):
+    """Stands in for sys.unraisablehook: Ctrl-C while a worker is forked would be printed and forgotten, all else is."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        # a moment later, since in here it would be forgotten again; a lock that is waited for needs a real signal
+        again = threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
 def whose(path):
     """Who owns the nearest existing folder or file of `path`, as text, if that is another user than this one."""
     with contextlib.suppress(OSError, TypeError, AttributeError):  # Windows knows no numbers of users
@@ -106,6 +119,8 @@ def prepare_process():
     if "ipykernel" not in sys.modules:
         sys.excepthook = end_in_a_sentence
         os.environ["MPLBACKEND"] = "agg"
+    if sys.unraisablehook is sys.__unraisablehook__ and hasattr(signal, "pthread_kill"):  # pytest has its own
+        sys.unraisablehook = press_again
     sys.stdout, sys.stderr = for_any_text(sys.stdout, 1), for_any_text(sys.stderr, 2)
     # importing torchvision asks for the user's name; in a container (docker --user) a user may be a number only
     try:
