@@ -71,6 +71,7 @@ def test_who_errs_elsewhere_joins(tmp_path, members, run_script):
     assert {first, *others} == {"a.h5", "b.h5", "c.h5"}, "neither the double nor noise makes it better"
     assert report["steps"][-1]["top1"] == 100.0, "two of three are right on every video"
     assert report["n"] + report["n_chosen_on"] == NUM
+    assert "all that fit, with nothing chosen: 100.0 %, 30.0 ms" in result.stdout
     assert report["difference_low"] > 10 and "can be told apart" in result.stdout
     made_of = " ".join(f"{name[0]}/checkpoint.pth" for name in (first, *others)) + " --precision w8a8\n"
     assert f"next: python tools/local_hub.py python tools/example_export.py --checkpoint {made_of}" in result.stdout
