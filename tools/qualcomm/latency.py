@@ -62,7 +62,8 @@ def verdict(figures, precision):
 
     `figures` are of a chip `soc`; the gate is the Dragonwing IQ-9075's.
     """
-    too_many = (figures["ops_without_cost"] or 0) > MANY_OPS_WITHOUT_COST
+    voters = (figures.get("network") or "").count(" + ") + 1
+    too_many = (figures["ops_without_cost"] or 0) > MANY_OPS_WITHOUT_COST * voters
     if not figures["estimated_ms"] or too_many or figures["soc"] != DEVICE_SOC:
         return "not known"
     low, high = bounds_ms(figures["estimated_ms"], precision)
