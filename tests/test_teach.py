@@ -73,6 +73,10 @@ def test_own_classes_in_a_minute(tmp_path, run_script, backbone):
     assert json.loads((tmp_path / "my_class_map.json").read_text()) == {"blue": 0, "red": 1, "green": 2}
     assert "not sure" not in out, "a threshold of 13 videos promises nothing"
 
+    # a run of its own, in a folder that is made
+    run_script(SCRIPT, "--backbone", backbone, "--run", "again")
+    assert checkpoints.load_checkpoint(tmp_path / "runs/again/checkpoint.pth")["classes"] == ["blue", "red", "green"]
+
     # later steps take it
     write_colour(tmp_path / "other.mp4", COLOURS["green"], 99)
     shown = run_script("tools/predict.py", "other.mp4", "--checkpoint", "checkpoint.pth").stdout

@@ -169,7 +169,7 @@ def test_the_recipe_in_miniature(videos, tmp_path):  # noqa: F811
         return [value for flag in each for value in (flag, *((side + 8,) * 2 if "resize" in flag else (side, side)))]
 
     out, _ = train(*run, *recipe, *sizes(48), "--weights", tmp_path / "start.pth", "--output-dir", tmp_path / "teacher")
-    assert "start.pth loaded; from scratch: norm.weight, norm.bias, head.weight, head.bias" in out
+    assert "start.pth loaded; new: norm.weight, norm.bias, head.weight, head.bias" in out
     teacher = tmp_path / "teacher/checkpoint.pth"
     checkpoint = load(teacher)
     assert checkpoint["crop_size"] == [48, 48] and checkpoint["model_name"] == "videomae_small"
@@ -179,7 +179,7 @@ def test_the_recipe_in_miniature(videos, tmp_path):  # noqa: F811
     assert np.isfinite(np.load(tmp_path / "teacher.npy")).all()
     student = ["--weights", teacher, "--trainable-layers", "head", "--teacher-logits", tmp_path / "teacher.npy"]
     out, _ = train(*run, *student, *sizes(32), "--output-dir", tmp_path / "student")
-    assert "checkpoint.pth loaded; from scratch: nothing" in out and "logits for 4 of 4 videos" in out
+    assert "checkpoint.pth loaded; new: nothing" in out and "logits for 4 of 4 videos" in out
     student = load(tmp_path / "student/checkpoint.pth")
     assert student["crop_size"] == [32, 32] and np.isfinite(metrics_of(tmp_path / "student")[-1]["train_loss"])
     assert torch.equal(student["model"]["patches.weight"], checkpoint["model"]["patches.weight"])

@@ -45,7 +45,7 @@ def test_all_but_a_head_of_other_classes_is_taken(videos, tmp_path):  # noqa: F8
     ):
         out, _ = train(*flags, *start)
         assert "other.pth knows other classes, or another order: all but its head is taken" in out
-        assert "other.pth loaded; from scratch: fc.weight, fc.bias\n" in out
+        assert "other.pth loaded; new: fc.weight, fc.bias\n" in out
         checkpoint = load(tmp_path / "checkpoint.pth")
         assert (checkpoint["frame_rate"], checkpoint["model_name"]) == (8, "mc3_18")
         assert torch.equal(checkpoint["model"]["layer4.0.conv1.0.weight"], other["model"]["layer4.0.conv1.0.weight"])
@@ -62,7 +62,7 @@ def test_a_head_of_another_size_is_refused_or_replaced(reference, starting, tmp_
     args.weights = str(tmp_path / "bare.safetensors")
     model = reference.models.make_model(args, starting.starting_point(args))
     assert torch.equal(model.stem[0].weight, mc3_18(400)["stem.0.weight"])
-    text = "bare.safetensors loaded; from scratch: fc.weight, fc.bias (its head has 400 classes, the class map 5)"
+    text = "bare.safetensors loaded; new: fc.weight, fc.bias (its head has 400 classes, the class map 5)"
     assert text in capsys.readouterr().out
     args.resume, args.test_only = args.weights, True
     with pytest.raises(SystemExit):

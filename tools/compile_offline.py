@@ -193,7 +193,6 @@ def compile_and_save(uncompiled, key, graph, io):
         binary, figures = finish()
         chip = figures["hexagon"] + ("" if soc == latency.DEVICE_SOC else f"-soc{soc}")
         path = Path(output_dir, f"{stem_of(uncompiled)}-{chip}.bin")
-        path.parent.mkdir(parents=True, exist_ok=True)
         with common.written_then_renamed(path) as temporary:
             shutil.copyfile(binary, temporary)
     description = {"file": path.name, "sha256": common.sha256_of(path), "key": key, **io}

@@ -254,7 +254,6 @@ def report_not_there(rows):
     if len(bad) > LISTED:
         print(f"… and {len(bad) - LISTED:,} more")
     if not DRY_RUN:
-        Path(MISSING_CSV).absolute().parent.mkdir(parents=True, exist_ok=True)
         # with escapes: names may be any text here, and the csv module of Python 3.10 neither writes nor reads NUL
         common.write_csv(MISSING_CSV, NotThere._fields, (map(printable, row) for row in rows))
         print(f"{len(rows):,} records that are not there are listed in {MISSING_CSV}")

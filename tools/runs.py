@@ -217,7 +217,6 @@ def write(rows, columns):
     """OUT.csv and OUT.html."""
     import jinja2
 
-    Path(OUT).parent.mkdir(parents=True, exist_ok=True)
     common.write_csv(f"{OUT}.csv", columns, rows)
     folder = Path(__file__).parent / "report"
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True)

@@ -380,8 +380,8 @@ def report_sides(videos, class_map, done, failed):
     train, val = counts["train"].total(), counts["val"].total()
     print(f"{'all':{width}}  {train:>9,}{val:>9,}   {val / max(1, train + val):.1%} val\n")
     if gone := [label for label in class_map if not any(counts[side][label] for side in SIDES)]:
-        print(f"no video at all, yet in {CLASS_MAP}: {shortened(gone)}; a network learns a class in vain; to "
-              "train without, name a new DEST and CLASS_MAP")  # fmt: skip
+        print(f"no video at all, yet in {CLASS_MAP}: {shortened(gone)}; the network keeps the class, unseen. "
+              "If it was renamed or is unwanted, name a new DEST and CLASS_MAP; sides are drawn anew then")  # fmt: skip
     for side, other, rest in (("train", "val", "it cannot be learned"), ("val", "train", "it is not judged")):
         if lacking := [label for label in class_map if counts[other][label] and not counts[side][label]]:
             print(f"no {side} video, so {rest}: {shortened(lacking)}; add videos of another group and run again")

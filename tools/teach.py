@@ -191,7 +191,7 @@ def print_next(train, val):
     new = flags.next_command("preprocess_and_save.py", OUTPUT, DATA_ROOT=str(Path(DEST, "val")), CHECKPOINT=OUTPUT)
     print(f"{OUTPUT} is written: {flags.next_command('predict.py', OUTPUT, CHECKPOINT=OUTPUT)} VIDEO names a video")
     if val:
-        print(f"next: {new}, then {flags.next_command('example_export.py', OUTPUT, checkpoint=OUTPUT)}")
+        print(f"next: {new}\nthen: {flags.next_command('example_export.py', OUTPUT, checkpoint=OUTPUT)}")
     fewest = min(Counter(video.label for video in train).values())
     if fewest >= MANY_VIDEOS:
         tune = ["python", "references/video_classification/train.py", "--data-path", DEST, "--class-map", CLASS_MAP]

@@ -203,6 +203,7 @@ def new_hdf5(path):
 def written_then_renamed(path):
     """Yield a temporary path beside `path`; rename it onto `path` when the block ends well, delete it otherwise.
 
+    The folder of `path` is made.
     So `path` is complete or absent at every moment, whatever kills the process. The temporary path ends in `.tmp`,
     so that nothing that looks for videos, tensors or weights meets half of one.
     """
@@ -210,6 +211,7 @@ def written_then_renamed(path):
     # not the process's number: on two machines, or in two containers, it may be the same
     # and only the start of a long name: with what is appended, it may be too long
     temporary = path.with_name(f".{path.name[:50]}.{secrets.randbelow(10**9)}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         os.replace(temporary, path)

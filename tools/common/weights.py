@@ -114,7 +114,7 @@ def start_from(model, state, source, say=print):
             reason = f"its {name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
         refuse(f"{source} has the weights of another network ({reason}): --model names the network")
     model.load_state_dict(fits, strict=False)
-    text = f"{source} loaded; from scratch: {', '.join(name for name in own if name not in fits) or 'nothing'}"
+    text = f"{source} loaded; new: {', '.join(name for name in own if name not in fits) or 'nothing'}"
     if (before := num_outputs(state)) and before != num_outputs(own):
         text += f" (its head has {before} classes, the class map {num_outputs(own)})"
     if unused := [name for name in state if name not in own]:

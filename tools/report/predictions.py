@@ -245,7 +245,8 @@ def refuse_mismatch(path, manifest, left_out, fitting, total):
         lines.append(f"  {what}: {len(names):,} ({shortened(names, 3)})")
     if fitting:
         lines.append(
-            "Run tools/run_inference.py again on this manifest; tools/evaluate.py takes --allow-partial to evaluate "
+            "Run tools/run_inference.py again on this manifest (tools/example_export.py before it, if the network is "
+            "another by now); tools/evaluate.py takes --allow-partial to evaluate "
             f"the {fitting:,} of {total:,} clips that fit."
         )
     else:
