@@ -77,6 +77,19 @@ def write_onnx(path, **beside):
     return path
 
 
+WITHOUT_TORCH = """
+from importlib.machinery import PathFinder
+find, absent = PathFinder.find_spec, ("torch", "torchvision", "qai_hub_models")
+PathFinder.find_spec = lambda name, *more: None if name in absent else find(name, *more)
+"""
+
+
+def without_torch(folder):
+    """The environment of a process that finds no torch, as on a board, by a file in `folder`."""
+    Path(folder, "sitecustomize.py").write_text(WITHOUT_TORCH)
+    return {"PYTHONPATH": str(folder)}
+
+
 def write_exercises(path, names, seconds=5, fps=10, seed=0, rotation=0, sound=None, codec="libx264"):
     """A video of drawn exercises one after another, `seconds` each. sound: a codec name, for a tone beside it."""
     with av.open(str(path), "w") as container:

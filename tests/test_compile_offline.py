@@ -331,7 +331,8 @@ def test_a_comparison_goes_on_where_it_was_killed(wheels, tmp_path, run_here, mo
     ("Linux", "x86_64", (3, 10), ("glibc", "2.39"), "Python 3.10"),
     ("Linux", "x86_64", (3, 12), ("glibc", "2.31"), "glibc 2.31"),
     ("Linux", "x86_64", (3, 12), ("", ""), "other than glibc"),
-    ("Linux", "aarch64", (3, 11), ("glibc", "2.39"), "3.12 to 3.14"),
+    ("Linux", "aarch64", (3, 10), ("glibc", "2.39"), "3.11 to 3.14"),
+    ("Linux", "aarch64", (3, 11), ("glibc", "2.36"), ""),
     ("Linux", "x86_64", (3, 11), ("glibc", "2.35"), ""),
 ])  # fmt: skip
 def test_where_there_is_no_wheel(monkeypatch, tmp_path, capsys, system, machine, python, libc, said):

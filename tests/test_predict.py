@@ -26,7 +26,7 @@ from PIL import Image
 
 import predict
 from conftest import REPO
-from drawn_exercises import CLASSES, write_exercises, write_onnx
+from drawn_exercises import CLASSES, without_torch, write_exercises, write_onnx
 from make_videos import write_still
 from qevd_r2plus1d import Model
 from see import annotated_copy, drawing, timeline
@@ -174,6 +174,18 @@ def test_a_checkpoint_gives_the_deployed_networks_logits(exercises, run, tmp_pat
     row = jsonl(tmp_path / "rows.jsonl")[video.name]
     np.testing.assert_allclose(row["logits"], expected, atol=1e-4)
     assert {name for name, _ in row["classes"]} == {"a", "b", "c d"}
+
+
+def test_a_compiled_network_needs_no_torch(run_script, tmp_path):
+    """As on a board; the logits are the same, bit for bit."""
+    network = write_onnx(tmp_path / "tiny.onnx", clip=of_network().as_dict())
+    video = write_exercises(tmp_path / "video.mp4", ["squats"], seed=50)
+    rows = []
+    for number, environment in enumerate(({}, without_torch(tmp_path))):
+        flags = ("--checkpoint", network, "--jsonl", f"{number}.jsonl", "--num-workers", 1)
+        run_script(SCRIPT, video, *flags, **environment)
+        rows.append(json.loads((tmp_path / f"{number}.jsonl").read_text()))
+    assert rows[0] == rows[1] and rows[0]["classes"][0][0] == "squats"
 
 
 def test_below_the_threshold_it_is_not_sure(exercises, run, tmp_path):

@@ -20,9 +20,11 @@ Exit codes: 130 ended by Ctrl-C, 2 wrong usage, unusable model, port in use.
 import asyncio
 import base64
 import contextlib
+import errno
 import io
 import ipaddress
 import json
+import os
 import secrets
 import socket
 import struct
@@ -60,9 +62,10 @@ MAX_FRAME_BYTES = 8 << 20
 MAX_SIDE = 4096  # pixels
 MAX_FILE_BYTES = 256 << 20  # of a file that is shorter than a clip
 SHOWN_WIDTH = 640  # pixels of this machine's camera on the page
+HOSTS = "--host takes an address of this machine, or 0.0.0.0 for all of them"
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self' ws://{host}; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self' {socket}; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",  # the address holds the token
     "X-Content-Type-Options": "nosniff",
@@ -268,7 +271,6 @@ class Server:
         app.add_routes([web.get("/{token}/info", self.info), web.get("/{token}/frames", self.frames)])
         app.add_routes([web.post("/{token}/file", self.file)])
         app.add_routes([web.get("/{token}/{name:[^/]*}", self.asset), web.get("/{anything:.*}", self.asset)])
-        app.on_startup.append(self.start_camera)
         app.on_shutdown.append(self.close)
         return app
 
@@ -281,7 +283,9 @@ class Server:
             raise web.HTTPForbidden(text="Open the address that live.py printed.\n")
         response = await handler(request)
         if not response.prepared:
-            response.headers.update({key: text.replace("{host}", request.host) for key, text in HEADERS.items()})
+            # a policy cannot name an IPv6 address; today's browsers take 'self' for the connection as well
+            own = "" if request.host.startswith("[") else f"ws://{request.host}"
+            response.headers.update({key: text.replace("{socket}", own) for key, text in HEADERS.items()})
         return response
 
     async def asset(self, request):
@@ -313,7 +317,7 @@ class Server:
     def camera_name(self):
         return self.camera.name_shown if self.camera else ""
 
-    async def start_camera(self, app):
+    def start_camera(self):
         from page.camera import CameraThread
 
         loop = asyncio.get_running_loop()
@@ -323,9 +327,8 @@ class Server:
                 asyncio.run_coroutine_threadsafe(function(*arguments), loop).result()
 
         if CAMERA:
-            rate = self.classifier.description.frame_rate
             put, tell = (lambda *given, to=to: in_loop(to, *given) for to in (self.put, self.tell))
-            self.camera = CameraThread(CAMERA, rate, put, tell)
+            self.camera = CameraThread(CAMERA, self.classifier.description, put, tell)
             self.camera.start()
 
     async def put(self, seconds, pixels):
@@ -353,26 +356,25 @@ class Server:
 
 def is_ours(host):
     """Whether a request's Host header names this machine as HOST lets it be named: no name of someone else's."""
-    name = host.rsplit(":", 1)[0].strip("[]")
-    if name in ("127.0.0.1", "localhost", HOST):
+    name = host.rsplit(":", 1)[0].strip("[]").lower()
+    if name in ("127.0.0.1", "localhost", HOST.lower()):
         return True
     if HOST not in ("0.0.0.0", "::"):
         return False
     with contextlib.suppress(ValueError):
         return bool(ipaddress.ip_address(name))
-    return name.lower().removesuffix(".local") == socket.gethostname().lower()
+    return name.removesuffix(".local") == socket.gethostname().lower()
 
 
 async def serve(server, started):
-    """Serve the page until this task is cancelled. Exits with code 2 and one sentence if the port cannot be had."""
+    """Serve the page until this task is cancelled. Raises OSError if the port or the address cannot be had."""
     runner = web.AppRunner(server.app(), access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, HOST, PORT).start()
         started(runner.addresses[0][1])
+        server.start_camera()
         await asyncio.Event().wait()
-    except OSError as e:
-        common.refuse(f"port {PORT} of {HOST} cannot be had ({e.strerror}); --port 0 takes any that is free")
     finally:
         await runner.cleanup()
 
@@ -400,6 +402,8 @@ def warm_up(classifier):
 
 def main():
     flags.set_constants_from_flags(globals())
+    if not HOST or not 0 <= PORT < 2**16:
+        common.refuse(f"port {PORT} of {HOST or 'no address'} cannot be had: {HOSTS}, --port 0 to {2**16 - 1}")
     from see.classifier import load
 
     classifier, token = load(CHECKPOINT, CHECKPOINT_WEIGHTS, MIRROR), secrets.token_urlsafe(16)
@@ -413,7 +417,9 @@ def main():
     def run():
         try:
             loop.run_until_complete(task)
-        except (asyncio.CancelledError, SystemExit) as e:
+        except asyncio.CancelledError:
+            pass
+        except OSError as e:
             ended.append(e)
         finally:
             is_over.set()
@@ -428,8 +434,11 @@ def main():
         is_over.wait()
         print("\n" + classifier.latency() if classifier.latency else "", end="")
         common.interrupted("start it again for a new address")
-    if ended:
-        raise ended[0]
+    for e in ended:
+        # not its strerror, into which asyncio writes the address again
+        why = e.strerror if isinstance(e, socket.gaierror) else os.strerror(e.errno)
+        cure = "--port 0 takes any that is free" if e.errno in (errno.EADDRINUSE, errno.EACCES) else HOSTS
+        common.refuse(f"port {PORT} of {HOST} cannot be had ({why}); {cure}")
 
 
 if __name__ == "__main__":

@@ -315,6 +315,11 @@ def frames_by_number(clip, container, stream, frame_indices):
     clip.put(frame_indices > number, frame)
 
 
+def upright(pixels, frame):
+    """The pixels (H, W, 3) of a decoded frame, turned as its file asks players to turn it."""
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
+
+
 class RgbConverter:
     """Decoded frames as RGB, by the organisers' rule whatever their tags say.
 
@@ -370,10 +375,10 @@ class DecodedFrames(RgbConverter):
         if self.size != pixels.shape[:2]:
             sizes = [f"{width} x {height}" for height, width in (self.size, pixels.shape[:2])]
             raise UnreadableVideo(self.path, f"its frame size changes from {sizes[0]} to {sizes[1]}")
-        turns = round(frame.rotation / 90) % 4  # counter-clockwise
-        self.rotation = -turns % 4 * 90 if self.rotation is None else self.rotation
-        if self.rotate and turns:
-            pixels = np.ascontiguousarray(np.rot90(pixels, turns))
+        turned = -round(frame.rotation / 90) % 4 * 90  # counter-clockwise there
+        self.rotation = turned if self.rotation is None else self.rotation
+        if self.rotate and turned:
+            pixels = upright(pixels, frame)
         pixels = self.convert(pixels) if self.convert else pixels
         if self.frames is None:
             self.frames = np.empty((self.num_frames, *pixels.shape), np.uint8)

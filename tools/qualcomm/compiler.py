@@ -59,9 +59,8 @@ def missing_wheel():
     python = sys.version_info[:2]
     if (system, machine) not in (("Linux", "x86_64"), ("Linux", "aarch64"), ("Windows", "amd64"), ("Windows", "arm64")):
         return f"{system} on {machine}"
-    oldest = (3, 11) if (system, machine) == ("Linux", "x86_64") else (3, 12)
-    if not oldest <= python <= (3, 14):
-        return f"Python {python[0]}.{python[1]} on {system} {machine} ({oldest[0]}.{oldest[1]} to 3.14 are served)"
+    if not (3, 11) <= python <= (3, 14):
+        return f"Python {python[0]}.{python[1]} (3.11 to 3.14 are served)"
     name, version = platform.libc_ver()
     if system == "Linux" and (name != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35)):
         return f"{name or 'a C library other than glibc'} {version} (glibc 2.35 or newer is needed)"
