@@ -267,7 +267,7 @@ def test_folding_frozen_batchnorm_changes_rounding_only(reference):
     assert torch.equal(copy.deepcopy(folded)(clips), folded(clips))
 
 
-def test_statistics_of_padded_channels_are_recomputed_alike(reference):
+def test_statistics_of_padded_channels_are_recomputed_alike(reference, capsys):
     flags = ["--model", "r2plus1d_18", "--trainable-layers", "all", "--pad-channels"]
     batches, found = [(torch.rand(2, 3, 4, 28, 28), torch.zeros(2)) for _ in range(2)], []
     for multiple in 1, 8:
@@ -277,6 +277,9 @@ def test_statistics_of_padded_channels_are_recomputed_alike(reference):
         reference.models.recompute_statistics(model, batches, lambda clips, targets: (clips, targets), args)
         found.append(dict(model.named_buffers()))
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-3)
+    with pytest.raises(SystemExit):
+        reference.models.make_model(small_args(reference, "--model", "r3d_18", "--pad-channels", 8), None)
+    assert "finds nothing to pad in r3d_18" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

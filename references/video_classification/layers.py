@@ -95,8 +95,9 @@ def pad_channels(model, multiple=8, flat=False):
 
     Those have 45, 230, 460 or 921 channels, for which cuDNN has no fast 16-bit kernels. Weights, BatchNorm and its
     statistics stay as they are and are padded at each step. flat: convolutions that change space alone, or time alone,
-    are 2-D ones on a view. Outputs and gradients are the same but for rounding.
+    are 2-D ones on a view. Outputs and gradients are the same but for rounding. Returns how many layers it padded.
     """
+    number = 0
     for module in list(model.modules()):
         if isinstance(module, nn.Sequential):
             own = list(module.named_children())
@@ -107,6 +108,8 @@ def pad_channels(model, multiple=8, flat=False):
                     setattr(module, first, sharing(conv, PaddedConv3d, wanted=between, flat=flat))
                     setattr(module, middle, sharing(norm, PaddedBatchNorm3d))
                     setattr(module, last, sharing(after, PaddedConv3d, wanted=after.out_channels, flat=flat))
+                    number += 1
+    return number
 
 
 def sharing(module, kind, **settings):

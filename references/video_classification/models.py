@@ -80,8 +80,8 @@ def make_model(args, checkpoint):
     if args.fold_frozen and not args.test_only:
         frozen = [name for name, _ in model.named_children() if not learns(name, args)]
         layers.fold(model, frozen, "cuda" in args.device, args.pad_channels)
-    if args.pad_channels > 1:
-        layers.pad_channels(model, args.pad_channels)
+    if args.pad_channels > 1 and not layers.pad_channels(model, args.pad_channels) and not args.fold_frozen:
+        common.refuse(f"--pad-channels finds nothing to pad in {args.model}: it is for R(2+1)D, without --sync-bn")
     return model
 
 
