@@ -55,6 +55,16 @@ def program_to_onnx(program, inputs, **names):
     """
     import torch
 
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing, as in traced_to_onnx, and of torch's own ways
+        traced = torch.jit.trace(in_plain_operations(program), inputs, check_trace=False)
+    return traced_to_onnx(traced, inputs, **names)
+
+
+def in_plain_operations(program):
+    """The module of a torch.export program, with what gets lost on the way in other words."""
+    import torch
+
     if writes_parts(program):
         program = program.run_decompositions({})  # nothing is in place any more
     module = program.module()
@@ -65,10 +75,7 @@ def program_to_onnx(program, inputs, **names):
     for node in module.graph.nodes:
         node.target = others.get(node.target, node.target)
     module.recompile()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in traced_to_onnx
-        traced = torch.jit.trace(module, inputs, check_trace=False)
-    return traced_to_onnx(traced, inputs, **names)
+    return module
 
 
 def writes_parts(program):
