@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +72,15 @@ def result(small_run):
     assert completed.returncode == 0, completed.stdout[-5000:] + completed.stderr[-5000:]
     assert project_files() == before, "files outside FOLDER changed"
     return completed.stdout
+
+
+def test_a_folder_with_a_space_is_quoted(monkeypatch):
+    """Each command has as many words as with another name, and works as it is printed."""
+    parts = [shlex.split(command) for _, command in [*quickstart.steps(), quickstart.offline_step()]]
+    monkeypatch.setattr(quickstart, "FOLDER", "my sample's")
+    others = [shlex.split(command) for _, command in [*quickstart.steps(), quickstart.offline_step()]]
+    for words, again in zip(parts, others, strict=True):
+        assert again == [re.sub("^sample(?=/|$)", "my sample's", word) for word in words]
 
 
 def test_every_step_runs_and_the_two_accuracies_agree(small_run, result):

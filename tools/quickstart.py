@@ -9,6 +9,7 @@ done again: it can be interrupted and restarted. The last line is one JSON objec
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -42,13 +43,15 @@ def steps():
 
     Clips have 8 frames, 2 s, instead of QEVD's 16: half the work, and a whole repetition of each drawn exercise.
     """
-    organized, training = f"{FOLDER}/QEVD_organized", f"{FOLDER}/training"
+    folder = shlex.quote(FOLDER)
+    organized, training = f"{folder}/QEVD_organized", f"{folder}/training"
     return steps_of_training(organized, training) + steps_of_deployment(organized, training)
 
 
 def steps_of_training(organized, training):
     """From nothing to a validated checkpoint in the folder `training`, of videos in `organized`."""
-    dataset = f"{FOLDER}/dataset"
+    folder = shlex.quote(FOLDER)
+    dataset = f"{folder}/dataset"
     train = "python references/video_classification/train.py"
     parts = " ".join(f"{dataset}/QEVD-FIT-300k-Part-{k}" for k in (1, 2, 3, 4))
     weights = " --weights KINETICS400_V1" if pretrained_weights().exists() else ""
@@ -61,12 +64,12 @@ def steps_of_training(organized, training):
         (
             "organize it by split and class",
             f"python tools/refactor_dataset.py --srcs {parts} --dest {organized}"
-            f" --labels-json {dataset}/fine_grained_labels_release.json --missing-csv {FOLDER}/missing.csv",
+            f" --labels-json {dataset}/fine_grained_labels_release.json --missing-csv {folder}/missing.csv",
         ),
         (
             "check every frame of every video",
-            f"python tools/check_videos.py --root {organized} --quarantine {FOLDER}/bad_videos --remux --replace"
-            f" --ext mp4 --jobs 2 --report {FOLDER}/bad_videos.csv",
+            f"python tools/check_videos.py --root {organized} --quarantine {folder}/bad_videos --remux --replace"
+            f" --ext mp4 --jobs 2 --report {folder}/bad_videos.csv",
         ),
         (
             TRAINING,
@@ -84,7 +87,8 @@ def steps_of_training(organized, training):
 
 def steps_of_deployment(organized, training):
     """From the checkpoint to figures and pictures of the deployed model."""
-    tensors = f"{FOLDER}/preprocessed_tensors"
+    folder = shlex.quote(FOLDER)
+    tensors = f"{folder}/preprocessed_tensors"
     return [
         (
             "turn the validation videos into tensors",
@@ -93,33 +97,34 @@ def steps_of_deployment(organized, training):
         (
             "export and compile the model",
             f"python tools/local_hub.py python tools/example_export.py --checkpoint {training}/checkpoint.pth"
-            f" --data-dir {tensors} --output-dir {FOLDER}/export_assets",
+            f" --data-dir {tensors} --output-dir {folder}/export_assets",
         ),
         (
             "run it on every tensor",
             "python tools/local_hub.py python tools/run_inference.py"
-            f" --dlc-path {FOLDER}/export_assets/resnet_2plus1d.bin --data-path {tensors}"
-            f" --output-h5 {FOLDER}/dataset-export.h5",
+            f" --dlc-path {folder}/export_assets/resnet_2plus1d.bin --data-path {tensors}"
+            f" --output-h5 {folder}/dataset-export.h5",
         ),
         (
             "evaluate what came back",
-            f"python tools/evaluate.py --h5 {FOLDER}/dataset-export.h5 --manifest {tensors}/manifest.jsonl"
-            f" --class_map class_map.json --report-dir {FOLDER}/report",
+            f"python tools/evaluate.py --h5 {folder}/dataset-export.h5 --manifest {tensors}/manifest.jsonl"
+            f" --class_map class_map.json --report-dir {folder}/report",
         ),
         (
             "classify videos as if no one had labelled them",
             f"python tools/predict.py {organized}/val/{EXERCISE} --checkpoint {training}/checkpoint.pth"
-            f" --out {FOLDER}/predictions",
+            f" --out {folder}/predictions",
         ),
     ]
 
 
 def offline_step():
     """What else is run where Qualcomm's compiler is installed already; it is never installed unasked."""
+    folder = shlex.quote(FOLDER)
     return (
         "estimate the latency on the Dragonwing IQ-9075",
-        f"python tools/compile_offline.py --source {FOLDER}/export_assets/resnet_2plus1d.bin"
-        f" --output-dir {FOLDER}/export_assets",
+        f"python tools/compile_offline.py --source {folder}/export_assets/resnet_2plus1d.bin"
+        f" --output-dir {folder}/export_assets",
     )
 
 
@@ -133,7 +138,7 @@ def run(command, python):
     Exits with the command's exit code if that is not 0.
     """
     print(f"\n$ {command}", flush=True)
-    arguments = [str(python) if word == "python" else word for word in command.split()]
+    arguments = [str(python) if word == "python" else word for word in shlex.split(command)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     last = ""
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment) as process:
@@ -181,7 +186,7 @@ def main():
         state = {"done": {}, "started": command, "drawn": drawn}
         write_state(state_file, state | {"done": results})
         begin = time.monotonic()
-        last_line = run(command + (f" --resume {checkpoint}" if interrupted else ""), python)
+        last_line = run(command + (f" --resume {shlex.quote(str(checkpoint))}" if interrupted else ""), python)
         results[command] = {"seconds": round(time.monotonic() - begin), "last_line": last_line}
         write_state(state_file, state | {"done": results})
 
@@ -219,7 +224,7 @@ training's own validation   {val_acc1:7.3f} %  {val_acc5:7.3f} %  {trained["num_
 deployed model              {deployed["top1"]:7.3f} %  {deployed["top5"]:7.3f} %  {deployed["n"]} videos
 {about_so_few()}
 Next: your own videos (README, "Use your own videos"), or QEVD and an AI Hub account (README, from section 2).
-Your own webcam: .venv/bin/python tools/live.py --checkpoint {FOLDER}/training/checkpoint.pth
+Your own webcam: .venv/bin/python tools/live.py --checkpoint {shlex.quote(FOLDER)}/training/checkpoint.pth
 """)
     if not compiled:
         print(f"Is it under 34 ms? (installs Qualcomm's compiler)\n$ {offline_step()[1]}\n")
