@@ -147,7 +147,7 @@ def test_a_table_of_runs(tmp_path, run_script):
     assert (a["--model-ema"], b["--model-ema"], b["--hold-out"]) == ("0.999", "", "0.1")
     assert (a["commit"], b["commit"]) == ("0123456789", "0123456789, changed")
     assert (a["val_top1"], a["val_low"], a["validated_on"]) == ("90.0", "85.059", "val"), "Wilson's, of 180 of 200"
-    assert b["validated_on"] == "10 % of train"
+    assert b["validated_on"] == "held out of train (10 % wanted)"
     assert (a["float_top1"], a["w8a8_top1"], a["estimated_ms"], a["profiled_ms"]) == ("88.5", "87.0", "4.4", "4.5")
     assert (a["compile_job"], a["shared"], a["leaderboard"], a["local_minus_leaderboard"]) == (
         "ja", "2026-03-01", "85.0", "3.5")  # fmt: skip

@@ -346,12 +346,14 @@ def next_training():
         own = common.class_map_with(label for folder in folders for label in finding.class_folders(folder))
     with_map = f" --class-map {shlex.quote(str(own))}" if own and own.parent != common.REPO else ""
     train = f"python references/video_classification/train.py --data-path {shlex.quote(ROOT)}{with_map}"
+    contest = own and own.parent == common.REPO
     if not shutil.which("nvidia-smi"):  # few videos, as one has them without a GPU
+        own_videos = "" if contest else " --rotate --overwrite"
         return (
-            f"{train} --rotate --overwrite --clip-len 8 --trainable-layers layer3 layer4 fc --epochs 15 --batch-size 4 "
+            f"{train}{own_videos} --clip-len 8 --trainable-layers layer3 layer4 fc --epochs 15 --batch-size 4 "
             "--opt adamw --lr 0.0005 --lr-head 0.005 --lr-scheduler onecycle --eval-every 5 --save-every 0"
         )
-    if own and own.parent == common.REPO:
+    if contest:
         return f"{train} --weights KINETICS400_V1 --cache-dataset --epochs 15 --batch-size 24 --lr 0.01"
     return f"{train} --weights KINETICS400_V1 --rotate --amp --overwrite"
 

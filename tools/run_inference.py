@@ -440,7 +440,8 @@ def end(written, lacking, classes):
     """Say what OUTPUT_H5 holds, {why: number of clips} that it lacks, the next step; exit code 1 if it lacks any."""
     lacking = "".join(f"; {number:,} clips {why}" for why, number in lacking.items() if number)
     print(f"wrote {OUTPUT_H5}: {written}{lacking}")
-    print(f"next: {logits_file.evaluate_command(OUTPUT_H5, Path(data_path, 'manifest.jsonl'), classes)}")
+    apart = {"report_dir": "./report_one"} if USE_SINGLE_TENSOR else {}  # the report of all clips stays
+    print(f"next: {logits_file.evaluate_command(OUTPUT_H5, Path(data_path, 'manifest.jsonl'), classes, **apart)}")
     if lacking:
         raise SystemExit(1)
 

@@ -128,7 +128,7 @@ def validated_on(saved):
     """Which videos a run's own accuracy is of, from its checkpoint."""
     args = saved.get("args", {})
     if args.get("hold_out"):
-        return f"{100 * args['hold_out']:g} % of train{', by group' if args.get('groups') else ''}"
+        return f"held out of train ({100 * args['hold_out']:g} % wanted{', by group' if args.get('groups') else ''})"
     return "val, which it was trained on" if "val" in saved.get("train_splits", []) else "val"
 
 
