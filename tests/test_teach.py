@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from common import checkpoints
+from common import calibration, checkpoints
 
 import av
 import numpy as np
@@ -144,6 +144,13 @@ def test_what_videos_of_a_class_differ_in_counts_less():
     (layer,) = fitting.fit(features, labels, np.ones(8), 2, [0.1])
     labels, features = drawn(500, 1)
     assert (layer.logits(features).argmax(1) == labels).mean() > 0.95
+
+
+def test_no_mistake_tells_no_temperature():
+    """Nor a threshold: the least sure of twenty right answers would be the limit."""
+    labels = np.arange(24) % 3
+    assert calibration.fit_if_told(1000.0 * np.eye(3)[labels], labels) is None
+    assert calibration.fit_if_told(np.eye(3)[np.where(np.arange(24), labels, 1)], labels) is not None
 
 
 def test_no_group_is_on_both_sides():

@@ -94,9 +94,10 @@ def fit(logits, labels):
 
 
 def fit_if_told(logits, labels):
-    """As `fit`; None where the clips do not tell a temperature: they are few, or it runs away as none is wrong."""
+    """As `fit`; None where the clips do not tell a temperature: they are few, none of them is wrong, it runs away."""
     low, high = TEMPERATURES
-    found = fit(logits, labels) if len(labels) >= FEWEST_ANSWERS else None
+    told = len(labels) >= FEWEST_ANSWERS and (logits.argmax(1) != labels).any()  # sharp and right, any one would do
+    found = fit(logits, labels) if told else None
     return found if found and 1.1 * low < found.temperature < high / 1.1 else None
 
 
