@@ -90,6 +90,17 @@ def run(folder, monkeypatch, capsys):
     return run
 
 
+def test_class_names_are_printed_escaped(folder, run):
+    odd = {name: f"{name}\x1b[31m" for name in CLASSES}
+    for file in "class_map.json", "manifest.jsonl":
+        text = (folder / file).read_text()
+        for name, escape in odd.items():
+            text = text.replace(json.dumps(name), json.dumps(escape))
+        (folder / file).write_text(text)
+    out = run("--verbose")[0].stdout
+    assert f"{CLASSES[0]}\\x1b[31m" in out and "taken for" in out and "\x1b" not in out, out
+
+
 def read_report(folder):
     return json.loads((folder / "report/report.json").read_text(encoding="utf-8"))
 

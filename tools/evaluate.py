@@ -17,6 +17,7 @@ from pathlib import Path
 
 import common
 from common import flags
+from common.names import printable
 
 from report import figures, not_sure, page, predictions, thumbnails, two_models
 
@@ -84,14 +85,14 @@ def print_clips(ours, rows):
     for position, clip in enumerate(ours.clips):
         best = ", ".join(f"{name} {100 * p:.2f} %" for name, p in figures.best_classes(ours, position))
         verdict = "right" if ours.rank[position] == 0 else "wrong"
-        print(f"{rows[clip]['video_path']}: label {rows[clip]['label']}, {verdict}; top 5: {best}")
+        print(printable(f"{rows[clip]['video_path']}: label {rows[clip]['label']}, {verdict}; top 5: {best}"))
 
 
 def print_summary(report):
     of, hidden = report["figures"], ("model_sha256", "checkpoint_sha256", "io", "clip")
     print(", ".join(f"{key} {value}" for key, value in report["about"].items() if key not in hidden))
     for remark in figures.remarks(report):
-        print(f"note: {remark}")
+        print(f"note: {printable(remark)}")
     n, places = of["n"], figures.digits(of["n"])
     print(f"\n{n:,} of {of['num_videos']:,} videos")
     for key, metric in figures.METRICS.items():
@@ -103,10 +104,11 @@ def print_summary(report):
     if compare:
         print(two_models.comparison_sentence(report["comparison"]))
     for pair in report["confused_pairs"][:5]:
-        print(f"  {pair['label']} taken for {pair['predicted']}: {pair['times']:,}, {pair['share']:.0f} % of the class")
+        often = f"{pair['times']:,}, {pair['share']:.0f} % of the class"
+        print(f"  {printable(pair['label'])} taken for {printable(pair['predicted'])}: {often}")
     for mistake in report["mistakes"][:5]:
         sure = f"taken for {mistake['predicted']}, {100 * mistake['confidence']:.1f} % sure"
-        print(f"  {mistake['video_path']}: {mistake['label']} {sure}")
+        print(printable(f"  {mistake['video_path']}: {mistake['label']} {sure}"))
 
 
 # --- the report folder -----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import common
 from common import calibration, checkpoints, finding, flags, machine
-from common.names import class_name, printable
+from common.names import class_name, printable, shortened
 
 import numpy as np
 
@@ -143,7 +143,8 @@ def print_accuracy(what, logits, labels, names):
     print(f"{what}: {right:,} of {len(labels):,} right, {share}")
     taken = Counter((names[a], names[b]) for a, b in zip(labels, named) if a != b)
     for (label, other), number in taken.most_common(10):
-        print(f"  {label} taken for {other}: {number} of {int((labels == names.index(label)).sum())}")
+        of = int((labels == names.index(label)).sum())
+        print(f"  {printable(label)} taken for {printable(other)}: {number} of {of}")
 
 
 def judge(train, val, names):
@@ -164,7 +165,7 @@ def judge(train, val, names):
         trusted = calibration.fit_if_told(judged.logits[counted], labels[counted]) or trusted
     if not counted.all():
         alone = sorted({video.label for video, is_counted in zip(train, counted) if not is_counted})
-        print(f"not judged, for want of a second video or group to train on: {', '.join(alone)}")
+        print(f"not judged, for want of a second video or group to train on: {shortened(alone)}")
     layer = fitting.fit_all(rows, labels, len(names), judged.strength)
     if val:
         print_accuracy(f"videos of {DEST}/val", layer.logits(np.stack([v.features[0] for v in val])), val_labels, names)

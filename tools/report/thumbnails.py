@@ -6,6 +6,7 @@ import warnings
 from typing import NamedTuple
 
 from common import fonts
+from common.names import printable
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def draw_confusion(pairs, classes):
     from matplotlib.figure import Figure  # without pyplot no display is ever looked for
 
     shown, totals, notes = shown_classes(pairs, len(classes))
-    names = [classes[i] for i in shown]
+    names = [printable(classes[i]) for i in shown]
     names = [name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…" for name in names]
     matplotlib.rcParams["text.parse_math"] = False  # a "$" in a name is a dollar sign
     matplotlib.rcParams["font.family"] = ["DejaVu Sans", *families_for("".join(names), notes)]
