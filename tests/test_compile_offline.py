@@ -349,6 +349,17 @@ def test_where_there_is_no_wheel(monkeypatch, tmp_path, capsys, system, machine,
         assert not any(tmp_path.iterdir())
 
 
+def test_a_machine_without_the_chip_says_so(tmp_path):
+    """On a board whose driver is missing the provider's library can be loaded, and offers nothing."""
+    offered = "register_execution_provider_library = max\nget_ep_devices = lambda: []\n"
+    (tmp_path / "onnxruntime.py").write_text(offered)
+    (tmp_path / "onnxruntime_qnn.py").write_text("EP_NAME = 'QNN'\nget_library_path = str\n")
+    binary = binary_runs.CompiledBinary(tmp_path / "own.onnx", {"soc": 77})
+    binary.path.touch()
+    with pytest.raises(compiler.CompilerError, match="finds no NPU"), binary_runs.running(binary, tmp_path):
+        pass
+
+
 def with_library(wheels, folder, change):
     """A copy of the wheels' folder, by links, in which one library of the provider has other bytes."""
     (folder / "onnxruntime_qnn").mkdir(parents=True)

@@ -33,14 +33,16 @@ def make_session(path, soc, entries=(), options=()):
     Raises onnxruntime's exception if the graph is not wholly taken. Only once a process: the provider is registered.
     """
     onnxruntime.register_execution_provider_library(onnxruntime_qnn.EP_NAME, onnxruntime_qnn.get_library_path())
+    devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == onnxruntime_qnn.EP_NAME]
+    if not devices:
+        raise RuntimeError("onnxruntime finds no NPU of Qualcomm here: is its driver installed?")
     session_options = onnxruntime.SessionOptions()
     session_options.log_severity_level = 4  # it reports errors on success, too
     for key, value in {"session.disable_cpu_ep_fallback": "1", **dict(entries)}.items():
         session_options.add_session_config_entry(key, value)
-    device = next(d for d in onnxruntime.get_ep_devices() if d.ep_name == onnxruntime_qnn.EP_NAME)
     target = {"backend_path": onnxruntime_qnn.get_qnn_htp_path(), "enable_htp_fp16_precision": "1"}
     target |= {"htp_performance_mode": "burst"} if soc == "native" else {"soc_model": soc}
-    session_options.add_provider_for_devices([device], target | dict(options))
+    session_options.add_provider_for_devices(devices[:1], target | dict(options))
     return onnxruntime.InferenceSession(str(path), session_options, enable_fallback=0)
 
 
