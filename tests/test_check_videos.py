@@ -358,7 +358,7 @@ def check_nothing_lost(originals):
 
 def test_killed_at_any_moment_nothing_is_lost_and_the_next_run_finishes(sources, run_script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rng, interrupted = random.Random(0), 0
+    rng, interrupted, torn = random.Random(0), 0, 0
     command = [sys.executable, str(REPO / SCRIPT), *SEED, "--remux", "--replace"]
     originals = {}
     marker = f"KILLED_TEST_OF={tmp_path}"
@@ -379,11 +379,13 @@ def test_killed_at_any_moment_nothing_is_lost_and_the_next_run_finishes(sources,
         interrupted += run.poll() is None
         run.kill()
         run.wait()
+        for progress in Path("bad_videos.csv.progress").glob("*"):
+            torn += len(progress.read_bytes()) > 0
+            progress.write_bytes(progress.read_bytes()[:-7])  # as if the disk lost half a row
         check_nothing_lost(originals)
     assert interrupted >= 6, "most runs had ended before they were killed"
+    assert torn, "no run was killed after it had written a row"
     assert wait_until(lambda: not processes_with(marker), 30), "children outlive a killed run"
-    progress = next(Path("bad_videos.csv.progress").glob("*"))
-    progress.write_bytes(progress.read_bytes()[:-7])  # and the disk lost half a row
     subprocess.run(command, capture_output=True, check=False)
     check_nothing_lost(originals)
     for path in originals:
