@@ -271,6 +271,28 @@ def test_the_end_of_the_program_closes_its_pages_and_finishes_their_recordings(t
         assert container.streams.video[0].frames == 1
 
 
+# on PYTHONPATH: presses Ctrl-C when the thread of the page has begun and its start is not over
+PRESSES = """
+import signal, threading
+
+start = threading.Thread.start
+
+def pressed(thread):
+    start(thread)
+    if getattr(thread, "_target", None) and thread._target.__qualname__ == "main.<locals>.run":
+        signal.raise_signal(signal.SIGINT)
+
+threading.Thread.start = pressed
+"""
+
+
+def test_ctrl_c_while_the_page_is_opened_ends_it(run_script, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(PRESSES)
+    arguments = ("--checkpoint", write_onnx(tmp_path / "tiny.onnx"), "--port", 0, "--open-browser", "false")
+    error = run_script(SCRIPT, *arguments, code=130, timeout=60, PYTHONPATH=tmp_path).stderr
+    assert error.endswith("interrupted; start it again for a new address\n") and "Traceback" not in error, error
+
+
 def test_wrong_usage(server, run_script, tmp_path):
     address, folder = server
     port = re.search(r":(\d+)/", address)[1]

@@ -424,8 +424,8 @@ def main():
         finally:
             is_over.set()
 
-    threading.Thread(target=run).start()
     try:
+        threading.Thread(target=run).start()
         # not the thread's join, which an interrupt makes believe that it has ended (Python up to 3.12)
         while not is_over.wait(1):
             pass
