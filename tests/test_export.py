@@ -231,7 +231,8 @@ def test_jobs_and_sharing_of_the_real_network(exported):
     for words in ("exporting ./model.pth", "against torch on a real clip", "PSNR", "the same Top-1 for 8 of 8 clips",
                   "latency", "34 ms gate", "MiB at the peak", "layers    CPU", "NOT AN ENTRY",
                   "video: float32 (1, 4, 112, 112, 3), NTHWC",
-                  "next: python tools/local_hub.py python tools/run_inference.py\n"):  # fmt: skip
+                  "next: python tools/local_hub.py python tools/run_inference.py --dlc-path ",
+                  "export_assets/resnet_2plus1d.bin --data-path ./preprocessed_tensors\n"):  # fmt: skip
         assert words in printed, f"{words!r} was not reported:\n{printed}"
     assert f"compile job {compile_job.id} (local hub)\n" in printed
     assert hub.url not in printed and "Downloaded model to" not in printed, "of no use when the hub has ended"
@@ -305,7 +306,8 @@ def test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow(tmp_path, r
         assert bundle.suffix == ".zip" and zipfile.is_zipfile(bundle)
 
         (command,) = (line for line in result.stdout.splitlines() if line.startswith("next: "))
-        assert command.endswith("tools/run_inference.py --data-path clips")
+        model = "export_assets/resnet_2plus1d.bin"
+        assert command.endswith(f"tools/run_inference.py --dlc-path {model} --data-path clips")
         run_script("tools/run_inference.py", "--data-path", "clips", **environment)
         logits, _ = read_h5(tmp_path / "dataset-export.h5")
         model = Model.from_pretrained(str(checkpoint))
@@ -335,16 +337,16 @@ def test_the_best_of_each_checkpoint(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("path", "folder", "emulated", "flags"), [
-    ("export_assets/resnet_2plus1d.bin", "./preprocessed_tensors", False, ""),
-    ("export_assets/resnet_2plus1d.onnx", "", False, " --dlc-path export_assets/resnet_2plus1d.onnx"),
-    ("a b/resnet_2plus1d.bin", "x", True, " --dlc-path 'a b/resnet_2plus1d.bin' --data-path x"),
+    ("export_assets/resnet_2plus1d.bin", "./preprocessed_tensors", False, " --data-path ./preprocessed_tensors"),
+    ("export_assets/resnet_2plus1d.onnx", "", False, ""),
+    ("a b/resnet_2plus1d.bin", "x", True, " --data-path x"),
 ])  # fmt: skip
-def test_the_next_command_has_the_flags_that_are_no_defaults(capsys, monkeypatch, path, folder, emulated, flags):
+def test_the_next_command_names_the_model_and_its_clips(capsys, monkeypatch, path, folder, emulated, flags):
     monkeypatch.setattr(example_export, "data_dir", folder)
     example_export.print_next(Path(path), emulated)
     hub = "python tools/local_hub.py " if emulated else ""
     first, *more = capsys.readouterr().out.splitlines()
-    assert first == f"next: {hub}python tools/run_inference.py{flags}"
+    assert first == f"next: {hub}python tools/run_inference.py --dlc-path {shlex.quote(path)}{flags}"
     assert [line.endswith(f"--source '{path}'") for line in more] == [True] * emulated, "Qualcomm's compiler"
 
 

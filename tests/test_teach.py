@@ -1,6 +1,7 @@
 """teach.py: a new last layer on a frozen network, from one's own folders to a checkpoint that later steps take."""
 
 import json
+import re
 from pathlib import Path
 
 from common import calibration, checkpoints
@@ -79,7 +80,8 @@ def test_own_classes_in_a_minute(tmp_path, run_script, backbone):
 
     # later steps take it
     write_colour(tmp_path / "other.mp4", COLOURS["green"], 99)
-    shown = run_script("tools/predict.py", "other.mp4", "--checkpoint", "checkpoint.pth").stdout
+    (name_one,) = re.findall("python (tools/predict.py VIDEO .*) names a video", out)
+    shown = run_script(*name_one.replace("VIDEO", "other.mp4").split()).stdout
     assert "green" in shown.split("blue")[0].split("red")[0], shown
 
 

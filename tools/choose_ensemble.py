@@ -259,11 +259,11 @@ def print_command(chosen):
         print(f"the checkpoint of {unknown[0]} is not known; export by tools/example_export.py --checkpoint A B …")
         return
     paths = [member.checkpoint for member in chosen]
-    made_of = dict(checkpoint=paths, mirror=chosen[0].mirrored)
+    made_of = {"checkpoint": paths} | ({"mirror": True} if chosen[0].mirrored else {})
     if len(precisions := {member.predictions.about.get("precision", "float") for member in chosen}) == 1:
         made_of["precision"] = precisions.pop()
-    print(f"next: {flags.next_command('example_export.py', '', **made_of)}")
-    print(f"its latency as one graph: {flags.next_command('compile_offline.py', '', **made_of)}")
+    print(f"next: {flags.next_command('example_export.py', **made_of)}")
+    print(f"its latency as one graph: {flags.next_command('compile_offline.py', **made_of)}")
 
 
 if __name__ == "__main__":

@@ -311,8 +311,9 @@ def print_result(result, path, bundle, io):
 
 
 def print_next(path, emulated):
-    """The command of the next step, with the flags that are not its defaults."""
-    command = flags.next_command("run_inference.py", path, DLC_PATH=path, data_path=data_dir or "preprocessed_tensors")
+    """The command of the next step and, for a model of the local hub, that of Qualcomm's own compiler."""
+    clips = {"data_path": data_dir} if data_dir else {}
+    command = flags.next_command("run_inference.py", path, DLC_PATH=path, **clips)
     print(f"next: {flags.LOCAL_HUB * emulated}{command.removeprefix(flags.LOCAL_HUB)}")
     if emulated:
         ask = flags.next_command("compile_offline.py", path, source=path)

@@ -291,8 +291,8 @@ def preprocess_all(videos, failures, description):
     else:
         write_manifest(videos, table, failures | errors, description, journal)
         report_tensors(table[after], failures | errors, description)
-        what_for = {"precision": "w8a8", "CALIBRATION_DIR": OUT_ROOT} if MAX_PER_CLASS else {"data_dir": OUT_ROOT}
-        what_for |= {"checkpoint": CHECKPOINT} if CHECKPOINT else {}
+        what_for = {"checkpoint": CHECKPOINT} if CHECKPOINT else {}
+        what_for |= {"precision": "w8a8", "CALIBRATION_DIR": OUT_ROOT} if MAX_PER_CLASS else {"data_dir": OUT_ROOT}
         print(f"next: {flags.next_command('example_export.py', OUT_ROOT, **what_for)}")
     saved, kept = int((mine & after & ~before).sum()), int((mine & after & before).sum())
     failed = int(mine.sum()) - saved - kept + (len(failures) if journal.rank == 0 else 0)

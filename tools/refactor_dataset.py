@@ -266,7 +266,7 @@ def main():
     if RAW_LABELS:
         print("the classes are the exercises that the raw labels name, not the organisers' own choice of labels")
     if not DRY_RUN:
-        print(f"next: {flags.next_command('check_videos.py', into, ROOT=into)}")
+        print(f"next: {flags.next_command('check_videos.py', ROOT=into)}")
     raise SystemExit(1 if any(row["missing"] or row["refused"] for row in counts.values()) else 0)
 
 

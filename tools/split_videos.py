@@ -422,7 +422,7 @@ def main():
     class_map = write_class_map({video.label for video in videos}, first_run=not rows)
     done = place_all(videos, rows, failed)
     report_sides(videos, class_map, done, failed)
-    print(f"next: {flags.next_command('check_videos.py', DEST, ROOT=DEST)}")
+    print(f"next: {flags.next_command('check_videos.py', ROOT=DEST)}")
     raise SystemExit(1 if failed else 0)
 
 

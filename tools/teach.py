@@ -190,7 +190,7 @@ def save_taught(backbone, layer, trusted, names):
 def print_next(train, val):
     """The commands of what can be done now."""
     new = flags.next_command("preprocess_and_save.py", OUTPUT, DATA_ROOT=str(Path(DEST, "val")), CHECKPOINT=OUTPUT)
-    print(f"{OUTPUT} is written: {flags.next_command('predict.py', OUTPUT, CHECKPOINT=OUTPUT)} VIDEO names a video")
+    print(f"{OUTPUT} is written: {flags.next_command('predict.py VIDEO', OUTPUT, CHECKPOINT=OUTPUT)} names a video")
     if val:
         print(f"next: {new}\nthen: {flags.next_command('example_export.py', OUTPUT, checkpoint=OUTPUT)}")
     fewest = min(Counter(video.label for video in train).values())

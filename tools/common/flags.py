@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from common import REPO, refuse
+from common import refuse
 
 
 def constants_of(source):
@@ -125,34 +125,21 @@ def in_run(folder, value):
     return str(Path(folder, value)) if of_a_run else value
 
 
-def as_paths(value):
-    """A constant's value with each text of a list as a path, so that ./a and a are the same."""
-    return [Path(part) for part in value] if isinstance(value, list) else value
-
-
 LOCAL_HUB = "python tools/local_hub.py "  # before a command that needs AI Hub
 
 
-def next_command(script, written, **constants):
-    """The command of the next step, `python tools/SCRIPT`, with flags for those constants that it has otherwise.
+def next_command(script, written="", **constants):
+    """The command of the next step, `python tools/SCRIPT`, with a flag for each of these constants.
 
+    script: its name, with the words that stand before its flags.
     written: a path that this step wrote; if it lies in a run's folder, that run goes on, else the one that --run named.
     """
     parts = Path(written).parts
     in_one = len(parts) > 2 and parts[0] == RUNS and RUN_NAME.fullmatch(parts[1])
-    folder = Path(*parts[:2]) if in_one else Path(named_run)
-    nodes = ast.parse((REPO / "tools" / script).read_text(encoding="utf-8")).body
-    nodes = [n for n in nodes if isinstance(n, ast.Assign) and isinstance(n.value, (ast.Constant, ast.List))]
-    values = {getattr(node.targets[0], "id", ""): ast.literal_eval(node.value) for node in nodes}
-    takes_run = folder.parts and any(in_run(folder, value) != value for value in values.values())
-    words = ["python", f"tools/{script}", *(["--run", folder.name] if takes_run else [])]
+    run = parts[1] if in_one else Path(named_run).name
+    words = ["python", *f"tools/{script}".split(), *(["--run", run] if run else [])]
     for name, value in constants.items():
-        default = in_run(folder, values.get(name, ""))
-        given = [value] if isinstance(default, list) and not isinstance(value, list) else value
-        if (Path(given) != Path(default)) if isinstance(default, str) else as_paths(given) != as_paths(default):
-            parts = value if isinstance(value, list) else [value]
-            words += ["--" + name.lower().replace("_", "-")]
-            words += [f"{part:g}" if isinstance(part, float) else str(part) for part in parts]
+        words += ["--" + name.lower().replace("_", "-"), *map(str, value if isinstance(value, list) else [value])]
     account = Path(os.environ.get("QAIHUB_CLIENT_INI", "~/.qai_hub/client.ini")).expanduser().exists()
     hub = "" if account or script not in ("example_export.py", "run_inference.py") else LOCAL_HUB
     return hub + shlex.join(words)
