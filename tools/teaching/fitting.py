@@ -1,5 +1,6 @@
 """Multinomial logistic regression on features of a frozen network, and how well it does on videos that it never saw."""
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 
 STRENGTHS = 1.0, 0.1, 0.01, 0.001  # of the L2 penalty on whitened features, tried from the strongest on
 FOLDS = 5
+MANY_PRODUCTS = 1e8  # a pass over all rows, from which on several threads gain more than they cost
 SHRINKAGE = 0.01  # of the covariance within a class towards a sphere: with few videos most directions are not seen
 
 
@@ -25,37 +27,52 @@ def fit(features, labels, shares, num_classes, strengths):
 
     features: float (n, features). labels: int (n,). shares: float (n,), the weight of each row in the mean. The penalty
     is the sum of squared weights on features that are whitened: what videos of one class differ in, people and rooms,
-    counts the less the more they differ. To the end by L-BFGS; the problem is convex, so order does not matter.
+    counts the less the more they differ. By L-BFGS; the problem is convex, so order does not matter.
     """
-    shares = shares / shares.sum()
-    mean, root = mean_and_root(features, labels, shares)
-    x, y, shares = map(torch.from_numpy, (np.linalg.solve(root, (features - mean).T).T.copy(), labels, shares))
-    weight = torch.zeros(num_classes, x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
-    layers = []
-    for strength in strengths:
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+    with as_many_threads_as_pay(features.size * num_classes):
+        shares = torch.from_numpy(shares / shares.sum())
+        x, y = torch.from_numpy(np.ascontiguousarray(features)), torch.from_numpy(labels)
+        mean, root = mean_and_root(x, y, shares)
+        x = torch.linalg.solve_triangular(root, (x - mean).T, upper=False).T.contiguous()
+        weight = torch.zeros(num_classes, x.shape[1], dtype=torch.float64, requires_grad=True)
+        bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+        layers, to_the_end = [], dict(max_iter=300, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+        for strength in strengths:
+            optimizer = torch.optim.LBFGS([weight, bias], **to_the_end)
 
-        def loss(strength=strength, optimizer=optimizer):
-            optimizer.zero_grad()
-            each = torch.nn.functional.cross_entropy(x @ weight.T + bias, y, reduction="none")
-            value = (shares * each).sum() + strength / 2 * weight.square().sum()
-            value.backward()
-            return value
+            def loss(strength=strength, optimizer=optimizer):
+                optimizer.zero_grad()
+                each = torch.nn.functional.cross_entropy(x @ weight.T + bias, y, reduction="none")
+                value = (shares * each).sum() + strength / 2 * weight.square().sum()
+                value.backward()
+                return value
 
-        optimizer.step(loss)
-        unwhitened = np.linalg.solve(root.T, weight.detach().numpy().T).T
-        layers.append(LinearLayer(unwhitened, bias.detach().numpy() - unwhitened @ mean))
+            optimizer.step(loss)
+            unwhitened = torch.linalg.solve_triangular(root.T, weight.detach().T, upper=True).T
+            layers.append(LinearLayer(unwhitened.numpy(), (bias.detach() - unwhitened @ mean).numpy()))
     return layers
+
+
+@contextlib.contextmanager
+def as_many_threads_as_pay(products):
+    """One thread of torch for few products a pass: on a busy machine two take ten times as long, by waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if products > MANY_PRODUCTS else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def mean_and_root(features, labels, shares):
     """(mean of all rows, a root of their covariance within a class): float64 (features,) and (features, features)."""
-    means = np.stack([np.average(features[labels == label], 0, shares[labels == label]) for label in np.unique(labels)])
-    apart = features - means[np.unique(labels, return_inverse=True)[1]]
+    apart = features.clone()
+    for label in labels.unique():
+        of_class = labels == label
+        apart[of_class] -= shares[of_class] @ features[of_class] / shares[of_class].sum()
     covariance = (apart * shares[:, None]).T @ apart
-    sphere = np.eye(len(covariance)) * (np.trace(covariance) / len(covariance) + 1e-12)
-    return shares @ features, np.linalg.cholesky((1 - SHRINKAGE) * covariance + SHRINKAGE * sphere)
+    sphere = torch.eye(len(covariance), dtype=torch.float64) * (covariance.trace() / len(covariance) + 1e-12)
+    return shares @ features, torch.linalg.cholesky((1 - SHRINKAGE) * covariance + SHRINKAGE * sphere)
 
 
 def balanced(labels, rows_of_video):
