@@ -436,8 +436,9 @@ def main():
         common.interrupted("start it again for a new address")
     for e in ended:
         # not its strerror, into which asyncio writes the address again
-        why = e.strerror if isinstance(e, socket.gaierror) else os.strerror(e.errno)
-        cure = "--port 0 takes any that is free" if e.errno in (errno.EADDRINUSE, errno.EACCES) else HOSTS
+        number = e.errno or errno.EADDRNOTAVAIL  # Python 3.13 tells no number where it tried each address in vain
+        why = e.strerror if isinstance(e, socket.gaierror) else os.strerror(number)
+        cure = "--port 0 takes any that is free" if number in (errno.EADDRINUSE, errno.EACCES) else HOSTS
         common.refuse(f"port {PORT} of {HOST} cannot be had ({why}); {cure}")
 
 
