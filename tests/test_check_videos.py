@@ -708,7 +708,7 @@ def test_wrong_usage_is_told_in_one_sentence(sources, run_script, tmp_path, monk
         (["--quarantine", "full_dataset/train/bad"], "lies in the dataset"),
         (["--quarantine", "full_dataset"], "lies in the dataset"),
         (["--report", "notes.csv"], "no report of this check_videos.py"),
-        (["--jobs", "-1"], "--jobs must be at least 0"),
+        (["--jobs", "-1"], "JOBS is -1: it must be a number from 0 on"),
     ):
         result = run_script(SCRIPT, *SEED, *flags, code=2)
         assert words in result.stderr and result.stderr.count("\n") == 1, result.stderr

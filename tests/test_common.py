@@ -107,7 +107,8 @@ def test_words_without_a_flag(tmp_path, arguments, parts, shuffle):
 
 
 @pytest.mark.parametrize("arguments", [["--clip-len", "8.5"], ["--shuffle", "maybe"], ["--colour", "red"], ["8"],
-                                       ["--before", "2"], ["--after", "2"], ["--data-path"]])  # fmt: skip
+                                       ["--before", "2"], ["--after", "2"], ["--data-path"], ["--clip-len", "-8"],
+                                       ["--scale=-0.5"], ["--scale", "nan"], ["--scale", "inf"]])  # fmt: skip
 def test_bad_flags_exit_with_2(run_with_flags, arguments):
     result = run_with_flags(*arguments)
     assert result.returncode == 2 and "error:" in result.stderr and "Traceback" not in result.stderr, result.stderr

@@ -147,6 +147,18 @@ def test_what_a_program_writes_in_place_is_not_lost():
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("field", "value"), [
+    ("frame_rate", 0.0), ("frame_rate", float("nan")), ("frame_rate", "fast"), ("clip_len", 0), ("clip_len", [8]),
+    ("resize_size", "128"), ("resize_size", [24, 48]), ("crop_size", [32]), ("std", [0.5, 0.5, 0.0]), ("mean", [0.5]),
+])  # fmt: skip
+def test_a_clip_that_there_is_not(voters, tmp_path, capsys, field, value):
+    """A checkpoint of others may say anything; a frame rate of 0 gave a class."""
+    saved = torch.load(voters["mc3_18"], weights_only=True)
+    torch.save(saved | {field: value}, tmp_path / "odd.pth")
+    said = refused(capsys, checkpoint=[tmp_path / "odd.pth"])
+    assert "odd.pth holds no network that can be used here" in said and said.count("\n") == 1, said
+
+
 def test_tensors_of_other_clips(tmp_path, capsys):
     """Both values are named; a folder without settings is taken."""
     mine = clip.of_network("r2plus1d_18")

@@ -83,6 +83,12 @@ def test_a_script_goes_on_where_nobody_reads_it(tmp_path):
             (tmp_path / "done").unlink()
 
 
+def test_the_patch_goes_to_a_reader_that_ends():
+    shown = f'"{sys.executable}" {REPO}/torchvision_patches/video_utils.py'
+    ended = subprocess.run(["bash", "-c", f"{shown} | head -1"], capture_output=True, text=True)
+    assert "VideoClips._compute_frame_pts" in ended.stdout and not ended.stderr, ended.stderr
+
+
 def test_a_new_hdf5_file_needs_no_locks(tmp_path):
     """A network drive may have none, and then h5py cannot make a file."""
     with common.new_hdf5(tmp_path / "new.h5"), open(tmp_path / "new.h5") as other:

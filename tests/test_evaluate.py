@@ -405,24 +405,13 @@ def test_labels_meet_classes_however_their_accents_are_written(run, folder):
     assert run()[1]["top1"] == 50.0
 
 
-WITHOUT_LOCKS = """
-#include <errno.h>
-#include <stdlib.h>
-int flock(int file, int operation) { errno = atoi(getenv("ERRNO")); return -1; }
-"""
-
-
-@pytest.mark.skipif(not shutil.which("gcc"), reason="no gcc, to make a drive without locks")
-def test_drive_without_locks(folder):
+def test_drive_without_locks(folder, without_locks):
     """Its file is read and that is said; a file that somebody locks is refused, as the test above shows."""
-    (folder / "locks.c").write_text(WITHOUT_LOCKS)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", "locks.so", "locks.c"], cwd=folder, check=True)
     opening = f"import sys; sys.path += {[str(REPO / 'tools')]}; from report import predictions as p; "
     opening += "print(*p.open_h5('dataset-export.h5')[1])"
     whole = [REPO / "tools/evaluate.py", *INPUTS]
     for number, command in (37, whole), (95, ["-c", opening]), (5, ["-c", opening]):  # ENOLCK, EOPNOTSUPP, EIO
-        environment = os.environ | {"LD_PRELOAD": str(folder / "locks.so"), "ERRNO": str(number)}
-        options = dict(cwd=folder, env=environment, capture_output=True, text=True)
+        options = dict(cwd=folder, env=os.environ | without_locks(number), capture_output=True, text=True)
         result = subprocess.run([sys.executable, *command], **options)
         assert result.returncode == 0, result.stderr
         assert f"the drive of dataset-export.h5 has no locks ({os.strerror(number)})" in result.stdout

@@ -44,6 +44,13 @@ def test_the_file_of_workers_as_it_is_shipped(tmp_path):
     }
 
 
+def test_people_as_pandas_writes_them(tmp_path):
+    """Numbers with decimals where somebody is not known, who is NaN and no person of that name."""
+    rows = [{"video_path": v[-12:], "worker_id": g} for v, g in zip(VIDEOS, [71.0, 71, float("nan")])]
+    (tmp_path / "workers.json").write_text(json.dumps(rows))
+    assert read_groups(tmp_path / "workers.json", VIDEOS) == {VIDEOS[0]: "71", VIDEOS[1]: "71"}
+
+
 def test_the_closest_name_counts(tmp_path):
     """Two videos of one name are told apart by their folders or endings; letters composed in another way are equal."""
     videos = ["squats/1.mp4", "lunges/1.mp4", "lunges/1.mov", "lunges/caf\u00e9.mp4", "lunges/monday/2.mp4"]
@@ -70,6 +77,7 @@ def test_the_closest_name_counts(tmp_path):
         ),
         ("video,group\nx/7.mp4,ann\n", "names none of the 2 videos; it has 1 rows with a group, as 'x/7.mp4'"),
         ("video,group\nsquats/1.mp4,\n", "names none of the 2 videos; it has 0 rows with a group"),
+        ("video,group\nlunge, left.mp4,ann\n", "has more in the row of 'lunge' than in its head"),
         ('[{"video": "1.mp4"}]', "is no file of groups (KeyError('video_path'))"),
         ("[1, 2", "is no file of groups"),
         (b"video,group\n\xff,\xfe\n", "is no file of groups"),

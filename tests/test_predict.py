@@ -18,18 +18,20 @@ from common.names import shortened
 import av
 import matplotlib
 import numpy as np
+import onnx
 import pytest
 import torch
 import torchvision
 from matplotlib import font_manager
 from PIL import Image
 
+import live
 import predict
 from conftest import REPO
 from drawn_exercises import CLASSES, without_torch, write_exercises, write_onnx
 from make_videos import write_still
 from qevd_r2plus1d import Model
-from see import annotated_copy, drawing, timeline
+from see import annotated_copy, classifier, drawing, timeline
 from torchvision_patches import clip as clip_module
 from torchvision_patches.clip import first_clip, of_network
 
@@ -209,6 +211,31 @@ def test_below_the_threshold_it_is_not_sure(exercises, run, tmp_path):
     with open(tmp_path / "rows.csv", newline="") as file:
         assert {row["sure"] for row in csv.DictReader(file)} == {"yes", "no"}
     assert Image.open(tmp_path / "predictions" / f"{Path(less).stem}.png").height == before + 38, "its line is missing"
+
+
+def without_numbers(path, value):
+    """The network of write_onnx with a last layer that has `value` in it."""
+    proto = onnx.load(write_onnx(path))
+    bias = next(tensor for tensor in proto.graph.initializer if tensor.dims == [len(CLASSES)])
+    bias.raw_data = np.full(len(CLASSES), value, np.float32).tobytes()
+    path.with_suffix(".json").unlink()
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_no_class(exercises, run, tmp_path, value):
+    """Each video, and a recording, has failed, with the reason; the live page does not start."""
+    model, video = without_numbers(tmp_path / "broken.onnx", value), exercises / f"in/{CLASSES[0]}.mp4"
+    printed = run(video, CHECKPOINT=[str(model)], CSV="rows.csv", code=1)
+    assert f"{video}: the network's logits of it are no numbers" in printed and "1 failed" in printed, printed
+    with open(tmp_path / "rows.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert "no numbers" in row["error"] and not row["class_1"], row
+    assert "no numbers" in run(video, "--timeline", CHECKPOINT=[str(model)], code=1)
+    with pytest.raises(SystemExit) as stopped:
+        live.warm_up(classifier.load(model))
+    assert stopped.value.code == 2
 
 
 def test_models_that_cannot_run_here_are_refused(exercises, run, tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import refactor_dataset
+from conftest import NO_LINKS
 
 pytestmark = pytest.mark.quick
 
@@ -34,6 +35,13 @@ def qevd(tmp_path):
     add_video(Path(str(part).format(4)) / "unlabelled.mp4", b"-")
     write_labels(tmp_path, [record(7, "elbow plank"), record(3, "elbow plank"), record(1, "cross + hook right", "val")])
     return tmp_path
+
+
+@pytest.fixture(params=["copy", "hardlink", "symlink"])
+def mode(request):
+    if NO_LINKS and request.param != "copy":
+        pytest.skip(NO_LINKS)
+    return request.param
 
 
 PLACED = {
@@ -112,7 +120,6 @@ def test_the_printed_usage_works(qevd, monkeypatch):
     assert counts["train"] == {"already there": 2} and counts["val"] == {"already there": 1}
 
 
-@pytest.mark.parametrize("mode", ["copy", "hardlink", "symlink"])
 def test_modes(qevd, run_script, mode):
     """Each mode places the same tree; a second run changes nothing and says that all is there."""
     source = qevd / "dataset/QEVD-FIT-300k-Part-1/00000007.mp4"
@@ -166,6 +173,14 @@ REFUSED = [
     ({"video_path": 16, "label": ["squats"], "split": ["val"]}, "is no object with the strings"),
     ("00000017.mp4", "is no object with the strings"),
 ]
+
+
+def test_names_of_classes_are_printed_with_escapes(qevd, run_script):
+    """A label that the class map has, too, may hold a sequence that moves the cursor."""
+    (qevd / "map.json").write_text(json.dumps({"\x1b[2Jplank": 0, "squats": 1}))
+    write_labels(qevd, [record(7, "\x1b[2Jplank"), record(3, "squats"), record(1, "\x1b[2Kother")])
+    output = run_script(SCRIPT, "--class-map", "map.json", code=1).stdout
+    assert "\x1b" not in output and "\\x1b[2Jplank 1" in output, output
 
 
 def test_bad_records_are_refused_with_their_number(qevd, run_script):
@@ -269,7 +284,6 @@ def test_linked_sources(qevd, run_script):
         assert "more than once" not in output, output
 
 
-@pytest.mark.parametrize("mode", ["copy", "hardlink", "symlink"])
 def test_dry_run_touches_nothing(qevd, run_script, mode):
     """It shows the table of the real run, also over an earlier run's half copy and leftovers."""
     labels = json.loads((qevd / "dataset/fine_grained_labels_release.json").read_text())

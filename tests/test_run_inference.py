@@ -115,6 +115,12 @@ def test_chunks_order_and_form_of_the_output(place, run_script):
     assert "complete" in again.stdout and len(place.jobs()) == 3, "a finished run must not be repeated"
 
 
+def test_a_drive_without_locks(place, run_script, without_locks):
+    """Not even for the files that the client makes of a chunk."""
+    run_script(SCRIPT, *place.flags("--max-chunk", 5), **place.environment, **without_locks(37))
+    place.check_output()
+
+
 @pytest.mark.parametrize("w8a8", [False, True], ids=["float", "w8a8"])
 @pytest.mark.parametrize("frames", [8, 16])
 @pytest.mark.parametrize("channel_last", [False, True], ids=["NCTHW", "NTHWC"])

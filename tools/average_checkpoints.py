@@ -20,7 +20,7 @@ import common
 from common import flags
 from common.checkpoints import load_checkpoint
 from common.held_out import read_held_out
-from common.names import digits
+from common.names import digits, shortened
 
 # ----------------------------------------------------------------------------------------------------------------------
 CHECKPOINTS = ["./checkpoint.pth"]  # two or more
@@ -42,7 +42,10 @@ def load_alike(paths):
     from torchvision_patches import clip
 
     checkpoints = [load_checkpoint(path) for path in paths]
-    abouts = [clip.described(checkpoint, checkpoint["args"])[0] for checkpoint in checkpoints]
+    try:
+        abouts = [clip.described(checkpoint, checkpoint["args"])[0] for checkpoint in checkpoints]
+    except ValueError as e:
+        common.refuse(f"one of {shortened(paths)} holds no network that can be used here ({e})")
     first = checkpoints[0]
     for path, other, about in zip(paths[1:], checkpoints[1:], abouts[1:]):
         different = about.differences(abouts[0], about._fields)

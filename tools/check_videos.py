@@ -286,8 +286,8 @@ def check_usage():
         common.refuse(f"the quarantine {QUARANTINE} lies in the dataset; name a folder outside of train/ and val/")
     if (REPLACE or REENCODE) and not REMUX:
         common.refuse("--replace and --reencode say what to do with a repair; give --remux with them")
-    if JOBS < 0 or TIMEOUT <= 0 or not EXT:
-        common.refuse("--jobs must be at least 0, --timeout more than 0 s, and --ext name at least one ending")
+    if TIMEOUT == 0 or not EXT:
+        common.refuse("--timeout must be more than 0 s, and --ext name at least one ending")
 
 
 def check_and_record(videos, unreadable, journal, scratch):

@@ -76,8 +76,8 @@ def check_constants():
         common.refuse("checkpoint, model and compare exclude one another: set one of them")
     for name in dict.fromkeys(model + compare):
         sources.check_network(name)
-    if min(num_frames, crop_size, num_classes, num_clips, *compare_frames, 0) < 0 or num_calibration_samples < 1:
-        common.refuse("frames, sizes, classes and clips are 0 or more, and num_calibration_samples is 1 or more")
+    if num_calibration_samples == 0:
+        common.refuse("num_calibration_samples is 1 or more")
     if (checkpoint_weights or mirror) and not checkpoint:
         common.refuse("checkpoint_weights and mirror are about the votes of checkpoints: name them with --checkpoint")
     if compare and num_clips:

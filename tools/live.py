@@ -199,7 +199,7 @@ class Session:
                 continue
             started, clip, newest = loop.time(), self.ring.clip(), self.ring.frames[-1][0]
             answer = await loop.run_in_executor(self.network, answer_to, self.classifier, clip, self.ring, newest)
-            if self.recording:
+            if self.recording and "label" in answer:
                 self.recording.label(answer["label"], answer["five"][0][1])
             await self.send(time=newest, **answer)
             await asyncio.sleep(EVERY - 0.1 - (loop.time() - started))  # the next frame comes a little later
@@ -228,12 +228,14 @@ class Session:
 
 
 def answer_to(classifier, clip, ring=None, seconds=0):
-    """What the page shows of a clip float32 (1, 3, T, H, W), as JSON; its label steadied by those of a Ring."""
-    from common.calibration import best, label_of
+    """What the page shows of a clip float32 (1, 3, T, H, W), as JSON, or why none; its label steadied by a Ring."""
+    from common.calibration import NO_NUMBERS, best, label_of
 
     started = time.monotonic()
     (probabilities,), (logits,) = classifier.probabilities(clip)
     milliseconds = 1000 * (time.monotonic() - started)
+    if np.isnan(probabilities).any():
+        return {"error": NO_NUMBERS}
     five = best(ring.steadied(seconds, probabilities) if ring else probabilities, classifier.classes)
     answer = {"label": label_of(five[0], classifier.threshold), "five": five, "logits": logits.tolist()}
     return answer | {"network_ms": milliseconds, "strip": filmstrip(clip)}
@@ -397,7 +399,9 @@ def warm_up(classifier):
     """Do everything once: first calls import and are slow."""
     description = classifier.description
     _, pixels = read_frame(struct.pack(">d", 0) + as_jpeg(np.zeros((480, 640, 3), np.uint8), 640))
-    answer_to(classifier, np.stack([model_view(pixels, description)] * description.clip_len, axis=1)[None])
+    clip = np.stack([model_view(pixels, description)] * description.clip_len, axis=1)[None]
+    if why := answer_to(classifier, clip).get("error"):
+        common.refuse(f"{classifier.about} cannot be used, as a black clip shows: {why}")
 
 
 def main():

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import common
 from common import finding, flags, machine, names
-from common.calibration import NOT_SURE, best, label_of
+from common.calibration import NO_NUMBERS, NOT_SURE, best, label_of
 from common.checkpoints import ENDINGS, best_beside, load_checkpoint
 
 import numpy as np
@@ -142,7 +142,10 @@ def classified(outcomes, classifier):
     clips = [outcome.value.pixels for outcome in outcomes if outcome.value]
     rows = zip(*classifier.probabilities(np.stack(clips))) if clips else iter(())
     for outcome in outcomes:
-        yield outcome.item, outcome.value, next(rows) if outcome.value else None, outcome.why_not()
+        found, why = next(rows) if outcome.value else None, outcome.why_not()
+        if found and np.isnan(found[0]).any():
+            why = NO_NUMBERS
+        yield outcome.item, outcome.value, found, why
 
 
 def predict_all(videos, failed, names_in_out, classifier):

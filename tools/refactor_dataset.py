@@ -242,7 +242,7 @@ def report_classes(split, videos):
     sizes = Counter(v.folder for v in videos.values() if v.split == split and v.outcome in ("placed", "already there"))
     ranked = [f"{folder} {size:,}" for folder, size in sorted(sizes.items(), key=lambda item: (item[1], item[0]))]
     if ranked:
-        smallest, largest = ", ".join(ranked[:3]), ", ".join(ranked[:-4:-1])
+        smallest, largest = (printable(", ".join(some)) for some in (ranked[:3], ranked[:-4:-1]))
         print(f"{split}: {len(ranked)} classes; smallest: {smallest}; largest: {largest}")
 
 

@@ -4,6 +4,7 @@ A checkpoint holds its fields as keys of its own, files of JSON hold `as_dict()`
 description beside a compiled model (under "clip"). Which class is which logit stands beside it, under `classes`.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +71,8 @@ def described(saved, args=None):
     """The ClipDescription that a file holds, and the names of the fields it does not say, which are `of_network`'s.
 
     saved: the keys of a checkpoint, or what `as_dict` gave. args: the flags of the training, a dict, for checkpoints of
-    others that have no more; torchvision's names. Returns (description, [names]). Raises ValueError as `of_network`.
+    others that have no more; torchvision's names. Returns (description, [names]). Raises ValueError as `of_network`,
+    and for values that no clip has.
     """
     args = args or {}
     told = {"model_name": args.get("model"), "clip_len": args.get("clip_len"), "frame_rate": args.get("frame_rate")}
@@ -80,8 +82,29 @@ def described(saved, args=None):
     told = {key: value for key, value in told.items() if value is not None}
     untold = [key for key in ClipDescription._fields if key not in told]
     default = of_network(told.get("model_name", DEFAULT_MODEL))._asdict() if untold else {}
-    values = {key: of_type(told[key]) for key, of_type in ClipDescription.__annotations__.items() if key in told}
-    return ClipDescription(**{key: default[key] for key in untold}, **values), untold
+    try:
+        values = {key: of_type(told[key]) for key, of_type in ClipDescription.__annotations__.items() if key in told}
+        description = ClipDescription(**{key: default[key] for key in untold}, **values)
+        impossible = [field for field in LENGTHS if not is_possible(field, getattr(description, field))]
+        if not impossible and any(a > b for a, b in zip(description.crop_size, 2 * description.resize_size)):
+            impossible = ["resize_size", "crop_size"]
+    except TypeError as e:
+        raise ValueError(f"it says of its clips what has another type ({e})") from None
+    if impossible:
+        raise ValueError(f"no clip has {description.says(impossible)}")
+    return description, untold
+
+
+# how many numbers each field may be made of
+LENGTHS = {"clip_len": [1], "frame_rate": [1], "resize_size": [1, 2], "crop_size": [2], "mean": [3], "std": [3]}
+
+
+def is_possible(field, value):
+    """Whether a field of LENGTHS has so many finite numbers, above 0 but for the mean, and whole ones of pixels."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    least = -math.inf if field == "mean" else 0
+    whole = not field.endswith("_size") or all(isinstance(number, int) for number in numbers)
+    return len(numbers) in LENGTHS[field] and whole and all(least < number < math.inf for number in numbers)
 
 
 def agreed(description, untold, wanted, source):

@@ -16,6 +16,7 @@ What is overridden, and why; all else is torchvision 0.26's:
 
 import difflib
 import inspect
+import signal
 import sys
 from pathlib import Path
 
@@ -134,4 +135,6 @@ def print_patch():
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that ends, as in `… | head`, ends it without a word
     print_patch()

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -69,6 +70,9 @@ def connect_to_hub():
     Returns the module. Exits with one sentence: code 2 if no token is configured, the file with it is damaged or the
     token is not accepted, code 1 if the service does not answer (the client tries for 46 s).
     """
+    if not common.has_locks(tempfile.gettempdir()):
+        # the client makes and reads HDF5 files there; heard only if nothing has imported h5py before
+        os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"
     import qai_hub as hub
     from qai_hub.client import UserError
 

@@ -14,6 +14,7 @@ WANTED = 0.95  # share of right ones among the answers given that the threshold 
 FEWEST_ANSWERS = 20  # a share of 95 % can first be told from a perfect one where one mistake in 20 is allowed
 MOST_FITTED = 20_000  # clips, evenly picked: one number needs no more, and it is found in a second
 NOT_SURE = "not sure"  # the label of a clip whose best class is below the threshold
+NO_NUMBERS = "the network's logits of it are no numbers (NaN or infinite)"  # why a clip has no label
 TEMPERATURES = 0.05, 20.0  # a fit that ends here has run away: few clips, or none of them wrong
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import math
 import os
 import re
 import shlex
@@ -98,7 +99,16 @@ def set_constants_from_flags(script, argv=None, words=None):
         written = [name for name in given if name.upper().startswith(WRITTEN)]
         given |= {name: in_run(named_run, given[name]) for name in written}
     script.update(given)
+    check_numbers(script, constants)
     return set(given)
+
+
+def check_numbers(script, constants):
+    """Exit with code 2 if one of these holds a number below 0, infinite or NaN: no constant has a use for one."""
+    for name in constants:
+        values = script[name] if isinstance(script[name], (list, tuple)) else [script[name]]
+        if any(isinstance(value, (int, float)) and not 0 <= value < math.inf for value in values):
+            refuse(f"{name} is {script[name]}: it must be a number from 0 on")
 
 
 RUNS = "runs"  # folder of the runs that have a name

@@ -65,13 +65,18 @@ def rows_of(path):
     try:
         text = read_text(path)
         if text.lstrip().startswith("["):
-            rows = [(row["video_path"], row["worker_id"]) for row in json.loads(text)]
+            # what pandas writes where some are not known: 71.0 for 71, NaN for none
+            numbers = dict(parse_float=lambda text: text.removesuffix(".0"), parse_constant=lambda _: None)
+            rows = [(row["video_path"], row["worker_id"]) for row in json.loads(text, **numbers)]
         else:
             head = text.partition("\n")[0].strip()
             table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
             if not {"video", "group"} <= set(table.fieldnames or ()):
                 refuse(f"the first line of {path} is {head!r}; it must be {FORMS}")
-            rows = [(row["video"], row["group"]) for row in table]
+            rows = list(table)
+            if long := next((row for row in rows if None in row), None):
+                refuse(f"{path} has more in the row of {long['video']!r} than in its head: quote names with commas")
+            rows = [(row["video"], row["group"]) for row in rows]
         return [(name.strip(), str(group).strip()) for name, group in rows if str(group or "").strip() or group == 0]
     except OSError as e:
         refuse(f"cannot read the groups {path}: {e.strerror}")

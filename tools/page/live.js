@@ -113,7 +113,8 @@ async function playFile(file) {
 async function endOfFile(file) {
   $("state").textContent = "The file has ended.";
   if (labelled) return;
-  const answer = await (await fetch("file", { method: "POST", body: file })).json();
+  const response = await fetch("file", { method: "POST", body: file });
+  const answer = response.ok ? await response.json() : { error: await response.text() };  // it is too large
   if (source !== "file") return;
   if (answer.error) say(answer.error);
   else showLabel(answer);

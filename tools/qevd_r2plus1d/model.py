@@ -57,7 +57,7 @@ def read_trained(path, num_classes=0, num_frames=0):
         description, assumed = clip.described(saved, saved["args"])
         clip.of_network(description.model_name)  # is there such a network?
     except ValueError as e:
-        common.refuse(f"{path} holds a network that the registry of torchvision does not have ({e})")
+        common.refuse(f"{path} holds no network that can be used here ({e})")
     if num_frames and num_frames != description.clip_len:
         if saved.get("clip_len"):
             common.refuse(

@@ -33,9 +33,13 @@ class Classifier(NamedTuple):
     threshold: float | None = None  # the lowest probability with which a class is named; None: there is none
 
     def probabilities(self, clips):
-        """(probabilities after the temperature, logits) of clips as `logits` takes them, float32 (B, num_classes)."""
+        """(probabilities after the temperature, logits) of clips as `logits` takes them, float32 (B, num_classes).
+
+        Where a clip's logits are no numbers, its probabilities are NaN.
+        """
         logits = self.logits(clips)
-        return softmax(logits / self.temperature), logits
+        sound = np.where(np.isfinite(logits).all(axis=1, keepdims=True), logits, np.float32("nan"))
+        return softmax(sound / self.temperature), logits
 
     def calibrated(self, known):
         """This Classifier with the temperature and threshold that a checkpoint or description holds, if it does."""

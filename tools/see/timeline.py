@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import common
 from common import names
-from common.calibration import NOT_SURE, best, label_of
+from common.calibration import NO_NUMBERS, NOT_SURE, best, label_of
 
 import numpy as np
 from tqdm import tqdm
@@ -187,6 +187,8 @@ def label_recording(path, base, classifier, stride, num_workers, time_limit):
     pictures = edges, moments, segments, clips.thumbnails
     drawing.draw_timeline(place("-timeline.png"), lines, *pictures, classifier.classes)
     reasons = [f"from {clock(sampled.seconds[i])} on {why}" for i, why in clips.missing.items()]
+    if not clips.missing and np.isnan(clips.probabilities).any():
+        reasons.append(NO_NUMBERS)
     try:
         if remark := annotate(path, place("-annotated.mp4"), segments):
             print(f"  {remark}")

@@ -48,7 +48,7 @@ def load_backbone(source, model_name, num_classes, rotate, keep_aspect):
             common.refuse(f"MODEL is {model_name}, but {source} holds a network {description.model_name}: leave it out")
         network = get_model(description.model_name, num_classes=num_classes)
     except ValueError as e:
-        common.refuse(f"{source} holds a network that the registry of torchvision does not have ({e})")
+        common.refuse(f"{source} holds no network that can be used here ({e})")
     weights.start_from(network, without_head(saved["model"], network), source)
     shorter = (min(description.resize_size),) if keep_aspect else description.resize_size
     description = description._replace(rotate=rotate, resize_size=shorter)
