@@ -569,13 +569,16 @@ def test_result_that_is_older_than_its_model_or_clips(run, folder):
         for name, age in ages.items():
             for path in {"model": [model], "manifest": [folder / "manifest.jsonl"], "clips": tensors}[name]:
                 os.utime(path, (written - age, written - age))
-        return [line for line in run()[0].stdout.splitlines() if "is older than" in line]
+        words = "is older than", "is not of its model"
+        return [line for line in run()[0].stdout.splitlines() if any(word in line for word in words)]
 
     assert notes(model=9, manifest=9, clips=9) == []
     assert notes(model=-9, manifest=-9) == []
     model.write_bytes(b"another")
     (line,) = notes(model=-9)
-    assert f"note: dataset-export.h5 is older than its model {model} (2" in line
+    assert f"note: dataset-export.h5 is not of its model {model} as it is now (2" in line
+    assert len(notes(model=9)) == 1, "an older one that was put back"
+    model.write_bytes(b"a model")
     (line,) = notes(model=9, clips=-9)
     assert "is older than 6 of the clips" in line
     for tensor in tensors:
@@ -603,7 +606,7 @@ def test_result_of_an_older_checkpoint_and_clips_of_other_videos(run, folder):
 
     def lines():
         printed = run()[0].stdout.splitlines()
-        return [line for line in printed if "older than its checkpoint" in line or "another size" in line]
+        return [line for line in printed if "not of its checkpoint" in line or "another size" in line]
 
     later = model.stat().st_mtime + 9
     os.utime(checkpoint, (later, later))
@@ -611,7 +614,9 @@ def test_result_of_an_older_checkpoint_and_clips_of_other_videos(run, folder):
     checkpoint.write_bytes(b"others")
     os.utime(checkpoint, (later, later))
     (line,) = lines()
-    assert f"note: dataset-export.h5 is of a model that is older than its checkpoint {checkpoint} (2" in line
+    assert f"note: dataset-export.h5 is of a model that is not of its checkpoint {checkpoint} as it is now (2" in line
+    os.utime(checkpoint, (1, 1))
+    assert len(lines()) == 1, "others that are older, as a copy that was put back"
     video.write_bytes(b"another")
     os.utime(video, (later, later))
     said = f"1 videos have another size or time than when their clips in manifest.jsonl were made ({video})"

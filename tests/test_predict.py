@@ -481,7 +481,7 @@ def test_a_damaged_part_is_named_and_the_rest_is_labelled(exercises, run, tmp_pa
     assert "failed: " in printed and "from 0:0" in printed, printed
     lines = (tmp_path / "predictions/damaged-segments.csv").read_text().splitlines()
     labels = [line.split(",")[2] for line in lines[1:]]
-    assert "squats" in labels and "" in labels and "cannot be read" in printed
+    assert "squats" in labels and "" in labels and "no label" in printed
     assert (tmp_path / "predictions/damaged-annotated.mp4").exists()
 
 
@@ -538,12 +538,25 @@ def test_moments_and_segments():
     assert [(s.start, s.end, s.label) for s in segments] == [(0, 4, "a"), (4, 6, "")]
 
 
+def test_moments_of_frames_that_come_at_no_steady_rate():
+    """A hole in the times has no label, whichever clips lie over it; what far clips leave out has the nearest one's."""
+    seconds = np.r_[np.arange(20) / 4, 60 + np.arange(20) / 4]
+    sampled, starts = timeline.SampledFrames(np.arange(40), np.arange(40), seconds, 65.0), np.arange(0, 37, 4)
+    edges, moments = timeline.moments_of(np.ones((10, 2), np.float32), starts, sampled, 4, 1.0)
+    assert edges[:-1][np.isnan(moments[:, 0])].tolist() == list(range(5, 60))
+    seconds = np.r_[np.arange(8) / 4, 2 + 1.1 * np.arange(8)]  # as many frames a clip, which is then 4 s long
+    sampled = timeline.SampledFrames(np.arange(16), np.arange(16), seconds, 10.8)
+    rows = np.array([[1, 0], [0, 1]], np.float32)
+    _, moments = timeline.moments_of(rows, np.array([0, 12]), sampled, 4, 1.0)
+    assert moments[:, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], "3.2 s is as far from one as from the other"
+
+
 def test_moments_below_the_threshold_are_a_segment_of_their_own(tmp_path):
     """Two classes in turn, neither sure: one stretch, grey in the picture; a moment as sure as the threshold counts."""
     moments = np.array([[0.9, 0.1], [0.55, 0.45], [0.4, 0.6], [0.3, 0.7], [np.nan] * 2])
     segments = timeline.segments_of(np.arange(6.0), moments, ["a", "b"], threshold=0.7)
     assert [(s.end, *s.in_words) for s in segments] == [
-        (1, "a", "90 %"), (3, calibration.NOT_SURE, ""), (4, "b", "70 %"), (5, "cannot be read", ""),
+        (1, "a", "90 %"), (3, calibration.NOT_SURE, ""), (4, "b", "70 %"), (5, "no label", ""),
     ]  # fmt: skip
     assert segments[1].probability == pytest.approx(0.575)
     assert drawing.lanes_of(segments, moments, ["a", "b"]) == ["a", "b"]

@@ -856,6 +856,7 @@ def test_sizes_that_a_network_does_not_take_are_refused(videos, tmp_path):
     assert "mvit_v2_s does not take clips of 16 frames of 112 x 112" in err and "Traceback" not in err
     _, err = train(*flags, "--model", "mvit_v2_s", "--cache-frames", tmp_path / "cache", code=2)
     assert "resizes the shorter side to 256" in err
+    assert "name it with --resume" in train(*flags, "--resume-weights-only", code=2)[1]
     _, err = train(*flags, "--model", "resnet18", code=2)
     assert "there is no video model resnet18; there are" in err and "s3d" in err
     _, err = train(*flags, "--trainable-layers", "layer5", code=2)

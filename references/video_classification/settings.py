@@ -38,6 +38,8 @@ def settle(args):
     Only here, in processes.join and in models.settle_device are flags written: resume, hold_out, hold_out_seed, what
     `complete` writes. Exits with code 2 where flags contradict one another or the checkpoint.
     """
+    if args.resume_weights_only and not args.resume:
+        common.refuse("--resume-weights-only starts from the weights of a checkpoint: name it with --resume")
     if args.resume == "auto":
         if args.resume_weights_only:
             common.refuse("--resume auto continues a run exactly: leave out --resume-weights-only, or name a file")

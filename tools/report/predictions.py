@@ -289,19 +289,21 @@ def description_of(about):
 def what_is_newer(predictions, manifest, rows):
     """Sentences on the checkpoint, the model, the clips or the videos, where they changed after what was made of them.
 
-    By the hashes, sizes and times that earlier steps wrote down; where a hash is the same, a later time is none.
+    By the hashes, sizes and times that earlier steps wrote down; where there is a hash, the time says nothing: a file
+    that is put back keeps its old one, a copy gets a new one.
     """
     about, lines = predictions.about, []
     path, model = about["h5"], about.get("model_path", "")
-    if newer(model, path) and common.sha256_of(model) != about.get("model_sha256"):
-        lines.append(f"{path} is older than its model {model} ({when(path)}, {when(model)}): run inference again")
+    if is_another(model, about.get("model_sha256"), path):
+        times = f"({when(path)}, {when(model)})"
+        lines.append(f"{path} is not of its model {model} as it is now {times}: run inference again")
     named, hashes = about.get("checkpoint", []), about.get("checkpoint_sha256", [])
     named, hashes = ([one] if isinstance(one, str) else one for one in (named, hashes))  # several, where they vote
     for checkpoint, sha256 in zip_longest(named, hashes):
-        if checkpoint and newer(checkpoint, model) and (not sha256 or common.sha256_of(checkpoint) != sha256):
+        if checkpoint and is_another(checkpoint, sha256, model):
             lines.append(
-                f"{path} is of a model that is older than its checkpoint {checkpoint} ({when(model)}, "
-                f"{when(checkpoint)}): export and run inference again"
+                f"{path} is of a model that is not of its checkpoint {checkpoint} as it is now ({when(checkpoint)}): "
+                f"export and run inference again"
             )
     if newer(manifest, path):
         tensors = [Path(manifest).parent / rows[clip]["tensor_path"] for clip in predictions.clips]
@@ -327,6 +329,11 @@ def videos_that_changed(manifest, rows):
         return []
     return [f"{len(names):,} videos have another size or time than when their clips in {manifest} were made "
             f"({shortened(names, 3)}): preprocess and run inference again"]  # fmt: skip
+
+
+def is_another(path, sha256, made):
+    """Whether a file that is there is another than what was made of it saw: by its hash or, without one, its time."""
+    return os.path.isfile(path) and (common.sha256_of(path) != sha256 if sha256 else newer(path, made))
 
 
 def newer(path, other):

@@ -73,7 +73,7 @@ class Segment(NamedTuple):
     def in_words(self):
         """(label, percent), the latter "" where no class is named."""
         percent = f"{100 * self.probability:.0f} %" if self.label not in ("", NOT_SURE) else ""
-        return self.label or "cannot be read", percent
+        return self.label or "no label", percent
 
 
 def about_rotation(degrees):

@@ -123,14 +123,22 @@ def classify(clips, classifier):
 
 
 def moments_of(probabilities, starts, sampled, clip_len, stride):
-    """Mean probabilities of the clips that show each moment: (edges in s (S + 1,), probabilities (S, num_classes))."""
-    begin = sampled.seconds[starts]
-    # a clip lasts until its next frame would come
-    end = np.append(sampled.seconds, sampled.duration)[starts + clip_len]
+    """Mean probabilities of the clips that show each moment: (edges in s (S + 1,), probabilities (S, num_classes)).
+
+    Where frames come at no steady rate, clips `stride` apart may leave out moments, which the nearest one stands for.
+    NaN in a hole, a time without a frame that is longer than a clip.
+    """
+    begin, times = sampled.seconds[starts], np.append(sampled.seconds, sampled.duration)
+    end = times[starts + clip_len]  # a clip lasts until its next frame would come
+    longest = clip_len * np.median(np.diff(times))
     edges = np.array([0, *np.arange(stride, sampled.duration - 0.5 * stride, stride), sampled.duration])
     rows = np.full((len(edges) - 1, probabilities.shape[1]), np.nan, np.float32)
     for s, (left, right) in enumerate(itertools.pairwise(edges)):
-        showing = probabilities[(begin < right) & (end > left)]
+        first, last = np.searchsorted(times, [left, right])
+        if first == last and times[last] - times[first - 1] > longest:
+            continue
+        shown = (begin < right) & (end > left)
+        showing = probabilities[shown if shown.any() else [np.abs(begin - left).argmin()]]
         showing = showing[~np.isnan(showing).any(axis=1)]
         if len(showing):
             rows[s] = showing.mean(axis=0)
