@@ -152,7 +152,7 @@ def test_a_driver_that_hangs_is_left_and_closed_when_it_wakes(patient, monkeypat
     driver = Driver()
     monkeypatch.setattr(camera_room, "open_camera", driver.open)
     monkeypatch.setattr(camera_room, "moving_pictures", lambda container: ["stream"])
-    monkeypatch.setattr(camera_room, "decoded", driver.decoded)
+    monkeypatch.setattr(camera_room, "frames_that_decode", driver.decoded)
     with read("0") as come:
         assert come() == ("tell", "0 gives no picture; it is tried again every 0.1 s")
         assert come() == ("tell", "0 cannot be read (Device or resource busy); it is tried again every 0.1 s")

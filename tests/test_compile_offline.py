@@ -511,5 +511,5 @@ def test_layers_are_named_as_modules():
         "node_conv3d_7": "node_conv3d_7",
         "": "(no name)",
     }
-    assert {name: compile_offline.layer_of(name) for name in names} == names
+    assert {name: compile_offline.module_of(name) for name in names} == names
 

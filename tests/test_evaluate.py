@@ -821,7 +821,7 @@ def test_temperature_and_threshold(run, folder):
     low, high = figures.wilson(found["answered_right"], found["answered"])
     assert low <= 95 <= high and 10 < found["coverage"] < 90, found
     assert f'"not sure" below {100 * found["threshold"]:.0f} % answers' in result.stdout
-    temperature, threshold = calibration.fit(logits, labels)
+    temperature, threshold = calibration.fit_calibration(logits, labels)
     assert (found["temperature"], found["threshold"]) == pytest.approx((temperature, threshold), abs=1e-4)
     curve = [point["accuracy"] for point in found["curve"]]
     assert curve[0] > curve[-1] == pytest.approx(last["top1"]), "of all videos as many are right as without a threshold"

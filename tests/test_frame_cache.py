@@ -76,7 +76,7 @@ def contents(cache):
 def clips_of(frame_cache, paths, root, cache, resize_size=(128, 171)):
     metadata = index_videos([str(path) for path in paths], progress=False)
     clips = frame_cache.CachedVideoClips(metadata, 16, 4, root, cache, resize_size)
-    frame_cache.prepare(clips, "test")
+    frame_cache.prepare_cache(clips, "test")
     return clips, VideoClips(metadata["video_paths"], 16, 1, 4, metadata)
 
 
@@ -128,7 +128,7 @@ def test_upright_frames_have_a_cache_of_their_own(frame_cache, tmp_path, capsys)
     cached, _ = clips_of(frame_cache, [path], tmp_path, tmp_path / "cache")
     cached.rotate = True
     with pytest.raises(SystemExit):
-        frame_cache.prepare(cached, "test")
+        frame_cache.prepare_cache(cached, "test")
     assert "was made with other settings (rotate: False, now True); name another folder" in capsys.readouterr().err
 
 
@@ -321,7 +321,7 @@ def test_full_and_read_only_disks(frame_cache, videos, tmp_path, monkeypatch, ca
     assert stop.value.code == 2 and "needs 0.0" in printed.err and "0.0 GB are free" in printed.err
     with pytest.raises(SystemExit):  # what another split will take is not free
         cached, _ = clips_of(frame_cache, paths, videos / "val", tmp_path / "cache")
-        frame_cache.prepare(cached, "train", promised=shutil.disk_usage(tmp_path).free - cached.missing // 2)
+        frame_cache.prepare_cache(cached, "train", promised=shutil.disk_usage(tmp_path).free - cached.missing // 2)
     capsys.readouterr()
     # the disk is full before the calculation says so: the run goes on without storing
     cached, decoded = clips_of(frame_cache, paths, videos / "val", tmp_path / "cache")

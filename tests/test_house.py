@@ -79,23 +79,21 @@ def names_in(path):
     return names
 
 
-def doubles(named, most=1):
-    """{name: places} of those that stand at more than `most`."""
+def doubles(named):
+    """{name: places} of those that stand at more than one."""
     places = collections.defaultdict(set)
     for name, path in named:
         places[name].add(relative(path))
-    return {name: sorted(paths) for name, paths in places.items() if len(paths) > most}
+    return {name: sorted(paths) for name, paths in places.items() if len(paths) > 1}
 
 
-def test_no_two_files_and_no_two_classes_have_one_name():
+def test_no_two_files_no_two_classes_and_no_two_functions_have_one_name():
     files = [(path.name, path) for path in HOUSE if path.name != "__init__.py"]
     classes = [(node.name, path) for path in HOUSE for node in ast.walk(TREES[path]) if isinstance(node, ast.ClassDef)]
-    assert not doubles(files) and not doubles(classes), "rename one of each: a name says what it holds"
-
-
-def test_no_function_name_stands_thrice():
     functions = [(node.name, path) for path in HOUSE for node in TREES[path].body if isinstance(node, ast.FunctionDef)]
-    assert not doubles([(name, path) for name, path in functions if name != "main"], most=2)
+    functions = [(name, path) for name, path in functions if name != "main"]
+    twice = doubles(files) | doubles(classes) | doubles(functions)
+    assert not twice, "one idea: keep one of them; two: a name says what it holds"
 
 
 def test_files_and_functions_are_of_a_size_that_is_read_at_once():

@@ -345,7 +345,7 @@ def test_a_long_recording_where_the_script_has_used_torchs_threads(run_script, t
 
 
 def test_names_of_pictures_are_different():
-    names = predict.names_of(["a/x.mp4", "b/x.mp4", "b/X.mov", "b/y.mp4", "/c/b/x.mp4"])
+    names = predict.output_names(["a/x.mp4", "b/x.mp4", "b/X.mov", "b/y.mp4", "/c/b/x.mp4"])
     assert names["b/y.mp4"] == "y" and names["a/x.mp4"] == "a__x.mp4"
     assert len({name.lower() for name in names.values()}) == 5, names
 
@@ -601,6 +601,6 @@ def test_a_name_in_another_script_has_a_font_of_its_own(monkeypatch, capsys):
 
 def test_names_that_no_picture_can_hold_are_shortened():
     for name in ("x" * 500, "日本" * 200, "line\nbreak", ""):
-        assert drawing.font(20).getlength(drawing.shortened(name, 20, 300)) <= 300
+        assert drawing.font(20).getlength(drawing.text_that_fits(name, 20, 300)) <= 300
     assert calibration.best(np.array([0.2, 0.5, 0.2, 0.1]), list("abcd"), 3) == [("b", 0.5), ("a", 0.2), ("c", 0.2)]
     assert shortened(map(str, range(30)), 3) == "0, 1, 2, … and 27 more"

@@ -109,10 +109,10 @@ def test_a_repaired_video_is_another_one(tmp_path, monkeypatch):
     now, before = f"ann,print,look,{there.st_size},{there.st_mtime_ns}", "bob,old,look,0,0"
     rows = [f"red/monday/1.mp4,train,{row}" for row in (now, before)]
     (tmp_path / "split.csv").write_text("\n".join(["video,side,group,fingerprint,appearance,size,mtime_ns", *rows]))
-    (video,) = teach.videos_of_split()
+    (video,) = teach.videos_of_both_sides()
     assert (video.group, video.content) == ("ann", "print"), "the row of what it was before counts"
     file.write_bytes(b"repaired")
-    (video,) = teach.videos_of_split()
+    (video,) = teach.videos_of_both_sides()
     assert (video.group, video.content) == ("ann", teach.common.sha256_of(file))
 
 
@@ -123,7 +123,7 @@ def test_the_layer_is_the_best_one():
     features = rng.normal(size=(45, 6)) * [1, 2, 3, 4, 5, 6] + labels[:, None]
     shares = fitting.balanced(labels, np.arange(45))
     assert np.allclose([shares[labels == k].sum() for k in range(3)], 1)
-    for strength, layer in zip((0.1, 0.01), fitting.fit(features, labels, shares, 3, (0.1, 0.01))):
+    for strength, layer in zip((0.1, 0.01), fitting.fit_layers(features, labels, shares, 3, (0.1, 0.01))):
         apart = features - np.stack([features[labels == k].mean(0) for k in range(3)])[labels]
         within = (apart * shares[:, None]).T @ apart / shares.sum()
         within = 0.99 * within + 0.01 * np.trace(within) / 6 * np.eye(6)
@@ -143,7 +143,7 @@ def test_what_videos_of_a_class_differ_in_counts_less():
         return labels, people + noise + labels[:, None] * [0.5, -0.5]
 
     labels, features = drawn(4, 0)
-    (layer,) = fitting.fit(features, labels, np.ones(8), 2, [0.1])
+    (layer,) = fitting.fit_layers(features, labels, np.ones(8), 2, [0.1])
     labels, features = drawn(500, 1)
     assert (layer.logits(features).argmax(1) == labels).mean() > 0.95
 

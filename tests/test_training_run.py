@@ -792,7 +792,7 @@ def test_keep_aspect_is_the_shorter_side_and_stays(reference, capsys):
     args = reference.train.get_args_parser().parse_args(flags)
     reference.settings.complete(args, None, range(5))
     assert args.val_resize_size == args.train_resize_size == [128] and args.val_crop_size == [112, 112]
-    saved = {"args": {}} | reference.settings.clip_of(args).as_dict()
+    saved = {"args": {}} | reference.settings.clip_of_run(args).as_dict()
     assert saved["resize_size"] == [128]
     later = reference.train.get_args_parser().parse_args([*flags[:-1], "--resume", "x.pth"])
     assert reference.settings.settled_clip(later, saved).resize_size == (128,)

@@ -47,7 +47,7 @@ from common import finding, flags, machine
 from common.names import printable
 
 from torchvision_patches.pool import WorkerLost, outcomes_of
-from videos.check_report import COLUMNS, print_summary, read_report
+from videos.check_report import COLUMNS, print_reasons, read_report
 from videos.journal import Journal
 from videos.judging import examine, report_row
 from videos.repairs import REPAIRABLE, preserve, repair
@@ -378,7 +378,7 @@ def main():
     except OSError as e:
         common.refuse(f"a file cannot be read or written ({e}); what is finished is kept: mend this and start again")
     rows = [row for video, row in rows.items() if spelled_from_root(video)]
-    print_summary(rows)
+    print_reasons(rows)
     print(f"report: {REPORT}; quarantine: {QUARANTINE}")
     print(f"next: {next_training()}")
     if any(row["reason"] != "healthy" and row["action"] != "quarantined earlier" for row in rows):

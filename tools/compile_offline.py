@@ -64,7 +64,7 @@ results = []                          # accuracies to show beside: r2plus1d_18/1
 PRECISIONS = ("float", *sources.BITS)
 
 
-def check_constants():
+def check_compilation():
     """Refuse what could only fail later."""
     for name in [precision] * bool(precision) + compare_precisions:
         if name not in PRECISIONS:
@@ -100,7 +100,7 @@ def find_source():
 def source_named():
     """The UncompiledNetwork of model, checkpoint or source, whose num_frames and precision are as the constants say."""
     if model:
-        return sources.untrained(model, num_frames, num_classes, precision, crop_size)
+        return sources.untrained_source(model, num_frames, num_classes, precision, crop_size)
     if checkpoint:
         vote = {"weights": checkpoint_weights, "mirrored": mirror}
         return sources.trained(checkpoint, num_frames, num_classes, precision, **vote)
@@ -158,7 +158,7 @@ def calibration_clips(uncompiled, rows):
         yield tensors.read_clip(CALIBRATION_DIR, row, uncompiled.shape)
 
 
-def key_of(uncompiled, rows):
+def key_of_binary(uncompiled, rows):
     """A hash of all that decides a binary: what was made with another key is another binary."""
     parts = [compiler.WHEELS, soc, uncompiled.sha256, uncompiled.network, uncompiled.shape, uncompiled.precision]
     stands_beside = "clip", "classes", "temperature", "threshold"
@@ -211,7 +211,7 @@ def print_unsupported(error):
     print(f"error: Qualcomm's compiler refuses the network: {error}", file=sys.stderr)
     layers = {}
     for operation, node in error.unsupported:
-        layers.setdefault(operation, {})[layer_of(node)] = None  # each layer once, in order
+        layers.setdefault(operation, {})[module_of(node)] = None  # each layer once, in order
     for operation, names in sorted((operation, list(of_it)) for operation, of_it in layers.items()):
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         print(f"  {operation} of {', '.join(names[:6])}{more}", file=sys.stderr)
@@ -219,7 +219,7 @@ def print_unsupported(error):
         print("  a limit of the compiler in this wheel, not a proof that AI Hub refuses them", file=sys.stderr)
 
 
-def layer_of(node):
+def module_of(node):
     """The module that a traced node comes from: "/model/features/features.5/branch3/branch3.0/MaxPool" is of
     features.5.branch3.0, "/model.1/fc/Gemm" of 1.fc, the second that votes. Another exporter's name stays as it is.
     """
@@ -251,7 +251,7 @@ def compile_one():
     uncompiled = find_source()
     rows = rows_to_calibrate_with(uncompiled)
     compiler.install(qnn_dir)
-    key = key_of(uncompiled, rows)
+    key = key_of_binary(uncompiled, rows)
     deployed = functools.cache(lambda: sources.deployed_graph(uncompiled, calibration_clips(uncompiled, rows)))
     binary = compiled_before(uncompiled, key) or compile_and_save(uncompiled, key, *deployed())
     print_report(binary)
@@ -301,7 +301,8 @@ def compare_networks():
 
     def graphs():
         for row in missing:
-            uncompiled = sources.untrained([row["network"]], row["frames"], num_classes, row["precision"], crop_size)
+            of_row = [row["network"]], row["frames"], num_classes, row["precision"], crop_size
+            uncompiled = sources.untrained_source(*of_row)
             yield row, sources.deployed_graph(uncompiled, calibration_clips(uncompiled, []))[0]
 
     number = machine.num_workers(num_processes)
@@ -316,7 +317,7 @@ def compare_networks():
 
 def main():
     flags.set_constants_from_flags(globals())
-    check_constants()
+    check_compilation()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders go
     try:
         figures, code = compare_networks() if compare else (compile_one(), 0)

@@ -35,7 +35,7 @@ report_dir = "./report"  # folder that gets the report
 def main():
     flags.set_constants_from_flags(globals())
     rows = predictions.rows_of_manifest(manifest)
-    ours, other = read(h5, rows), read(compare, rows) if compare else None
+    ours, other = read_with_notes(h5, rows), read_with_notes(compare, rows) if compare else None
     predictions.refuse_other_clips(ours, manifest, rows)  # a model to compare with may take other clips of the videos
     if other:  # two models may number their classes differently, or not have all in common
         classes = ours.classes + [name for name in other.classes if name not in ours.classes]
@@ -71,7 +71,7 @@ def main():
     raise SystemExit(1 if ours.left_out or (other and other.left_out) else 0)
 
 
-def read(path, rows):
+def read_with_notes(path, rows):
     """The Predictions of an HDF5, with notes on what is odd about them."""
     these = predictions.load_predictions(path, manifest, rows, class_map, allow_partial)
     these.notes.extend(figures.oddities(these) + predictions.what_is_newer(these, manifest, rows))

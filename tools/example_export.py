@@ -62,7 +62,7 @@ RECIPE = common.REPO / "tools" / "qevd_r2plus1d"
 RUNTIMES = ("qnn_context_binary", "qnn_dlc", "tflite", "onnx", "precompiled_qnn_onnx")
 
 
-def check_constants(paths):
+def check_export(paths):
     """Refuse what could only fail later. paths: of the checkpoints."""
     if target_runtime not in RUNTIMES:
         common.refuse(f"target_runtime is {target_runtime!r}, possible are {', '.join(RUNTIMES)}")
@@ -94,7 +94,7 @@ def checkpoint_paths():
     return checkpoint
 
 
-def check_qairt_version(hub):
+def check_qairt_is_offered(hub):
     """Refuse if AI Hub no longer offers the version of QAIRT that qai_hub_models asks for and no option names one."""
     from qai_hub_models import TargetRuntime
 
@@ -295,7 +295,8 @@ def compare_on_device(hub, hub_device, model, target_model, io, options=""):
     )
     service.wait_for(job)
     logits = logits_of(job, job.get_status(), len(clips), io["output"], lambda _, call: call())
-    print(f"on device against torch: {logits_file.in_words(logits_file.agreement(logits, expected), len(clips))}")
+    agreed = logits_file.agreement(logits, expected)
+    print(f"on device against torch: {logits_file.agreement_in_words(agreed, len(clips))}")
 
 
 def print_result(result, path, bundle, io):
@@ -359,11 +360,11 @@ def export(hub, hub_device, model):
 def main():
     flags.set_constants_from_flags(globals())
     paths = checkpoint_paths()
-    check_constants(paths)
+    check_export(paths)
     hub = service.connect_to_hub()
     with service.hub_errors_in_one_sentence():
         hub_device = service.find_device(hub, device, chipset)
-        check_qairt_version(hub)
+        check_qairt_is_offered(hub)
         model = build_model(paths)
         with common.only_writer(Path(output_dir, "resnet_2plus1d"), "--output-dir"):
             path, target_model, io, qairt_version, jobs = export(hub, hub_device, model)

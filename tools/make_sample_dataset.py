@@ -55,7 +55,7 @@ LARGEST = 300_000  # bytes that a video has at most; 0.1 MB on average
 # --- one video --------------------------------------------------------------------------------------------------------
 
 
-def is_complete(path, num_frames):
+def is_whole_video(path, num_frames):
     """Whether `path` is a readable mp4 that declares `num_frames` frames (a cut-off mp4 has lost its index)."""
     import av
 
@@ -71,7 +71,7 @@ def make_video(video):
     import av
 
     path = Path(video["path"])
-    if is_complete(path, video["num_frames"]):
+    if is_whole_video(path, video["num_frames"]):
         return False
     with common.written_then_renamed(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         # one thread: several share the picture between them differently from machine to machine

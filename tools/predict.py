@@ -58,7 +58,7 @@ YES_NO = "no", "yes"
 WITH_BARS = 10  # with more videos than these, each gets one line
 
 
-def clip_description(classifier, path):
+def clip_with_flags(classifier, path):
     """The ClipDescription of what the network in `path` takes, with FRAME_RATE and ROTATE where it does not tell them.
 
     Exits with code 2 and one sentence if they contradict it.
@@ -100,7 +100,7 @@ def videos_that_are_named():
     return list(videos), failed
 
 
-def names_of(videos):
+def output_names(videos):
     """{video: name of its files in OUT}: the file's, with ending, folder and number where two have the same."""
     result, taken = {}, set()
     stems = Counter(Path(video).stem.lower() for video in videos)
@@ -291,10 +291,10 @@ def main():
 
     paths = [best_beside(path) if BEST else path for path in CHECKPOINT]
     classifier = load(paths, CHECKPOINT_WEIGHTS, MIRROR)
-    classifier = classifier._replace(description=clip_description(classifier, paths[0]))
+    classifier = classifier._replace(description=clip_with_flags(classifier, paths[0]))
     frames = f"{classifier.description.clip_len} frames at {classifier.description.frame_rate:g} fps"
     print(f"{classifier.about}: {len(classifier.classes)} classes, {frames}")
-    names_in_out, unsure, right = names_of(videos), 0, []
+    names_in_out, unsure, right = output_names(videos), 0, []
     try:
         Path(OUT).mkdir(parents=True, exist_ok=True)
         if TIMELINE:

@@ -104,7 +104,7 @@ def of_hold_out(videos, saved):
     return taken
 
 
-def clip_description(saved, given):
+def clip_of_tensors(saved, given):
     """The ClipDescription of the tensors: CHECKPOINT's, or the official one with CLIP_LEN, FRAME_RATE and ROTATE.
 
     saved: the checkpoint's keys. given: the names of the constants that a flag set. Exits with code 2 if one of them
@@ -136,7 +136,7 @@ def note_settings(description):
     common.same_settings(file, {key: description.as_dict()[key] for key in OF_PIXELS}, CURE)
 
 
-def size_of(shape):
+def bytes_of_tensor(shape):
     """Bytes of a .npy file of float32: a header of 128 bytes, then the values."""
     return 128 + 4 * math.prod(shape)
 
@@ -144,7 +144,7 @@ def size_of(shape):
 def is_whole(tensor, shape):
     """Whether a .npy file of float32 is there and not cut off."""
     try:
-        return os.path.getsize(tensor) == size_of(shape)
+        return os.path.getsize(tensor) == bytes_of_tensor(shape)
     except OSError:
         return False
 
@@ -262,7 +262,7 @@ def main():
         common.refuse(f"no video lies at {DATA_ROOT}/<class>/<video>, which DATA_ROOT must hold{others}")
     if len(videos) < len(found):
         print(f"{len(videos):,} of {len(found):,} videos are taken: at most {MAX_PER_CLASS} of each class")
-    description = clip_description(saved, given)
+    description = clip_of_tensors(saved, given)
     try:
         preprocess_all(videos, failures, description)
     except OSError as e:
@@ -275,7 +275,7 @@ def preprocess_all(videos, failures, description):
     Path(OUT_ROOT).mkdir(parents=True, exist_ok=True)
     note_settings(description)
     before = read_progress(videos, journal, description.clip_len)[0]["num_frames"] > 0
-    if needed := int((~before).sum()) * size_of(shape_of(description)):
+    if needed := int((~before).sum()) * bytes_of_tensor(shape_of(description)):
         common.check_space(OUT_ROOT, needed, "make room, or choose another OUT_ROOT; no tensor was written")
     mine = np.array([journal.is_mine(video) for video in videos])
     todo = [videos[i] for i in np.flatnonzero(mine & ~before)]

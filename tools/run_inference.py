@@ -327,7 +327,7 @@ def check_clips_of_model(source):
     description.check_age(described, source.path)
     if described.get("clip"):
         shape = model_io.ncthw(described["input"]["shape"]) if "input" in described else (BATCH, C, T, H, W)
-        tensors.check_tensors(data_path, source.path, description.clip_of(described, source.path, shape))
+        tensors.check_tensors(data_path, source.path, description.clip_of_model(described, source.path, shape))
 
 
 def bring_logits(source, clips):
@@ -352,13 +352,13 @@ def bring_logits(source, clips):
             return
         take_over(OUTPUT_H5, result, chunks, state)
     if not chunks or not all(state.has_logits(chunk.key) for chunk in chunks):
-        inference = prepare(hub, run, io)
+        inference = prepare_inference(hub, run, io)
         io, chunks = inference.target.io, make_chunks(clips, run, inference.target.io)
         failed = infer(inference, chunks, state)
     finish(run, chunks, failed, io)
 
 
-def prepare(hub, run, io):
+def prepare_inference(hub, run, io):
     """Bring the model to AI Hub and one clip through it, unless an earlier run has; returns its Inference."""
     source, state = run.source, run.state
     patiently, record = Patience(RETRY_SECONDS, PATIENCE_SECONDS), state.read(run.model_key)

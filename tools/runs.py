@@ -46,7 +46,7 @@ def main():
         runs.append(run)
         failed += [name] * run["unreadable"]
     rows, columns = table(runs)
-    write(rows, columns)
+    write_tables(rows, columns)
     for row in rows:
         print("  ".join(f"{key} {row[key]}" for key in ("run", *AFTER) if row.get(key) not in ("", None)))
     print(f"{len(rows)} runs: {OUT}.csv, {OUT}.html")
@@ -213,7 +213,7 @@ def as_text(value):
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
 
 
-def write(rows, columns):
+def write_tables(rows, columns):
     """OUT.csv and OUT.html."""
     import jinja2
 

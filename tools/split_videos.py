@@ -176,7 +176,7 @@ def write_split(rows, placed):
     common.write_csv(Path(DEST, "split.csv"), COLUMNS, rows)
 
 
-def look_at(video, row):
+def set_fingerprint(video, row):
     """Fill in size, mtime and fingerprint of a video, the last from its row if it has not changed; why not, or ""."""
     try:
         status = os.stat(video.source)
@@ -281,7 +281,7 @@ def groups_by_pattern(names):
 # --- placing ----------------------------------------------------------------------------------------------------------
 
 
-def outcome_of(video, row):
+def what_happens_to(video, row):
     """What is to happen to a video, one of OUTCOMES. `row` is its row of split.csv or an empty one."""
     same = row.fingerprint in ("", video.fingerprint)
     if not os.path.lexists(video.target):
@@ -311,7 +311,7 @@ def follow_renames(videos, placed):
         Path(row.target).unlink(missing_ok=True)
 
 
-def place_all(videos, rows, failed):
+def place_missing(videos, rows, failed):
     """Place what is missing and write split.csv, before and after. Returns a Counter of OUTCOMES.
 
     Exits with code 2 and one sentence if the disk is full or links cannot be made; what is placed stays.
@@ -321,7 +321,7 @@ def place_all(videos, rows, failed):
     placed, done, todo, rows = placed_of(rows), Counter(), [], rows + videos
     follow_renames(videos, placed)
     for video in videos:
-        outcome = outcome_of(video, placed.get(video.video) or Video(video.video))
+        outcome = what_happens_to(video, placed.get(video.video) or Video(video.video))
         done[outcome] += 1
         if outcome == "placed":
             todo.append(video)
@@ -409,7 +409,7 @@ def main():
     videos, failed = videos_of_source()
     placed = placed_of(rows)
     with ThreadPoolExecutor(8) as pool:  # it is the disk, or the network, that they wait for
-        looks = pool.map(lambda video: look_at(video, placed.get(video.video)), videos)
+        looks = pool.map(lambda video: set_fingerprint(video, placed.get(video.video)), videos)
         reasons = list(tqdm(looks, "reading", len(videos), unit="video", disable=None))
     failed |= {video.video: why for video, why in zip(videos, reasons) if why}
     videos = [video for video, why in zip(videos, reasons) if not why]
@@ -420,7 +420,7 @@ def main():
     known = {("name", name): row.side for name, row in placed.items()}
     sides.set_sides(videos, known | {key: row.side for row in rows for key in row.keys}, VAL_SHARE)
     class_map = write_class_map({video.label for video in videos}, first_run=not rows)
-    done = place_all(videos, rows, failed)
+    done = place_missing(videos, rows, failed)
     report_sides(videos, class_map, done, failed)
     print(f"next: {flags.next_command('check_videos.py', ROOT=DEST)}")
     raise SystemExit(1 if failed else 0)

@@ -56,7 +56,7 @@ class TeachingVideo:
     label: str
     group: str  # a video without one is a group of its own, with its copies
     content: str  # a hash of it
-    features: np.ndarray = None  # float32 (views, features), as features.compute gives them
+    features: np.ndarray = None  # float32 (views, features), as features.compute_features gives them
 
 
 def split():
@@ -87,7 +87,7 @@ def content_of(file, row):
     return common.sha256_of(file)
 
 
-def videos_of_split():
+def videos_of_both_sides():
     """The TeachingVideos of both sides."""
     placed, videos = placed_by_split(), []
     for side in ("train", "val"):
@@ -107,7 +107,7 @@ def check_output():
         common.refuse(f"{OUTPUT} was not written by this script: name another with --output, or add --overwrite")
 
 
-def look_at(videos, backbone):
+def set_features(videos, backbone):
     """Give the videos their features; returns those that can be read, and prints why the others cannot."""
     from teaching import features
     from torchvision_patches.mirror import names_a_side
@@ -120,7 +120,7 @@ def look_at(videos, backbone):
         views[video.file] = video.content, CLIPS_PER_VIDEO if learned else 1, mirrored
     workers = machine.num_workers(NUM_WORKERS)
     failed = {}
-    for file, rows, why in features.compute(views, backbone, FEATURES, workers):
+    for file, rows, why in features.compute_features(views, backbone, FEATURES, workers):
         by_file[file].features = rows
         if why:
             failed[file] = why
@@ -187,7 +187,7 @@ def save_taught(backbone, layer, trusted, names):
         torch.save(saved | trusted._asdict(), temporary)
 
 
-def print_next(train, val):
+def print_what_is_possible(train, val):
     """The commands of what can be done now."""
     new = flags.next_command("preprocess_and_save.py", OUTPUT, DATA_ROOT=str(Path(DEST, "val")), CHECKPOINT=OUTPUT)
     print(f"{OUTPUT} is written: {flags.next_command('predict.py VIDEO', OUTPUT, CHECKPOINT=OUTPUT)} names a video")
@@ -210,8 +210,8 @@ def main():
     from teaching import features
 
     backbone = features.load_backbone(BACKBONE, MODEL, len(names), ROTATE, KEEP_ASPECT)
-    videos = videos_of_split()
-    readable = look_at(videos, backbone)
+    videos = videos_of_both_sides()
+    readable = set_features(videos, backbone)
     train, val = ([video for video in readable if video.side == side] for side in ("train", "val"))
     if len({video.label for video in train}) < 2:
         common.refuse(f"{DEST}/train has readable videos of fewer than two classes; put more into {SOURCE}/<class>/")
@@ -219,7 +219,7 @@ def main():
     if trusted.threshold is not None:
         print(f'"not sure" below {trusted.threshold:.0%}: of surer answers {calibration.WANTED:.0%} were right')
     save_taught(backbone, layer, trusted, names)
-    print_next(train, val)
+    print_what_is_possible(train, val)
     raise SystemExit(1 if some_failed or len(readable) < len(videos) else 0)
 
 

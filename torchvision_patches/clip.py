@@ -37,21 +37,21 @@ class ClipDescription(NamedTuple):
 
     def says(self, fields):
         """Some of its fields for people: "frame_rate 8, rotate False"."""
-        return ", ".join(f"{field} {in_words(getattr(self, field))}" for field in fields)
+        return ", ".join(f"{field} {field_in_words(getattr(self, field))}" for field in fields)
 
     def differences(self, other, fields=OF_PIXELS):
         """How another description differs, as text: ["frame_rate 8, not 4", …], this one's value first."""
         return [
-            f"{field} {in_words(mine)}, not {in_words(theirs)}"
+            f"{field} {field_in_words(mine)}, not {field_in_words(theirs)}"
             for field in fields
             if (mine := getattr(self, field)) != (theirs := getattr(other, field))
         ]
 
 
-def in_words(value):
+def field_in_words(value):
     """A field's value for people: 4 for 4.0, 128 x 171 for (128, 171), 0.5, 0.4 for (0.5, 0.4)."""
     if isinstance(value, (tuple, list)):
-        return (", " if isinstance(value[0], float) else " x ").join(in_words(part) for part in value)
+        return (", " if isinstance(value[0], float) else " x ").join(field_in_words(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -115,7 +115,7 @@ def agreed(description, untold, wanted, source):
     """
     for field, value in wanted.items():
         if field not in untold and value != getattr(description, field):
-            of_file, asked = in_words(getattr(description, field)), in_words(value)
+            of_file, asked = field_in_words(getattr(description, field)), field_in_words(value)
             raise ValueError(
                 f"{source} was trained on clips of {field} {of_file}, and {field} {asked} is asked for: leave it out"
             )

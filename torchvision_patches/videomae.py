@@ -209,6 +209,6 @@ def from_hugging_face(state):
     return ours, unused
 
 
-def network_of(state):
+def name_by_width(state):
     """The registered network whose weights, in our form, these are: by the width of a token; None for another width."""
     return {768: "videomae_base", 384: "videomae_small"}.get(len(state["patches.weight"]))

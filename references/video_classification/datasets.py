@@ -216,7 +216,7 @@ def load_dataset(split, class_map, preset, bad_videos, args, held_out, promised=
     # videos and labels come from one process, so that they cannot be mixed up
     samples, metadata = processes.from_main_process(read)
     if args.rank and args.local_rank == 0:
-        splits.refuse_other_videos(samples, listed(), split)
+        splits.refuse_unlike_machines(samples, listed(), split)
     bad_videos.check(len(metadata["unreadable"]), len(samples), f"videos of {split}")
     if args.cache_frames:
         folder = "train" if held_out.videos else split
@@ -231,7 +231,7 @@ def load_dataset(split, class_map, preset, bad_videos, args, held_out, promised=
     print_data_card(split, dataset, class_map, args)
     if args.cache_frames:
         if args.local_rank == 0:  # in one process of each machine: the folder may be on a disk of its own
-            frame_cache.prepare(clips, split, promised)
+            frame_cache.prepare_cache(clips, split, promised)
         done = torch.zeros((), device=args.device)
         processes.reduce_across_processes(done)
         done.item()  # until then the others wait

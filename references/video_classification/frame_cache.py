@@ -37,7 +37,8 @@ class CachedVideoClips(VideoClips):
     They are the resized frames of the decoded video rounded to whole grey levels. The first time that a clip of a video
     is asked for, all its frames are decoded and stored; a file that is missing or too short is made anew. What cannot
     be stored is decoded each time, as without a cache: a video of which some frames do not decode, or that has changed
-    since it was indexed, and all that are missing once the disk is full. `missing`: bytes to be stored, by `prepare`.
+    since it was indexed, and all that are missing once the disk is full. `missing`: bytes to be stored, which
+    `prepare_cache` sets.
     """
 
     def __init__(self, metadata, clip_len, frame_rate, root, folder, resize_size):
@@ -135,7 +136,7 @@ class CachedVideoClips(VideoClips):
         return resized[:, 0].permute(1, 2, 0).mul(255).round().byte().numpy()
 
 
-def prepare(clips, split, promised=0):
+def prepare_cache(clips, split, promised=0):
     """Make a cache's folders, drop frames of videos that have changed, and say what is missing; sets `clips.missing`.
 
     promised: bytes that another split will take on the same disk. Exits with code 2 if the folder was filled with other

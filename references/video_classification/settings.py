@@ -65,7 +65,7 @@ def settle(args):
 
 
 def complete(args, checkpoint, classes):
-    """Write amp, warmup_epochs, workers, num_classes, trainable_layers, the sizes of training, what `clip_of` reads."""
+    """Write amp, warmup_epochs, workers, num_classes, trainable_layers, training's sizes, what `clip_of_run` reads."""
     bf16_on_cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if args.amp and args.device == "cpu" and not bf16_on_cpu:
         utils.log("--amp is left out: this CPU cannot compute in bfloat16")
@@ -110,7 +110,7 @@ def settled_clip(args, checkpoint):
         for field in given:
             before = getattr(about, field)
             if given[field] != before and field not in unsaid:
-                flag, ours, theirs = FLAGS[field], *map(clip.in_words, (given[field], before))
+                flag, ours, theirs = FLAGS[field], *map(clip.field_in_words, (given[field], before))
                 flag = "keep_aspect" if args.keep_aspect and field == "resize_size" else flag
                 flag = flag.replace("_", "-")
                 common.refuse(f"--{flag} {ours}, but {args.resume} has {theirs}; leave out the flag")
@@ -125,7 +125,7 @@ def settled_clip(args, checkpoint):
     return about._replace(**given, rule_version=RULE_VERSION)
 
 
-def clip_of(args):
+def clip_of_run(args):
     """The ClipDescription of a settled run."""
     fields = {field: getattr(args, flag) for field, flag in FLAGS.items()}
     return clip.described(fields | {"mean": args.mean, "std": args.std, "rule_version": RULE_VERSION})[0]

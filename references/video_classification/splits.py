@@ -203,7 +203,7 @@ def duplicates(samples, others):
     return found
 
 
-def refuse_other_videos(samples, own_samples, split):
+def refuse_unlike_machines(samples, own_samples, split):
     """Exit with code 2 and the first difference, unless this machine has the videos and labels of the first one."""
     for first, own in zip_longest(samples, own_samples):
         if first != own:

@@ -77,8 +77,8 @@ class Teachers:
         self.paths, self.first, self.starts, self.tables = list(paths), [], dataset.starts, None
         ours = videos_of(dataset, split_folder)
         for path in self.paths:
-            about = read_description(path)
-            wanted = {"classes": classes, **{field: getattr(settings.clip_of(args), field) for field in OF_WINDOWS}}
+            about = read_about(path)
+            wanted = {"classes": classes, **{field: getattr(settings.clip_of_run(args), field) for field in OF_WINDOWS}}
             for key in (key for key, value in wanted.items() if about.get(key) != value):
                 common.refuse(f"{path} has logits for another {key} than this run; let the teacher make them anew")
             theirs, rows = about["videos"], []
@@ -110,7 +110,7 @@ class Teachers:
         return torch.from_numpy(np.stack(found))
 
 
-def read_description(path):
+def read_about(path):
     try:
         about = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
         shape = np.load(path, mmap_mode="r").shape
@@ -154,7 +154,7 @@ def save_logits(model, class_map, held_out, bad_videos, args):
     dataset = datasets.load_dataset(args.split, class_map, preset, bad_videos, args, held_out)
     classes = sorted(class_map, key=class_map.get)
     dataset.replace_bad = False
-    about = settings.clip_of(args).as_dict() | {"classes": classes, "views": args.views}
+    about = settings.clip_of_run(args).as_dict() | {"classes": classes, "views": args.views}
     about["made_with"] = f"{args.model}, {common.sha256_of(args.resume)[:16]}"
     about["videos"] = videos_of(dataset, Path(dataset.samples[0][0]).parents[1])  # held-out ones lie in train, too
     flip = transforms.RandomHorizontalFlip(classes, args.hflip_prob if args.views > 1 else 0.0).to(args.device)

@@ -206,7 +206,7 @@ def main(args):
         return train(args, checkpoint, class_map, held_out, bad_videos)
     model = models.make_model(args, {"model": checkpoint["model"]})
     if args.recompute_statistics:
-        recompute_statistics(model, checkpoint, class_map, held_out, bad_videos, args)
+        save_recomputed(model, checkpoint, class_map, held_out, bad_videos, args)
     if args.save_logits:
         return teachers.save_logits(model, class_map, held_out, bad_videos, args)
     metrics, _ = evaluate(model, validation_loader(class_map, held_out, bad_videos, args), bad_videos, args)
@@ -216,7 +216,7 @@ def main(args):
     utils.log(json.dumps(metrics))
 
 
-def recompute_statistics(model, checkpoint, class_map, held_out, bad_videos, args):
+def save_recomputed(model, checkpoint, class_map, held_out, bad_videos, args):
     """BatchNorm's statistics over --bn-clips training clips; the checkpoint with them into --recompute-statistics."""
     loader = training_loader(class_map, held_out, bad_videos, args)
     batches = islice(loader, math.ceil(args.bn_clips / (args.batch_size * args.world_size)))
@@ -263,7 +263,7 @@ def train(args, checkpoint, class_map, held_out, bad_videos):
     if continued:
         start_epoch, best, last_metrics = checkpoint["epoch"] + 1, checkpoint["best_acc1"], checkpoint["metrics"]
         utils.log(f"{args.resume} has {start_epoch} epochs behind it; {max(0, args.epochs - start_epoch)} to go")
-    utils.check_space(learner.raw, args.epochs - start_epoch, args)
+    utils.check_space_for_checkpoints(learner.raw, args.epochs - start_epoch, args)
     history = utils.TrainingHistory(args, start_epoch, last_metrics) if processes.is_main_process() else None
     known = facts(args, checkpoint, loader.dataset, class_map, held_out)
     if history:
@@ -306,7 +306,7 @@ def train(args, checkpoint, class_map, held_out, bad_videos):
 def facts(args, checkpoint, dataset, class_map, held_out):
     """What every checkpoint of a run says beside weights, for the steps that follow."""
     about = {"classes": sorted(class_map, key=class_map.get), "train_set": dataset.summary()}
-    about |= settings.clip_of(args).as_dict() | {"held_out": held_out.key() if held_out.videos else None}
+    about |= settings.clip_of_run(args).as_dict() | {"held_out": held_out.key() if held_out.videos else None}
     # what the weights that it starts from have seen, this network has seen
     return about | {"train_splits": sorted({*args.train_splits, *(checkpoint or {}).get("train_splits", [])})}
 

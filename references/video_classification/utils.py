@@ -191,7 +191,7 @@ def save_on_master(checkpoint, path, *others):
         for other in others:
             with common.written_then_renamed(other) as temporary:
                 temporary.unlink(missing_ok=True)
-                link_or_copy(path, temporary)
+                hard_link_or_copy(path, temporary)
     except (OSError, RuntimeError) as e:  # torch's writer raises RuntimeError where the disk is full
         cannot_write(path, e)
 
@@ -229,7 +229,7 @@ def remove_earlier_run(output_dir):
             path.unlink()
 
 
-def check_space(model, epochs, args):
+def check_space_for_checkpoints(model, epochs, args):
     """Say what the checkpoints of `epochs` more epochs take in --output-dir; exits with code 2 if that is not free."""
     if not processes.is_main_process():
         return
@@ -241,7 +241,7 @@ def check_space(model, epochs, args):
     common.check_space(args.output_dir, kept * (weights + state), "make room, or keep fewer with --save-every")
 
 
-def link_or_copy(path, other):
+def hard_link_or_copy(path, other):
     try:
         os.link(path, other)
     except OSError:  # a file system without hard links

@@ -97,7 +97,7 @@ def main():
             proto = onnx_graphs.torch_to_onnx(network.torch_model, network.shape)
             # as onnx_graphs.quantize_onnx calls it
             onnxruntime.quantization.quantize_static = functools.partial(quantize_static, per_channel)
-            proto = sources.quantised(proto, (), 8, 8)
+            proto = sources.quantised_here(proto, (), 8, 8)
             quantizers = onnx_graphs.expose_quantized_io(proto.graph)
             onnx_graphs.channel_last_input(proto.graph, onnx_graphs.graph_inputs(proto.graph)[0])
             logits = logits_of(proto, onnx_graphs.io_of_graph(proto.graph, quantizers), test_clips)

@@ -71,7 +71,7 @@ def look(backbone, folder, num_clips, mirrored, most=None):
         files.setdefault(path.split("/")[0], []).append(str(Path(folder, path)))
     wanted = sum((of_class[:most] for of_class in files.values()), [])
     views = {file: (common.sha256_of(file), num_clips, mirrored) for file in wanted}
-    for file, rows, why in features.compute(views, backbone, Path(FOLDER, "features"), machine.num_workers()):
+    for file, rows, why in features.compute_features(views, backbone, Path(FOLDER, "features"), machine.num_workers()):
         if why:
             common.refuse(f"{file}: {why}")
         seen.setdefault(Path(file).parent.name, []).append(rows)

@@ -60,7 +60,7 @@ def check_age(described, path):
             )
 
 
-def clip_of(described, path, shape):
+def clip_of_model(described, path, shape):
     """The ClipDescription of a model that takes `shape` = (N, C, T, H, W), by what `read_description` found.
 
     What is not said is assumed, and printed. Exits with code 2 and one sentence if the model takes other clips.

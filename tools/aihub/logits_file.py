@@ -20,7 +20,7 @@ def agreement(logits, expected):
     }
 
 
-def in_words(agreed, num_clips, scale=None):
+def agreement_in_words(agreed, num_clips, scale=None):
     """What `agreement` found, for people; scale: a quantisation step of the output, where it has one."""
     psnr = "the same values" if agreed["psnr_db"] is None else f"PSNR {agreed['psnr_db']} dB"
     steps = f" ({agreed['largest_difference'] / scale:.0f} steps)" if scale else ""

@@ -73,7 +73,7 @@ def compile_onnx(hub, model, input_specs, device, wanted):
 
     source, options = hub.upload_model(model, name="model.onnx"), wanted.compile_options
     if wanted.precision != "float":
-        source = quantised(hub, source, input_specs, device, wanted)
+        source = quantised_by_hub(hub, source, input_specs, device, wanted)
         options = f"--quantize_io {options}".strip()
     direct, dlc = (f"--target_runtime {runtime} {options}".strip() for runtime in ("qnn_context_binary", "qnn_dlc"))
     try:
@@ -91,7 +91,7 @@ def compile_onnx(hub, model, input_specs, device, wanted):
     return link.get_target_model(), io, [job, link]
 
 
-def quantised(hub, source, input_specs, device, wanted):
+def quantised_by_hub(hub, source, input_specs, device, wanted):
     """The hub's model of an uploaded one, in integers, calibrated with clips. Raises JobFailedError."""
     import qai_hub
 

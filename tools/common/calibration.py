@@ -1,8 +1,9 @@
 """Probabilities of logits, and how far they can be trusted: a temperature, and a threshold below which to say nothing.
 
-Training, teach.py and evaluate.py fit both with `fit`; whoever shows a label divides logits by the temperature and lets
-`label_of` say "not sure" below the threshold. A checkpoint, and what stands beside a model made of it, keeps them as
-`temperature` (above 0; 1 changes nothing) and `threshold` (a probability, or None where none keeps the promise).
+`fit_calibration` finds both, for training, teach.py and evaluate.py; whoever shows a label divides logits by the
+temperature and lets `label_of` say "not sure" below the threshold. A checkpoint, and what stands beside a model made of
+it, keeps them as `temperature` (above 0; 1 changes nothing) and `threshold` (a probability, or None where none keeps
+the promise).
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ TEMPERATURES = 0.05, 20.0  # a fit that ends here has run away: few clips, or no
 
 
 class Calibration(NamedTuple):
-    """What `fit` returns."""
+    """What `fit_calibration` returns."""
 
     temperature: float  # logits are divided by it
     threshold: float | None  # the lowest probability of an answer, after the temperature; None: no promise can be kept
@@ -88,17 +89,17 @@ def fit_threshold(confidence, right, wanted=WANTED):
     return float(surer[kept[-1]]) if len(kept) else None
 
 
-def fit(logits, labels):
+def fit_calibration(logits, labels):
     """The Calibration of validation logits float (n, num_classes) and their labels int (n,)."""
     temperature = fit_temperature(logits, labels)
     return Calibration(temperature, fit_threshold(confidence(logits, temperature), logits.argmax(1) == labels))
 
 
 def fit_if_told(logits, labels):
-    """As `fit`; None where the clips do not tell a temperature: they are few, none of them is wrong, it runs away."""
+    """The same; None where the clips do not tell a temperature: they are few, none of them is wrong, it runs away."""
     low, high = TEMPERATURES
     told = len(labels) >= FEWEST_ANSWERS and (logits.argmax(1) != labels).any()  # sharp and right, any one would do
-    found = fit(logits, labels) if told else None
+    found = fit_calibration(logits, labels) if told else None
     return found if found and 1.1 * low < found.temperature < high / 1.1 else None
 
 

@@ -26,7 +26,7 @@ def load_checkpoint(path, where_else="name one that train.py wrote", say=print):
     one sentence if the file is missing (`where_else` says what to do then), is damaged, has no weights, or holds more
     than weights, plain values and the original's argparse.Namespace.
     """
-    content = read(path, where_else)
+    content = read_weights(path, where_else)
     found = weights_in(content) if isinstance(content, dict) else None
     if not found:
         refuse(f"{path} has no weights: neither by themselves nor under {', '.join(PLACES[:-1])} or {PLACES[-1]}")
@@ -60,7 +60,7 @@ def best_beside(path):
     return str(best)
 
 
-def read(path, where_else):
+def read_weights(path, where_else):
     """What torch or safetensors reads from a file; exits with code 2 and one sentence where there is nothing to read.
 
     Which of the two is told by the content: names are given freely.
@@ -156,7 +156,7 @@ def in_our_form(weights, changes, is_told=False):
         return weights, {"model_name": name} if name else {}
     weights, unused = videomae.from_hugging_face(weights)
     changes.append("a VideoMAE of Hugging Face's form" + (f", {shortened(unused, 3)} not used" if unused else ""))
-    name = videomae.network_of(weights)
+    name = videomae.name_by_width(weights)
     return weights, {"model_name": name} if name else {}
 
 

@@ -73,7 +73,7 @@ def binary_of(model):
     )
 
 
-def check_qairt_version(head, job):
+def check_same_qairt(head, job):
     """Raise EmulatedJobError if a job runs another version of QAIRT than the one that made a binary."""
     made_with, runs = head.get("qairt_version"), job.parsed_options["qairt_version"]
     if made_with and made_with != runs:
@@ -101,7 +101,7 @@ def session_of(hub, job):
     while len(hub.sessions) > CACHED_SESSIONS:
         del hub.sessions[next(iter(hub.sessions))]
     if head["runtime"] != "qnn_dlc":  # any version loads one
-        check_qairt_version(head, job)
+        check_same_qairt(head, job)
     return session
 
 

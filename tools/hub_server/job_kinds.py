@@ -13,7 +13,7 @@ import numpy as np
 from aihub import logits_file, onnx_graphs
 
 from . import source_models
-from .compiled_models import binary_of, check_qairt_version, inputs_and_outputs, make_session, session_of, write_target
+from .compiled_models import binary_of, check_same_qairt, inputs_and_outputs, make_session, session_of, write_target
 from .records import EMULATED, EmulatedJobError, Tensor, pb, tensors_from_message, tensors_to_message, tool_versions
 
 PROFILE_RUNS = 5  # timed runs of a profile job, after one that is not timed
@@ -40,7 +40,7 @@ def run_compile_job(hub, job):
         proto = onnx.shape_inference.infer_shapes(proto)
     source_models.rename_outputs(proto.graph, options.get("output_names"))
     if "quantize_io" in options:
-        source_models.expose_quantized_io(proto)
+        source_models.honour_quantize_io(proto)
     source_models.move_channels_last(proto.graph, options.get("force_channel_last_input"))
     write_target(hub, job, runtime, proto.SerializeToString())
     job.details.target_tensor_type_list.CopyFrom(hub.models[job.target_id].message.input_spec)
@@ -80,7 +80,7 @@ def run_link_job(hub, job):
     if source.message.model_type != pb.MODEL_TYPE_QNN_DLC:
         raise EmulatedJobError("only a QNN DLC can be linked")
     head, content = binary_of(source)
-    check_qairt_version(head, job)
+    check_same_qairt(head, job)
     write_target(hub, job, "qnn_context_binary", content)
     job.result.link_job_result.link_job_id = job.id
 

@@ -162,7 +162,7 @@ def run_to_end(hub, job):
     job.finished.set()
 
 
-def compute(hub, job):
+def run_in_turn(hub, job):
     """Do what the job asks for, in the one thread that computes. Raises EmulatedJobError."""
 
     def in_that_thread():

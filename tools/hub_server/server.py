@@ -110,7 +110,7 @@ class LocalHub:
 
     def run(self, job):
         """Do what a job asks for. Raises EmulatedJobError."""
-        job_life.compute(self, job)
+        job_life.run_in_turn(self, job)
 
     @staticmethod
     def report(what, error):

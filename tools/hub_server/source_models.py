@@ -134,7 +134,7 @@ def move_channels_last(graph, names):
         channel_last_input(graph, by_name[name])
 
 
-def expose_quantized_io(proto):
+def honour_quantize_io(proto):
     """Honour --quantize_io; {tensor name: (scale, zero point)} becomes the model's metadata `quantizers`."""
     if quantizers := onnx_graphs.expose_quantized_io(proto.graph):
         proto.metadata_props.add(key="quantizers", value=json.dumps(quantizers))

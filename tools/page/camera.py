@@ -54,7 +54,7 @@ def open_camera(address):
     return open_container(address), True
 
 
-def decoded(container, stream):
+def frames_that_decode(container, stream):
     """Yield the frames of a video stream; packets that do not decode are left out, as the start of a stream may be."""
     for packet in container.demux(stream):
         with contextlib.suppress(av.error.InvalidDataError):
@@ -100,7 +100,7 @@ class CameraThread(threading.Thread):
             stream = next(iter(moving_pictures(container)), None)
             if not stream:
                 raise UnreadableVideo(self.name_shown, "it has no video stream")
-            with contextlib.closing(decoded(container, stream)) as frames:
+            with contextlib.closing(frames_that_decode(container, stream)) as frames:
                 self.pass_on(at_own_pace(frames, stream, self.stopped.wait) if is_file else frames, left)
 
     def pass_on(self, frames, left):

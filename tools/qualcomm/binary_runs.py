@@ -55,16 +55,16 @@ def write_context(binary, folder):
 
     if binary.path.suffix == ".onnx":
         for file in binary.path.parent.iterdir():
-            link_or_copy(file, Path(folder, "context.onnx" if file == binary.path else file.name))
+            symlink_or_copy(file, Path(folder, "context.onnx" if file == binary.path else file.name))
         return
     graph_name = binary.description["graph"]
     tensors = [[(t["name"], t["dtype"], t["shape"])] for t in (binary.description[key] for key in ("input", "output"))]
     more = {"name": graph_name, "main_context": 1, "source": "QNNExecutionProvider", "partition_name": graph_name}
     onnx.save(onnx_graphs.around_binary(tensors, "context.bin", graph_name, **more), f"{folder}/context.onnx")
-    link_or_copy(binary.path, Path(folder, "context.bin"))
+    symlink_or_copy(binary.path, Path(folder, "context.bin"))
 
 
-def link_or_copy(file, target):
+def symlink_or_copy(file, target):
     """Let `target` be a file of 30 to 200 MB without writing it anew, where the file system has links."""
     try:
         target.symlink_to(file.absolute())
@@ -141,7 +141,7 @@ def running(binary, wheels):
                 return np.array(answer["output"], dtype=binary.description["output"]["dtype"]), answer["seconds"]
 
             if error := process.answer().get("error"):
-                raise compiler.CompilerError(compiler.sentence_of(error))
+                raise compiler.CompilerError(compiler.reason_of(error))
             tensor = binary.description["input"]
             for _ in range(WARM_UP if is_native() else 0):
                 run(np.zeros(tensor["shape"], tensor["dtype"]))

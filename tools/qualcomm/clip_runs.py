@@ -78,7 +78,7 @@ def compare(uncompiled, graph, binary, clips, outputs):
     for what, arrays in expected.items():
         if arrays:
             figures[f"against_{what}"] = agreed = logits_file.agreement(logits, np.concatenate(arrays))
-            print(f"binary against {what}: {logits_file.in_words(agreed, num_clips, given['scale'])}")
+            print(f"binary against {what}: {logits_file.agreement_in_words(agreed, num_clips, given['scale'])}")
     return figures
 
 

@@ -205,7 +205,7 @@ def compiling(graph, soc, wheels):
                 figures = process.answer()
                 if "error" in figures:
                     names = sorted({operation for operation, _ in figures["unsupported"]})
-                    reason = f"it does not take {', '.join(names)}" if names else sentence_of(figures["error"])
+                    reason = f"it does not take {', '.join(names)}" if names else reason_of(figures["error"])
                     raise CompilerError(reason, figures["unsupported"])
                 binary = Path(folder, "context.bin")
                 return binary, figures | chip_of(binary) | {"bytes": binary.stat().st_size}
@@ -247,6 +247,6 @@ def compile_each(graphs, soc, wheels, num_processes):
             yield oldest()
 
 
-def sentence_of(error):
+def reason_of(error):
     """The part of onnxruntime's message that says something, on one line."""
     return " ".join(error.rpartition(" : ")[2].split())[:300]

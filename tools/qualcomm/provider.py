@@ -27,7 +27,7 @@ import onnxruntime_qnn
 ESTIMATE = "Simulated (Accelerator exec time us"  # an event of the compiler's profile, in us
 
 
-def make_session(path, soc, entries=(), options=()):
+def htp_session(path, soc, entries=(), options=()):
     """An onnxruntime session on Qualcomm's HTP backend, for the chip with this SoC number, without fallback to the CPU.
 
     Raises onnxruntime's exception if the graph is not wholly taken. Only once a process: the provider is registered.
@@ -55,7 +55,7 @@ def compile_graph(folder, soc):
     entries = {"ep.context_enable": "1", "ep.context_file_path": str(context), "ep.context_embed_mode": "0"}
     options = {"profiling_level": "basic", "profiling_file_path": str(profile)}
     try:
-        make_session(folder / "graph.onnx", soc, entries, options)
+        htp_session(folder / "graph.onnx", soc, entries, options)
         error = ""
     except Exception as e:  # onnxruntime has a class of its own for every status
         error = str(e)
@@ -90,7 +90,7 @@ def answer(message):
 def run_inputs(folder, soc):
     """Load FOLDER/context.onnx and answer {"output", "seconds"} for each input that stdin names."""
     try:
-        session = make_session(folder / "context.onnx", soc)
+        session = htp_session(folder / "context.onnx", soc)
     except Exception as e:  # onnxruntime has a class of its own for every status
         answer({"error": str(e)})
         return

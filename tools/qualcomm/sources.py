@@ -60,7 +60,7 @@ def check_network(name):
         common.refuse(f"there is no network {name!r} to compile; there are {known}")
 
 
-def untrained(names, frames, classes, precision, side=0):
+def untrained_source(names, frames, classes, precision, side=0):
     """A video network of the registry with random weights, or several that vote.
 
     `frames` and `classes` 0 mean 16 and as many as class_map.json has; `side` 0 the frame size that is theirs.
@@ -215,7 +215,7 @@ def deployed_graph(uncompiled, samples=()):
     if proto is None:
         proto = onnx_graphs.torch_to_onnx(uncompiled.torch_model, uncompiled.shape)
     if uncompiled.precision != "float" and not uncompiled.is_quantised:
-        proto = quantised(proto, samples, *BITS[uncompiled.precision])
+        proto = quantised_here(proto, samples, *BITS[uncompiled.precision])
     quantizers = onnx_graphs.expose_quantized_io(proto.graph)
     (value,) = onnx_graphs.graph_inputs(proto.graph)
     if model_io.layout_of(onnx_graphs.dims_of(value)) == "NCTHW":
@@ -226,7 +226,7 @@ def deployed_graph(uncompiled, samples=()):
         common.refuse(f"{uncompiled.made_from}: {e}")
 
 
-def quantised(proto, samples, weight_bits, activation_bits):
+def quantised_here(proto, samples, weight_bits, activation_bits):
     """An onnx.ModelProto in integers, calibrated with NCTHW clips, as the local hub quantises it."""
     import onnx
 

@@ -25,12 +25,12 @@ def fitted(predictions, rows):
     n, right, logits = len(predictions.clips), predictions.rank == 0, predictions.logits()
     if n < FEWEST:
         return None
-    temperature, threshold = calibration.fit(logits, predictions.labels)
+    temperature, threshold = calibration.fit_calibration(logits, predictions.labels)
     half, sure, answered = halves(rows, predictions.clips), np.zeros(n), np.zeros(n, bool)
     for fit_on, use_on in (half, ~half), (~half, half):
         if not fit_on.any() or not use_on.any():
             continue
-        of_half = calibration.fit(logits[fit_on], predictions.labels[fit_on])
+        of_half = calibration.fit_calibration(logits[fit_on], predictions.labels[fit_on])
         sure[use_on] = calibration.confidence(logits[use_on], of_half.temperature)
         answered[use_on] = of_half.threshold is not None and sure[use_on] >= (of_half.threshold or 0)
     order = np.argsort(-calibration.confidence(logits, temperature), kind="stable")

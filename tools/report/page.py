@@ -40,7 +40,7 @@ def render(report, matrix, predictions, other, rows, tensors):
         digits=figures.digits,
         two_models=two_models,
         not_sure=not_sure,
-        names=names_of(predictions, other),
+        names=names_of_files(predictions, other),
         index={name: i for i, name in enumerate(classes)},
         matrix=matrix,
         strips=[thumbnails.thumbnail(path, FRAMES_PER_MISTAKE) for path in mistakes],
@@ -49,7 +49,7 @@ def render(report, matrix, predictions, other, rows, tensors):
     )
 
 
-def names_of(predictions, other):
+def names_of_files(predictions, other):
     """What the page calls the one or two files."""
     paths = [these.about["h5"] for these in (predictions, other) if these]
     short = [Path(path).stem for path in paths]

@@ -51,13 +51,13 @@ def write_copy(path, target, segments, sound_class):
             if packet.stream is not stream:
                 sound.put(packet)
                 continue
-            for frame in decoded(packet):
+            for frame in frames_of_packet(packet):
                 picture.put(frame)
                 bar.update()
         copy.mux(picture.stream.encode())
 
 
-def decoded(packet):
+def frames_of_packet(packet):
     """The frames of a packet; none if it is damaged."""
     try:
         return packet.decode()
@@ -98,7 +98,7 @@ class CopiedSound:
 
     def put(self, packet):
         if not self.is_copied:
-            for frame in decoded(packet) if packet.size else [None]:  # None: the end
+            for frame in frames_of_packet(packet) if packet.size else [None]:  # None: the end
                 self.copy.mux(self.stream.encode(frame))
         elif packet.dts is not None:
             packet.stream = self.stream

@@ -109,7 +109,7 @@ def load_in_onnxruntime(path):
         common.refuse(f"{path} takes and gives {shapes}; one RGB clip of 5 axes in and one tensor out is needed")
     if any(type(size) is not int for size in given[0].shape[1:]):
         common.refuse(f"{path} takes {given[0].shape}, with open dimensions; export it with fixed ones")
-    tensors = [described(tensor, known.get(key)) for key, tensor in (("input", given[0]), ("output", made[0]))]
+    tensors = [io_of_tensor(tensor, known.get(key)) for key, tensor in (("input", given[0]), ("output", made[0]))]
 
     gives_probabilities = known.get("output_kind", onnx_graphs.output_kind(graph_of(content))) == "probabilities"
 
@@ -123,7 +123,7 @@ def load_in_onnxruntime(path):
     classes = known.get("classes") or numbered(path, num_classes)
     if len(classes) != num_classes:
         common.refuse(f"{path} gives {num_classes} logits, but beside it stand the names of {len(classes)} classes")
-    clips = description.clip_of(known, path, model_io.ncthw(given[0].shape))
+    clips = description.clip_of_model(known, path, model_io.ncthw(given[0].shape))
     return Classifier(f"{path} on the CPU, in onnxruntime", classes, clips, 1, logits).calibrated(known)
 
 
@@ -137,7 +137,7 @@ def load_for_chip(binary):
         )
     num_classes = int(np.prod(binary.description["output"]["shape"]))
     classes = binary.description.get("classes") or numbered(binary.path, num_classes)
-    clips = description.clip_of(binary.description, binary.path, session.clip_shape)
+    clips = description.clip_of_model(binary.description, binary.path, session.clip_shape)
     found = Classifier(session.about, classes, clips, 1, session.logits, session.latency)
     return found.calibrated(binary.description)
 
@@ -169,7 +169,7 @@ def graph_of(content):
     return onnx.load(file, load_external_data=False).graph
 
 
-def described(tensor, known):
+def io_of_tensor(tensor, known):
     """A tensor of onnxruntime as model_io.io_of has it, with scale and zero point where they are known."""
     name = tensor.type.removeprefix("tensor(").removesuffix(")")
     own = {"name": tensor.name, "shape": tensor.shape, "dtype": "float32" if name == "float" else name}

@@ -44,7 +44,7 @@ def font_files(characters):
     return files[:1]
 
 
-def shortened(text, size, width):
+def text_that_fits(text, size, width):
     """The text, with its middle left out if it is wider than `width` pixels."""
     text = printable(text)
     if font(size, text).getlength(text) <= width:
@@ -57,7 +57,7 @@ def shortened(text, size, width):
 
 def draw_text(draw, place, text, colour, size, width, anchor="la"):
     """Write a text of at most `width` pixels, shortened where it is longer; `anchor` is Pillow's."""
-    text = shortened(text, size, width)
+    text = text_that_fits(text, size, width)
     draw.text(place, text, colour, font(size, text), anchor=anchor)
 
 

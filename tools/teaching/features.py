@@ -52,7 +52,7 @@ def load_backbone(source, model_name, num_classes, rotate, keep_aspect):
     weights.start_from(network, without_head(saved["model"], network), source)
     shorter = (min(description.resize_size),) if keep_aspect else description.resize_size
     description = description._replace(rotate=rotate, resize_size=shorter)
-    said = ", ".join(f"{field} {clip.in_words(getattr(description, field))}" for field in clip.OF_PIXELS[:-1])
+    said = ", ".join(f"{field} {clip.field_in_words(getattr(description, field))}" for field in clip.OF_PIXELS[:-1])
     print(f"clips: {said}" + (f"; {source} does not say {', '.join(assumed)}" if assumed else ""))
     name, last = last_layer(network)
     device = networks.device()
@@ -127,7 +127,7 @@ def kept_at(folder, backbone, content, num_clips, mirrored):
     return Path(folder, hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32] + ".npy")
 
 
-def compute(views, backbone, folder, num_workers):
+def compute_features(views, backbone, folder, num_workers):
     """Yield (video, features or None, why not) of each video, as they are finished; what is kept is not computed again.
 
     views: {path of a video: (a hash of its content, number of its clips, whether their mirror images are looked at,

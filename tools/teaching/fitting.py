@@ -22,7 +22,7 @@ class LinearLayer(NamedTuple):
         return features @ self.weight.T + self.bias
 
 
-def fit(features, labels, shares, num_classes, strengths):
+def fit_layers(features, labels, shares, num_classes, strengths):
     """[LinearLayer of each strength] with the least weighted cross entropy plus strength / 2 times the penalty.
 
     features: float (n, features). labels: int (n,). shares: float (n,), the weight of each row in the mean. The penalty
@@ -121,7 +121,7 @@ def cross_validate(features, labels, groups, num_classes):
         learned = ~held[rows_of_video]
         of_video = np.unique(rows_of_video[learned], return_inverse=True)[1]
         own = labels[rows_of_video[learned]]
-        layers = fit(stacked[learned], own, balanced(own, of_video), num_classes, STRENGTHS)
+        layers = fit_layers(stacked[learned], own, balanced(own, of_video), num_classes, STRENGTHS)
         for strength, layer in zip(STRENGTHS, layers):
             judged[strength][held] = layer.logits(first[held])
     counted = folds >= 0
@@ -140,7 +140,7 @@ def fit_all(features, labels, num_classes, strength):
     """The LinearLayer of all views of all videos; a class without a video is never the answer."""
     rows_of_video = np.repeat(np.arange(len(features)), [len(rows) for rows in features])
     stacked, own = np.concatenate(features).astype(np.float64), labels[rows_of_video]
-    (layer,) = fit(stacked, own, balanced(own, rows_of_video), num_classes, [strength])
+    (layer,) = fit_layers(stacked, own, balanced(own, rows_of_video), num_classes, [strength])
     absent = np.setdiff1d(np.arange(num_classes), labels)
     if len(absent):
         layer.weight[absent], layer.bias[absent] = 0, layer.logits(stacked).min() - 5

@@ -40,7 +40,7 @@ PECULIARITIES = {  # of healthy videos, counted in the summary: a sentence, and 
 }
 
 
-def print_summary(rows):
+def print_reasons(rows):
     """Print a table of reasons and what was done, whose counts add up to the number of videos, and peculiarities."""
     earlier = [row for row in rows if row["action"] == "quarantined earlier"]
     now = [row for row in rows if row["action"] != "quarantined earlier"]

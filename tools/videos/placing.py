@@ -29,7 +29,7 @@ def nearest_existing(folder):
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
-def size_of(path):
+def size_or_zero(path):
     """Size of a file in bytes; 0 if it cannot be read, which placing it will report."""
     try:
         return os.path.getsize(path)
@@ -47,13 +47,13 @@ def check_disk(videos, folder, mode):
         common.refuse(f"nothing may be written into {folder}, which is another user's or write-protected; name another")
     if mode == "copy" and videos:
         advice = f"{len(videos):,} videos need them; make room, or use MODE hardlink or symlink"
-        common.check_space(folder, sum(size_of(video.source) for video in videos), advice)
+        common.check_space(folder, sum(size_or_zero(video.source) for video in videos), advice)
     if mode == "copy":
         return
     for source in {os.path.dirname(video.source): video.source for video in videos}.values():
         trial = folder / f".{secrets.randbelow(10**9)}.link.tmp"
         try:
-            write(source, trial, mode)
+            link_or_copy(source, trial, mode)
         except FileNotFoundError:  # the source has just gone, which placing it will report
             continue
         except OSError as e:
@@ -64,7 +64,7 @@ def check_disk(videos, folder, mode):
             trial.unlink(missing_ok=True)
 
 
-def write(source, target, mode):
+def link_or_copy(source, target, mode):
     """Make `target`, which does not exist, a link to `source` or a copy with its time."""
     if mode == "hardlink":
         os.link(os.path.realpath(source), target)
@@ -100,7 +100,7 @@ def place_all(videos, mode):
         try:
             os.makedirs(os.path.dirname(video.target), exist_ok=True)
             with common.written_then_renamed(video.target) as temporary:
-                write(video.source, temporary, mode)
+                link_or_copy(video.source, temporary, mode)
         except OSError as e:
             if e.errno in FULL:
                 common.refuse(f"stopped after {count:,} videos: {e}; put that right and start again")
