@@ -436,7 +436,7 @@ def test_wrong_usage(tmp_path, own_folder, run_here):
         return result.stderr
 
     assert "example_export.py" in refused()
-    assert "'int4' is no precision" in refused("--model", "r3d_18", "--precision", "int4")
+    assert "the precision is 'int4', possible are" in refused("--model", "r3d_18", "--precision", "int4")
     assert "mvit_v2_s, r2plus1d_18, r3d_18" in refused("--model", "x3d_m")
     assert "different clips" in refused("--model", "mc3_18", "s3d", "--num-frames", 16)
     assert "name them with --checkpoint" in refused("--model", "mc3_18", "--mirror")

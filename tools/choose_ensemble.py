@@ -152,13 +152,10 @@ def latencies(loaded):
 
 def read_estimate(path, about):
     """What compile_offline.py wrote at `path` for an HDF5's model or its checkpoint; None for anything else."""
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        same = described["made_from_sha256"] in (about.get("model_sha256"), about.get("checkpoint_sha256"))
-        same = same or Path(described["made_from"]).name == about["model"]
-        return described if same and described["estimated_ms"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    described = common.read_json(path)
+    same = described.get("made_from_sha256", "") in (about.get("model_sha256"), about.get("checkpoint_sha256"))
+    same = same or Path(str(described.get("made_from"))).name == about.get("model")
+    return described if same and described.get("estimated_ms") else None
 
 
 def choosing_half(rows, clips):

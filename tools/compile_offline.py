@@ -30,6 +30,7 @@ from pathlib import Path
 import common
 from common import flags, json_lines, machine
 from common.checkpoints import ENDINGS
+from common.weights import check_network
 
 from aihub import logits_file, model_io, onnx_graphs, own_onnx, tensors
 from qualcomm import binary_runs, clip_runs, compiler, latency, sources
@@ -61,21 +62,18 @@ compare_precisions = ["float", "w8a8"]  # float, w8a8, w8a16: precisions that ea
 results = []                          # accuracies to show beside: r2plus1d_18/16/float=report/report.json, or =89.6
 # ----------------------------------------------------------------------------------------------------------------------
 
-PRECISIONS = ("float", *sources.BITS)
-
 
 def check_compilation():
     """Refuse what could only fail later."""
     for name in [precision] * bool(precision) + compare_precisions:
-        if name not in PRECISIONS:
-            common.refuse(f"{name!r} is no precision; possible are {', '.join(PRECISIONS)}")
+        own_onnx.check_precision(name)
     if soc not in compiler.SOCS:
         known = ", ".join(f"{number} ({chip})" for number, chip in compiler.SOCS.items())
         common.refuse(f"soc is {soc}, which this compiler has no chip for; it has {known}")
     if sum(map(bool, (checkpoint, model, compare))) > 1:
         common.refuse("checkpoint, model and compare exclude one another: set one of them")
     for name in dict.fromkeys(model + compare):
-        sources.check_network(name)
+        check_network(name)
     if num_calibration_samples == 0:
         common.refuse("num_calibration_samples is 1 or more")
     if (checkpoint_weights or mirror) and not checkpoint:

@@ -85,7 +85,10 @@ def check_export(paths):
 
 
 def checkpoint_paths():
-    """The checkpoints' paths: where asked for, the best ones; the manual's other name where only that is there."""
+    """The paths of the checkpoints to export; with `best`, of the model_best.pth beside each.
+
+    Where ./checkpoint.pth is not there and model.pth, the manual's other name for it, is, that one is exported.
+    """
     if best and not random_weights:
         return [best_beside(path) for path in checkpoint]
     if checkpoint == ["./checkpoint.pth"] and not Path(checkpoint[0]).exists() and Path("model.pth").is_file():

@@ -141,15 +141,12 @@ def as_jpeg(pixels, width):
 
 def filmstrip(clip):
     """The frames of a clip, float32 (1, 3, T, H, W), in two rows as a JPEG for an `src` attribute."""
-    from PIL import Image
-
     frames = (clip[0].transpose(1, 2, 3, 0) * 255).round().astype(np.uint8)  # (T, H, W, 3)
     if len(frames) % 2:
         frames = np.concatenate([frames, np.zeros_like(frames[:1])])
     rows = [np.concatenate(list(row), axis=1) for row in np.split(frames, 2)]
-    content = io.BytesIO()
-    Image.fromarray(np.concatenate(rows)).save(content, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+    strip = np.concatenate(rows)
+    return "data:image/jpeg;base64," + base64.b64encode(as_jpeg(strip, max(strip.shape))).decode()
 
 
 # --- one page ---------------------------------------------------------------------------------------------------------
@@ -411,8 +408,7 @@ def main():
     from see.classifier import load
 
     classifier, token = load(CHECKPOINT, CHECKPOINT_WEIGHTS, MIRROR), secrets.token_urlsafe(16)
-    clip = classifier.description
-    print(f"{classifier.about}: {len(classifier.classes)} classes, {clip.clip_len} frames at {clip.frame_rate:g} fps")
+    print(classifier.in_words())
     warm_up(classifier)
     # in a thread of its own: a kernel (Jupyter, Spyder) runs a loop in this one
     ended, is_over, loop = [], threading.Event(), asyncio.new_event_loop()

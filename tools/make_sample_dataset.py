@@ -18,7 +18,6 @@ same PyAV). A second run keeps what is complete and draws what is missing or cut
 
 import json
 import os
-import shlex
 from collections import Counter, deque
 from pathlib import Path
 
@@ -202,9 +201,9 @@ def main():
     count = Counter(video["split"] for video in videos)
     print(f"{OUT}: {len(videos)} videos = {written} drawn + {len(videos) - written} already there = "
           f"{count['train']} train + {count['val']} val + {count['extra']} of raw labels alone, {len(CLASSES)} classes")
-    parts = [str(Path(OUT, f"QEVD-FIT-300k-Part-{1 + k}")) for k in range(NUM_PARTS)]
-    into = ["--labels-json", str(Path(OUT, LABELS)), "--dest", str(Path(OUT).parent / "QEVD_organized")]
-    print("next:", shlex.join(["python", "tools/refactor_dataset.py", "--srcs", *parts, *into]))
+    parts = [Path(OUT, f"QEVD-FIT-300k-Part-{1 + k}") for k in range(NUM_PARTS)]
+    into = {"labels_json": Path(OUT, LABELS), "dest": Path(OUT).parent / "QEVD_organized"}
+    print(f"next: {flags.next_command('refactor_dataset.py', srcs=parts, **into)}")
 
 
 if __name__ == "__main__":

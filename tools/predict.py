@@ -292,8 +292,7 @@ def main():
     paths = [best_beside(path) if BEST else path for path in CHECKPOINT]
     classifier = load(paths, CHECKPOINT_WEIGHTS, MIRROR)
     classifier = classifier._replace(description=clip_with_flags(classifier, paths[0]))
-    frames = f"{classifier.description.clip_len} frames at {classifier.description.frame_rate:g} fps"
-    print(f"{classifier.about}: {len(classifier.classes)} classes, {frames}")
+    print(classifier.in_words())
     names_in_out, unsure, right = output_names(videos), 0, []
     try:
         Path(OUT).mkdir(parents=True, exist_ok=True)

@@ -181,11 +181,6 @@ def float_io(name, shape):
     return {"input": {"name": name, "shape": shape, **floats}, "output": {"name": "", "shape": None, **floats}}
 
 
-def from_constants(layout):
-    """What BATCH, C, T, H, W say, for a model that nothing describes."""
-    return float_io("video", model_io.shape_in(layout or model_io.OURS, (BATCH, C, T, H, W)))
-
-
 def wanted_layout():
     """The layout that the constants insist on, or "" to let the model decide."""
     return "NTHWC" if IS_DLC_CHANNEL_LAST else LAYOUT
@@ -366,7 +361,7 @@ def prepare_inference(hub, run, io):
     state.update(run.model_key, model=model.model_id)
     io = io or hub_io or (source.described if source.onnx_model and PRECISION == "float" else None)
     layout_known = bool(io or wanted_layout())
-    io = io or from_constants(wanted_layout())
+    io = io or float_io("video", model_io.shape_in(wanted_layout() or model_io.OURS, (BATCH, C, T, H, W)))
     check_io(io)
     tensors.check_fit(run.good, io["input"])
     print(f"model     {source.path} on {run.attributes['device']}")

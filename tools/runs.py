@@ -85,24 +85,15 @@ def keep_score(folders):
 
 def read_run(folder):
     """What the files of a run's folder say: a dict of dicts, {} for a file that is not there."""
-    assets = [read_json(path) for path in sorted(folder.glob("export_assets/*.json"))]
+    assets = [common.read_json(path) for path in sorted(folder.glob("export_assets/*.json"))]
     export = next((of for of in assets if "compile_job" in of), {})
     return {
         "export": export,
         "estimate": next((of for of in reversed(assets) if "estimated_ms" in of), {}),
-        "report": read_json(folder / "report/report.json"),
-        "score": read_json(folder / "leaderboard.json").get("score"),
+        "report": common.read_json(folder / "report/report.json"),
+        "score": common.read_json(folder / "leaderboard.json").get("score"),
         **read_checkpoint(folder, export),
     }
-
-
-def read_json(path):
-    """The object in a JSON file; {} if there is none that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def read_checkpoint(folder, export):

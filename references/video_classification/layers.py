@@ -28,7 +28,7 @@ def fold(model, frozen, on_gpu, multiple=1):
 
 
 def folded(module, on_gpu, multiple=1):
-    """The module with what is folded in it; an nn.Sequential is another one, with those within it taken apart."""
+    """The module with BatchNorm folded in. Of an nn.Sequential a new one is made, without others within it."""
     if not isinstance(module, nn.Sequential):
         for name, child in module.named_children():
             setattr(module, name, folded(child, on_gpu, multiple))

@@ -27,13 +27,6 @@ from torchvision_patches import networks
 FEW_STEPS = 50  # of an epoch, below which BatchNorm's statistics are recomputed after it
 
 
-def refuse_unless_video_model(name):
-    """Exit with code 2, and the names that there are, for a network that is no video network of the registry."""
-    known = networks.video_networks()
-    if name not in known:
-        common.refuse(f"there is no video model {name}; there are {', '.join(known)}")
-
-
 def settle_layers(args):
     """Give --trainable-layers the network's own names; without the flag: layer4 and the head, or all if it has none.
 

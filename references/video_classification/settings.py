@@ -4,6 +4,7 @@ from pathlib import Path
 
 import common
 from common import machine
+from common.weights import check_network
 
 import torch
 
@@ -99,7 +100,7 @@ def settled_clip(args, checkpoint):
     saved = checkpoint or {"args": {}}
     if args.keep_aspect and args.val_resize_size:
         common.refuse("--keep-aspect resizes the shorter side to the network's own size: leave out --val-resize-size")
-    models.refuse_unless_video_model(args.model or clip.DEFAULT_MODEL)
+    check_network(args.model or clip.DEFAULT_MODEL)
     try:
         about, unsaid = clip.described(saved, {"model": args.model} | saved["args"])
     except ValueError as e:

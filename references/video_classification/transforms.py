@@ -139,10 +139,10 @@ def mixed(clips, targets, where, share):
 
 
 def make_augment(class_names, args):
-    """What is done to a batch on the device: a function of clips, class indices (N,) and, or None, a teacher's word.
+    """What training does to a batch on the device: a function (clips, class indices (N,), teacher=None).
 
-    It returns normalised clips, labels float (N, classes) and, where a teacher has one, its probabilities float (N,
-    classes): labels and teacher are mixed as the clips are.
+    teacher: its probabilities, float (N, classes). The function returns normalised clips, labels float (N, classes) and
+    the teacher's probabilities, if there are any; labels and teacher are mixed as the clips are.
     """
     normalize = Normalize(args.mean, args.std).to(args.device)
     flip = RandomHorizontalFlip(class_names, args.hflip_prob).to(args.device)

@@ -276,12 +276,10 @@ class TrainingHistory:
             self.tensorboard.flush()
 
     def draw(self):
-        import matplotlib
+        from matplotlib.figure import Figure  # without pyplot no display is ever looked for
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+        figure = Figure(figsize=(10, 4))
+        left, right = figure.subplots(1, 2)
         for axes, keys in (left, ("train_loss", "val_loss")), (right, ("train_acc1", "clip_acc1", "video_acc1")):
             for key in keys:
                 points = [(row["epoch"], row[key]) for row in self.rows if key in row]
@@ -294,7 +292,6 @@ class TrainingHistory:
         figure.tight_layout()
         with common.written_then_renamed(self.path.with_name("curves.png")) as temporary:
             figure.savefig(temporary, dpi=100, format="png")
-        plt.close(figure)
 
 
 def tensorboard_writer(args):

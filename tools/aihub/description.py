@@ -6,6 +6,7 @@ This is the one reader. Definitions only, no constant that a user edits.
 
 import contextlib
 import json
+from itertools import chain, repeat
 from pathlib import Path
 
 import common
@@ -41,18 +42,19 @@ def of_bundle(path):
     described = model_io.io_of_bundle(path.parent, path.name) or {}
     with contextlib.suppress(OSError, ValueError):
         described["classes"] = Path(path.parent, "labels.txt").read_text(encoding="utf-8").splitlines()
-    with contextlib.suppress(OSError, ValueError):
-        about = json.loads(Path(path.parent, "clip.json").read_text(encoding="utf-8"))
-        described |= about if isinstance(about, dict) else {}
-    return described
+    return described | common.read_json(Path(path.parent, "clip.json"))
+
+
+def checkpoints_of(described):
+    """[(path, its SHA-256 or None)] of the checkpoints that a model was made of: text, or lists where several vote."""
+    told = (described.get(key) or [] for key in ("checkpoint", "checkpoint_sha256"))
+    paths, hashes = ([of] if isinstance(of, str) else of for of in told)
+    return list(zip(paths, chain(hashes, repeat(None))))
 
 
 def check_age(described, path):
     """Say it where a checkpoint has changed since a model was made of it: its logits are those of the old weights."""
-    paths, hashes = described.get("checkpoint"), described.get("checkpoint_sha256")
-    if isinstance(paths, str):
-        paths, hashes = [paths], [hashes]
-    for checkpoint, sha256 in zip(paths or (), hashes or ()):
+    for checkpoint, sha256 in checkpoints_of(described):
         if sha256 and Path(checkpoint).is_file() and common.sha256_of(checkpoint) != sha256:
             print(
                 f"the checkpoint {checkpoint} is newer than the export {path}: what follows is of the weights that it "

@@ -309,6 +309,12 @@ def cpu_session(content, num_threads=0):
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
+def dtype_in_session(argument):
+    """The numpy name of the type of a session's input or output: onnxruntime writes "tensor(float)" for float32."""
+    name = argument.type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
 def load_with_weights(path):
     """The onnx.ModelProto of an .onnx file, weights beside it included, or of a folder that holds just one such file.
 

@@ -10,7 +10,7 @@ import common
 
 from aihub import model_io, service, tensors
 
-PRECISIONS = {"float": None, "w8a8": ("INT8", "INT8"), "w8a16": ("INT8", "INT16")}  # of weights, of activations
+PRECISIONS = {"float": None, "w8a8": (8, 8), "w8a16": (8, 16)}  # bits of weights and of activations
 
 
 class Wanted(NamedTuple):
@@ -103,7 +103,7 @@ def quantised_by_hub(hub, source, input_specs, device, wanted):
     # to ONNX first, as qai_hub_models does: AI Hub quantises what it has made itself
     job = hub.submit_compile_job(source, device, input_specs=input_specs, options="--target_runtime onnx")
     service.wait_for(job)
-    weights, activations = (qai_hub.QuantizeDtype[bits] for bits in PRECISIONS[wanted.precision])
+    weights, activations = (qai_hub.QuantizeDtype[f"INT{bits}"] for bits in PRECISIONS[wanted.precision])
     job = hub.submit_quantize_job(job.get_target_model(), {name: clips}, weights, activations)
     service.wait_for(job)
     return job.get_target_model()

@@ -55,10 +55,7 @@ class State:
 
     def read(self, name):
         """The content of <name>.json, or {} if it is not there or damaged."""
-        try:
-            return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        return common.read_json(self.folder / f"{name}.json")
 
     def update(self, name, **values):
         """Write <name>.json with these values changed."""

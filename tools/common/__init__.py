@@ -273,8 +273,20 @@ def read_text(path):
         raise ValueError("its text is in none of Unicode's encodings: save it as UTF-8") from None
 
 
+def read_json(path):
+    """The object in a JSON file, a dict; {} if there is none that can be read."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def class_map_with(labels, only_these=False):
-    """The class map that has all labels, or exactly these in order: class_map.json, split_videos.py's, or ""."""
+    """The path of a class map that has all labels: class_map.json's, else that of split_videos.py; "" if neither has.
+
+    only_these: it must have no others, and these in the order of its indices.
+    """
     labels = [names.composed(label) for label in labels]
     for path in (REPO / "class_map.json", Path("my_class_map.json")):
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
@@ -292,6 +304,12 @@ def check_space(folder, needed, advice):
     if sizes[0] > sizes[1]:
         refuse(f"{text}: {advice}")
     print(f"space     {text}", flush=True)
+
+
+def official_classes(number):
+    """The classes of class_map.json in index order, if it has as many; else None."""
+    class_map = load_class_map(REPO / "class_map.json")
+    return sorted(class_map, key=class_map.get) if len(class_map) == number else None
 
 
 def sha256_of(path):

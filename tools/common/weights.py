@@ -12,12 +12,16 @@ FILES_OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")  # as transformer
 WAIT = 20  # s for a server's next word
 
 
-def alone(call):
-    """What a process does of which there is but one."""
-    return call()
+def check_network(name):
+    """Exit with code 2, and the names that there are, for a network that is no video network of the registry."""
+    from torchvision_patches import networks
+
+    known = networks.video_networks()
+    if name not in known:
+        refuse(f"there is no video model {name}; there are {', '.join(known)}")
 
 
-def path_of(name, once=alone):
+def path_of(name, once=lambda ask: ask()):
     """The file that a user names as weights: itself, of a folder of transformers, of the Hub; None for torchvision's.
 
     once: lets the first of several processes ask the Hub, and tells the others what it got.
@@ -99,9 +103,9 @@ def download(url, path):
 
 
 def start_from(model, state, source, say=print):
-    """Give a network what fits of some weights: all, but for a head of another size, or parts that they lack.
+    """Load into a network the weights that fit it; a head of another size, and what they lack, stay random.
 
-    Says what stays random and what was not used. Exits with code 2 where a layer has another shape or most are missing.
+    Says what is random and what was not used. Exits with code 2 where a layer has another shape or most are missing.
     """
     own = model.state_dict()
     head = list(dict(model.named_children()))[-1]

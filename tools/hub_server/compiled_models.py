@@ -107,13 +107,12 @@ def session_of(hub, job):
 
 def inputs_and_outputs(session):
     """The inputs and the outputs of a session as two lists of Tensor; scales as expose_quantized_io noted them."""
-    dtypes = {"float": "float32", "double": "float64"}  # where onnxruntime's name is another than numpy's
     quantizers = json.loads(session.get_modelmeta().custom_metadata_map.get("quantizers", "{}"))
     lists = []
     for arguments in (session.get_inputs(), session.get_outputs()):
         lists.append([])
         for argument in arguments:
-            dtype = argument.type.removeprefix("tensor(").removesuffix(")")
+            dtype = onnx_graphs.dtype_in_session(argument)
             quantizer = quantizers.get(argument.name, (None, None))
-            lists[-1].append(Tensor(argument.name, tuple(argument.shape), dtypes.get(dtype, dtype), *quantizer))
+            lists[-1].append(Tensor(argument.name, tuple(argument.shape), dtype, *quantizer))
     return lists

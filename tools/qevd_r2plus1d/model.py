@@ -72,8 +72,9 @@ def read_trained(path, num_classes=0, num_frames=0):
         print(f"{path} does not say all of how its clips are made; assumed: {description.says(assumed)}")
     network = network_of(path, saved, description.model_name, num_classes)
     number = len(network.get_parameter(head_of(network)))
-    return Trained(str(path), common.sha256_of(path), network, number, saved.get("classes") or official(number),
-                   description, tuple(saved.get("train_splits", ())), calibration_of(saved))  # fmt: skip
+    classes = saved.get("classes") or common.official_classes(number)
+    return Trained(str(path), common.sha256_of(path), network, number, classes, description,
+                   tuple(saved.get("train_splits", ())), calibration_of(saved))  # fmt: skip
 
 
 def untrained(name, num_frames=0, num_classes=0, seed=0):
@@ -82,13 +83,7 @@ def untrained(name, num_frames=0, num_classes=0, seed=0):
     number = num_classes or len(common.load_class_map(common.REPO / "class_map.json"))
     torch.manual_seed(seed)
     network = for_devices(get_model(name, weights=None, num_classes=number).eval())
-    return Trained("", "", network, number, official(number), description)
-
-
-def official(num_classes):
-    """The classes of class_map.json in index order, if it has as many; else None."""
-    class_map = common.load_class_map(common.REPO / "class_map.json")
-    return sorted(class_map, key=class_map.get) if len(class_map) == num_classes else None
+    return Trained("", "", network, number, common.official_classes(number), description)
 
 
 def head_of(network):

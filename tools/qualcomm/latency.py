@@ -192,18 +192,14 @@ def draw_picture(rows, path):
 
     Returns whether there was anything to draw.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # without pyplot no display is ever looked for
 
     rows = [row for row in rows if row.get("estimated_ms")]
     if not rows:
         return False
     known = [row for row in rows if row["top1"] is not None]
-    size = (11 if known else 7, 1.2 + 0.26 * len(rows))
-    figure, all_axes = pyplot.subplots(1, 2 if known else 1, figsize=size, squeeze=False, layout="constrained")
-    axes = all_axes[0, 0]
+    figure = Figure(figsize=(11 if known else 7, 1.2 + 0.26 * len(rows)), layout="constrained")
+    axes, *others = figure.subplots(1, 2 if known else 1, squeeze=False)[0]
     for place, row in enumerate(rows):
         low, estimate, high = row["estimated_ms"]
         axes.plot([low, high], [place, place], color=COLOURS[row["precision"]], linewidth=5, alpha=0.35)
@@ -221,10 +217,9 @@ def draw_picture(rows, path):
         axes.plot([], [], "x", color="black", label="AI Hub's published figure")
     axes.legend(fontsize=8, loc="lower left")
     if known:
-        draw_accuracies(all_axes[0, 1], known)
+        draw_accuracies(*others, known)
     with common.written_then_renamed(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
-    pyplot.close(figure)
     return True
 
 

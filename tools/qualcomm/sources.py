@@ -14,9 +14,7 @@ from pathlib import Path
 import common
 from common.calibration import Calibration
 
-from aihub import description, model_io, onnx_graphs
-
-BITS = {"w8a8": (8, 8), "w8a16": (8, 16)}  # of weights and activations
+from aihub import description, model_io, onnx_graphs, own_onnx
 
 
 @dataclass
@@ -29,7 +27,7 @@ class UncompiledNetwork:
     name: str  # of the files that are made
     made_from: str  # in words
     sha256: str
-    precision: str  # "float" or one of BITS
+    precision: str  # of own_onnx.PRECISIONS
     shape: tuple  # of the input, a clip as NCTHW
     network: str = ""  # torchvision's name, "" unknown
     about: dict = field(default_factory=dict)  # "clip", "classes", "checkpoint" … as example_export.py writes them
@@ -49,15 +47,6 @@ class UncompiledNetwork:
     def is_quantised(self):
         """Whether its graph is 8-bit already, so that there is nothing to calibrate."""
         return self.graph is not None and any(node.op_type == "QuantizeLinear" for node in self.graph.graph.node)
-
-
-def check_network(name):
-    """Exit with code 2 and one sentence unless it is a video network of torchvision's registry that can be exported."""
-    from torchvision_patches import networks
-
-    if name not in networks.video_networks():
-        known = ", ".join(networks.video_networks())
-        common.refuse(f"there is no network {name!r} to compile; there are {known}")
 
 
 def untrained_source(names, frames, classes, precision, side=0):
@@ -160,14 +149,14 @@ def deployed_of(about, shape):
     """The deployed torch model of the checkpoints that an export was made of; None if one is gone or another now."""
     from qevd_r2plus1d import Model
 
-    paths, hashes = ([value] if isinstance(value, str) else value or [] for value in
-                     (about.get("checkpoint"), about.get("checkpoint_sha256")))  # fmt: skip
-    for path, sha256 in zip(paths, hashes):
+    made_of = description.checkpoints_of(about)
+    for path, sha256 in made_of:
         if not Path(path).is_file() or common.sha256_of(path) != sha256:
             print(f"{path} is gone or newer than what was made of it: logits are not compared with torch's")
             return None
     vote = {"weights": about.get("weights") or [], "mirrored": about.get("mirrored", False)}
-    return Model.from_pretrained(paths, num_frames=shape[2], data_dir="", **vote) if paths and hashes else None
+    paths = [path for path, _ in made_of]
+    return Model.from_pretrained(paths, num_frames=shape[2], data_dir="", **vote) if paths else None
 
 
 def from_onnx(path, frames, precision):
@@ -215,7 +204,7 @@ def deployed_graph(uncompiled, samples=()):
     if proto is None:
         proto = onnx_graphs.torch_to_onnx(uncompiled.torch_model, uncompiled.shape)
     if uncompiled.precision != "float" and not uncompiled.is_quantised:
-        proto = quantised_here(proto, samples, *BITS[uncompiled.precision])
+        proto = quantised_here(proto, samples, *own_onnx.PRECISIONS[uncompiled.precision])
     quantizers = onnx_graphs.expose_quantized_io(proto.graph)
     (value,) = onnx_graphs.graph_inputs(proto.graph)
     if model_io.layout_of(onnx_graphs.dims_of(value)) == "NCTHW":

@@ -4,7 +4,6 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import common
@@ -13,7 +12,7 @@ from common.names import composed, looks_like, shortened
 
 import numpy as np
 
-from aihub import logits_file, model_io, tensors
+from aihub import description, logits_file, model_io, tensors
 from torchvision_patches import clip
 
 OF_MODEL = ("precision", "checkpoint", "checkpoint_sha256", "train_splits", "compile_job")  # and its model's .json
@@ -169,8 +168,8 @@ def read_attributes(file, path):
     if words.get("output_kind", "logits") not in ("logits", "probabilities"):
         common.refuse(f'{path} says its output_kind is {words["output_kind"]!r}; known: "logits", "probabilities"')
     told = json.loads(file.attrs.get("clip", "null"))
-    description = clip.described(told)[0].as_dict() if told else None
-    return {"h5": str(path), "io": file.attrs.get("io"), "clip": description} | words
+    told = clip.described(told)[0].as_dict() if told else None
+    return {"h5": str(path), "io": file.attrs.get("io"), "clip": told} | words
 
 
 def classes_of(file, path, class_map, notes):
@@ -278,12 +277,8 @@ def settle_output_kind(about, scores):
 
 def description_of(about):
     """What example_export.py wrote beside the model of an HDF5; {} if the model is gone or another one by now."""
-    path = Path(about.get("model_path", ""))
-    try:
-        beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return beside if beside["sha256"] == about["model_sha256"] else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    beside = common.read_json(Path(about.get("model_path") or "nowhere").with_suffix(".json"))
+    return beside if beside.get("sha256", "") == about.get("model_sha256") else {}
 
 
 def what_is_newer(predictions, manifest, rows):
@@ -297,10 +292,8 @@ def what_is_newer(predictions, manifest, rows):
     if is_another(model, about.get("model_sha256"), path):
         times = f"({when(path)}, {when(model)})"
         lines.append(f"{path} is not of its model {model} as it is now {times}: run inference again")
-    named, hashes = about.get("checkpoint", []), about.get("checkpoint_sha256", [])
-    named, hashes = ([one] if isinstance(one, str) else one for one in (named, hashes))  # several, where they vote
-    for checkpoint, sha256 in zip_longest(named, hashes):
-        if checkpoint and is_another(checkpoint, sha256, model):
+    for checkpoint, sha256 in description.checkpoints_of(about):
+        if is_another(checkpoint, sha256, model):
             lines.append(
                 f"{path} is of a model that is not of its checkpoint {checkpoint} as it is now ({when(checkpoint)}): "
                 f"export and run inference again"

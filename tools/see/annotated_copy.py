@@ -12,9 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from see import drawing
-from torchvision_patches.decoding import RgbConverter, UnreadableVideo, opened
+from torchvision_patches.decoding import RgbConverter, UnreadableVideo, opened, upright
 
-COPIED_SOUND = ("aac", "mp3", "ac3", "eac3", "opus", "alac")  # what mp4 holds and players know; others become AAC
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -77,16 +76,14 @@ class NoSound:
 class CopiedSound:
     """The sound of the copy: the packets of the recording where an mp4 file holds them, else as EncodedSound."""
 
+    kept = ("aac", "mp3", "ac3", "eac3", "opus", "alac")  # what mp4 holds and players know; others become AAC
+
     def __init__(self, copy, container):
         self.copy = copy
         self.streams = [stream for stream in container.streams.audio if stream.codec_context][:1]
         for stream in self.streams:
-            self.stream = self.added(stream)
-
-    def added(self, stream):
-        """The copy's stream for one of the recording."""
-        self.is_copied = stream.codec_context.name in COPIED_SOUND
-        return self.copy.add_stream_from_template(stream) if self.is_copied else self.encoder(stream)
+            self.is_copied = stream.codec_context.name in self.kept
+            self.stream = copy.add_stream_from_template(stream) if self.is_copied else self.encoder(stream)
 
     def encoder(self, stream):
         """A stream of AAC, at the rate that it knows next to the recording's, in at most two channels."""
@@ -108,9 +105,7 @@ class CopiedSound:
 class EncodedSound(CopiedSound):
     """The sound of the copy, always encoded anew."""
 
-    def added(self, stream):
-        self.is_copied = False
-        return self.encoder(stream)
+    kept = ()
 
 
 class LabelledPicture:
@@ -130,7 +125,7 @@ class LabelledPicture:
 
     def upright(self, frame):
         """A frame as players show it, uint8 (H, W, 3), both even, as 4:2:0 needs it: the last row is there twice."""
-        pixels = np.rot90(self.converter.rgb(frame), round(frame.rotation / 90))  # counter-clockwise
+        pixels = upright(self.converter.rgb(frame), frame)
         return np.pad(pixels, [(0, len(pixels) % 2), (0, pixels.shape[1] % 2), (0, 0)], "edge")
 
     def put(self, frame):

@@ -32,6 +32,11 @@ class Classifier(NamedTuple):
     temperature: float = 1.0  # logits are divided by it before they become probabilities
     threshold: float | None = None  # the lowest probability with which a class is named; None: there is none
 
+    def in_words(self):
+        """What runs where, how many classes it tells apart, and what a clip is."""
+        clip = self.description
+        return f"{self.about}: {len(self.classes)} classes, {clip.clip_len} frames at {clip.frame_rate:g} fps"
+
     def probabilities(self, clips):
         """(probabilities after the temperature, logits) of clips as `logits` takes them, float32 (B, num_classes).
 
@@ -171,8 +176,7 @@ def graph_of(content):
 
 def io_of_tensor(tensor, known):
     """A tensor of onnxruntime as model_io.io_of has it, with scale and zero point where they are known."""
-    name = tensor.type.removeprefix("tensor(").removesuffix(")")
-    own = {"name": tensor.name, "shape": tensor.shape, "dtype": "float32" if name == "float" else name}
+    own = {"name": tensor.name, "shape": tensor.shape, "dtype": onnx_graphs.dtype_in_session(tensor)}
     own |= {key: (known or {}).get(key) for key in ("scale", "zero_point")}
     model_io.check_scale(own)
     return own
@@ -180,8 +184,7 @@ def io_of_tensor(tensor, known):
 
 def numbered(path, number):
     """Names for classes that nothing names: QEVD's if there are as many, numbers otherwise."""
-    class_map = common.load_class_map(common.REPO / "class_map.json")
-    if len(class_map) == number:
-        return sorted(class_map, key=class_map.get)
+    if official := common.official_classes(number):
+        return official
     print(f"{path} does not name its {number} classes: they are numbered")
     return [f"class {i}" for i in range(number)]
