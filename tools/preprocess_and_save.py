@@ -80,12 +80,10 @@ def tensor_path(video):
 
 
 def source_of(path):
-    """What tells whether a video has changed: its size in bytes and mtime in ns, None for a file that is not there."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return {"source_size": None, "source_mtime_ns": None}
-    return {"source_size": status.st_size, "source_mtime_ns": status.st_mtime_ns}
+    """What tells whether a video has changed: its size in bytes and mtime in ns, -1 for a file that is not there."""
+    from torchvision_patches.decoding import stamp
+
+    return dict(zip(("source_size", "source_mtime_ns"), stamp(path)))
 
 
 def of_hold_out(videos, saved):

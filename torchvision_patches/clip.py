@@ -16,6 +16,9 @@ from torchvision_patches.spatial_numpy import resize_and_crop_array, resized_siz
 DEFAULT_MODEL = "r2plus1d_18"  # the contest's
 OFFICIAL_CLIP_LEN, OFFICIAL_FRAME_RATE = 16, 4.0  # frames; fps: LPCVC 2026 Track 2, what the organisers feed
 OF_PIXELS = ("clip_len", "frame_rate", "rotate", "resize_size", "crop_size", "rule_version")  # what makes a tensor
+# the flags of training that say a field, under torchvision's names
+FLAGS = {"model_name": "model", "resize_size": "val_resize_size", "crop_size": "val_crop_size"}
+FLAGS |= {field: field for field in ("clip_len", "frame_rate", "rotate")}
 
 
 class ClipDescription(NamedTuple):
@@ -75,9 +78,7 @@ def described(saved, args=None):
     and for values that no clip has.
     """
     args = args or {}
-    told = {"model_name": args.get("model"), "clip_len": args.get("clip_len"), "frame_rate": args.get("frame_rate")}
-    told |= {"resize_size": args.get("val_resize_size"), "crop_size": args.get("val_crop_size")}
-    told |= {"rotate": args.get("rotate")}
+    told = {field: args.get(flag) for field, flag in FLAGS.items()}
     told |= {key: saved[key] for key in ClipDescription._fields if saved.get(key) is not None}
     told = {key: value for key, value in told.items() if value is not None}
     untold = [key for key in ClipDescription._fields if key not in told]

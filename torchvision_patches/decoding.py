@@ -35,6 +35,15 @@ class NotAsIndexed(Exception):
     """The packets of a file do not lie where its header says they do."""
 
 
+def stamp(path):
+    """(size in bytes, mtime in ns) of a file; (-1, -1) if it cannot be looked at."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
 def open_container(path, **options):
     """Open a file with PyAV: always a regular file on this machine, whatever its name or its content says.
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from torchvision_patches.decoding import UnreadableVideo, facts_of, watched
+from torchvision_patches.decoding import UnreadableVideo, facts_of, stamp, watched
 from torchvision_patches.pool import WorkerLost, outcomes_of
 
 INDEX_VERSION = 3  # of the index file and of the rules by which frame times are read
@@ -73,15 +73,6 @@ def index_videos(video_paths, num_workers=0, cache_file=None, root=None, progres
         "stamps": [records[name][:2] for name in names],
         "unreadable": unreadable,
     }
-
-
-def stamp(path):
-    """(size in bytes, mtime in ns) of a file; (-1, -1) if it cannot be looked at."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def read_record(path):

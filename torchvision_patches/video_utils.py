@@ -27,8 +27,8 @@ from torchvision.datasets import video_utils as upstream
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # run as a script, only this folder is on the path
 from torchvision_patches import frame_rule
-from torchvision_patches.decoding import UnreadableVideo, frame_times, read_frames
-from torchvision_patches.video_index import index_videos, stamp
+from torchvision_patches.decoding import UnreadableVideo, frame_times, read_frames, stamp
+from torchvision_patches.video_index import index_videos
 
 __all__ = ["UnreadableVideo", "VideoClips", "frame_times", "index_videos", "read_frames", "stamp"]
 

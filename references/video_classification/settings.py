@@ -27,9 +27,6 @@ RECIPE = """
     rand_augment hold_out hold_out_seed train_splits teacher_logits distill_alpha distill_temperature
     bn_clips fold_frozen pad_channels train_resize_size train_crop_size cache_frames seed world_size
 """.split()  # noqa: SIM905
-# torchvision's names of the flags that say a field of the clip's description
-FLAGS = {"model_name": "model", "resize_size": "val_resize_size", "crop_size": "val_crop_size"}
-FLAGS |= {field: field for field in ("clip_len", "frame_rate", "rotate")}
 
 
 def settle(args):
@@ -82,7 +79,7 @@ def complete(args, checkpoint, classes):
     args.workers = min(args.workers, machine.num_workers())
     about = settled_clip(args, checkpoint).as_dict()
     args.mean, args.std, args.num_classes = about["mean"], about["std"], len(classes)
-    for field, flag in FLAGS.items():
+    for field, flag in clip.FLAGS.items():
         setattr(args, flag, about[field])
     args.train_resize_size = args.train_resize_size or args.val_resize_size
     args.train_crop_size = args.train_crop_size or args.val_crop_size
@@ -95,7 +92,7 @@ def settled_clip(args, checkpoint):
 
     Exits with code 2 where a flag contradicts the checkpoint, unless that is --resume-weights-only.
     """
-    given = {field: getattr(args, flag) for field, flag in FLAGS.items() if getattr(args, flag) is not None}
+    given = {field: getattr(args, flag) for field, flag in clip.FLAGS.items() if getattr(args, flag) is not None}
     given = {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
     saved = checkpoint or {"args": {}}
     if args.keep_aspect and args.val_resize_size:
@@ -111,7 +108,7 @@ def settled_clip(args, checkpoint):
         for field in given:
             before = getattr(about, field)
             if given[field] != before and field not in unsaid:
-                flag, ours, theirs = FLAGS[field], *map(clip.field_in_words, (given[field], before))
+                flag, ours, theirs = clip.FLAGS[field], *map(clip.field_in_words, (given[field], before))
                 flag = "keep_aspect" if args.keep_aspect and field == "resize_size" else flag
                 flag = flag.replace("_", "-")
                 common.refuse(f"--{flag} {ours}, but {args.resume} has {theirs}; leave out the flag")
@@ -128,8 +125,7 @@ def settled_clip(args, checkpoint):
 
 def clip_of_run(args):
     """The ClipDescription of a settled run."""
-    fields = {field: getattr(args, flag) for field, flag in FLAGS.items()}
-    return clip.described(fields | {"mean": args.mean, "std": args.std, "rule_version": RULE_VERSION})[0]
+    return clip.described({"mean": args.mean, "std": args.std, "rule_version": RULE_VERSION}, vars(args))[0]
 
 
 def refuse_sizes(args):

@@ -165,7 +165,7 @@ def calibrated(logits, labels):
 
 def report(totals, video_scores, labels, k):
     """Print the reference's result lines from what `evaluate` has added up, and return the figures."""
-    loss, clip_right1, clip_right5, num_clips, failures = totals
+    loss, clip_right1, clip_right5, num_clips, _ = totals
     seen = video_scores.sum(1) > 0
     if not seen.any():
         common.refuse(

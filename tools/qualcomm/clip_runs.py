@@ -18,9 +18,9 @@ from . import binary_runs, latency
 
 def identity_of(data_dir, row):
     """What tells a clip from another, also from its own later version: [tensor path, bytes, mtime in ns]."""
-    path = Path(data_dir, row["tensor_path"])
-    status = path.stat() if path.exists() else None
-    return [row["tensor_path"], *((status.st_size, status.st_mtime_ns) if status else (0, 0))]
+    from torchvision_patches.decoding import stamp
+
+    return [row["tensor_path"], *stamp(Path(data_dir, row["tensor_path"]))]
 
 
 def outputs_of(binary, data_dir, rows, output_h5, wheels, num_processes=0):

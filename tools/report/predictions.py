@@ -14,6 +14,7 @@ import numpy as np
 
 from aihub import description, logits_file, model_io, tensors
 from torchvision_patches import clip
+from torchvision_patches.decoding import stamp
 
 OF_MODEL = ("precision", "checkpoint", "checkpoint_sha256", "train_splits", "compile_job")  # and its model's .json
 ABOUT = ("model", "model_path", "model_sha256", "device", "job_ids", "output_kind")  # what an HDF5 may say of itself
@@ -311,11 +312,8 @@ def videos_that_changed(manifest, rows):
     """A sentence, in a list, on videos that are others than when their clips were made, by size and time."""
 
     def changed(row):
-        try:
-            status = os.stat(row["video_path"])
-        except OSError:
-            return False  # moved, or on another machine
-        return (status.st_size, status.st_mtime_ns) != (row["source_size"], row["source_mtime_ns"])
+        gone = -1, -1  # moved, or on another machine
+        return stamp(row["video_path"]) not in (gone, (row["source_size"], row["source_mtime_ns"]))
 
     names = [row["video_path"] for row in rows if row.get("source_size") is not None and changed(row)]
     if not names:

@@ -52,8 +52,8 @@ def load_backbone(source, model_name, num_classes, rotate, keep_aspect):
     weights.start_from(network, without_head(saved["model"], network), source)
     shorter = (min(description.resize_size),) if keep_aspect else description.resize_size
     description = description._replace(rotate=rotate, resize_size=shorter)
-    said = ", ".join(f"{field} {clip.field_in_words(getattr(description, field))}" for field in clip.OF_PIXELS[:-1])
-    print(f"clips: {said}" + (f"; {source} does not say {', '.join(assumed)}" if assumed else ""))
+    unsaid = f"; {source} does not say {', '.join(assumed)}" if assumed else ""
+    print(f"clips: {description.says(clip.OF_PIXELS[:-1])}{unsaid}")
     name, last = last_layer(network)
     device = networks.device()
     torch.backends.cudnn.allow_tf32 = False  # features would differ from the CPU's by a thousandth
