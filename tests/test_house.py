@@ -132,6 +132,12 @@ def test_who_imports_whom():
     list(graphlib.TopologicalSorter(below).static_order())  # a circle of rooms is a CycleError that names it
 
 
+def test_what_a_user_edits_stands_in_scripts_alone():
+    """A ruled block of constants is what flags set: in a file that others import, two scripts would share it."""
+    ruled = {path for path in HOUSE if "\n# -------" in path.read_text(encoding="utf-8")}
+    assert {relative(path) for path in ruled} <= {f"tools/{name}.py" for name in SCRIPTS}
+
+
 def test_what_is_imported_from_the_house_is_there():
     """Also in benchmarks, which no test runs, and in functions, which not every test enters."""
     missing = [f"{relative(path)}: {name}" for path in HOUSE + USERS for name in names_missing(path)]

@@ -1,7 +1,7 @@
 """What stands beside a compiled model: its tensors, its classes, how its clips are made, what it was made of.
 
 example_export.py and compile_offline.py write it as <name>.json, a bundle of qai_hub_models holds it in three files.
-This is the one reader. Definitions only, no constant that a user edits.
+This is the one reader.
 """
 
 import contextlib

@@ -1,7 +1,4 @@
-"""Clips through a model at AI Hub, for run_inference.py: datasets written and uploaded, one clip first, then chunks.
-
-Definitions only, no constant that a user edits.
-"""
+"""Clips through a model at AI Hub, for run_inference.py: datasets written and uploaded, one clip first, then chunks."""
 
 import collections
 import tempfile

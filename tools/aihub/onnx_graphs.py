@@ -1,7 +1,7 @@
 """ONNX graphs as devices take them: traced from torch, channel last, integers at both ends; their sessions on a CPU.
 
-Definitions only, no constant that a user edits: what Qualcomm's compiler and the local hub do alike with a graph, but
-for quantising, which is quantize_onnx's. torch, onnx and onnxruntime are imported inside the functions.
+What Qualcomm's compiler and the local hub do alike with a graph. torch, onnx and onnxruntime are imported inside the
+functions.
 """
 
 import io

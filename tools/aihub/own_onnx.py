@@ -1,7 +1,4 @@
-"""An ONNX file of the user's own at AI Hub: quantised if that is asked for, compiled, its jobs shared.
-
-Definitions only, no constant that a user edits.
-"""
+"""An ONNX file of the user's own at AI Hub: quantised if that is asked for, compiled, its jobs shared."""
 
 from pathlib import Path
 from typing import NamedTuple

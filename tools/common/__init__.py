@@ -2,7 +2,7 @@
 
 Every script starts with `import common`, which also makes `torchvision_patches` importable, and says what to do where a
 package is not installed. It imports nothing but the standard library, so that `--help` is fast and quickstart.py runs
-before anything is installed. No constant that a user edits.
+before anything is installed.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """QNN context binaries at work: on Qualcomm's NPU where this machine has one, in Qualcomm's HTP emulator elsewhere.
 
-Definitions only, no constant that a user edits. The code is the same for both: onnxruntime's provider, in provider.py's
-process. The wheels for x86-64 carry the emulator, those for ARM the libraries that speak to the chip.
+The code is the same for both: onnxruntime's provider, in provider.py's process. The wheels for x86-64 carry the
+emulator, those for ARM the libraries that speak to the chip.
 """
 
 import atexit

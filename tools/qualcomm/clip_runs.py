@@ -1,7 +1,6 @@
 """Clips of a manifest through a QNN context binary: which are done already, and how the logits agree with torch's.
 
-Definitions only, no constant that a user edits. Where the emulator runs it, a clip takes 10 to 30 s of a core, so it is
-for a handful.
+Where the emulator runs it, a clip takes 10 to 30 s of a core, so it is for a handful.
 """
 
 import functools

@@ -1,8 +1,7 @@
 """Qualcomm's compiler as this machine has it: its wheels in a folder of their own, its process.
 
-Definitions only, no constant that a user edits. The wheels cannot be imported beside the project's onnxruntime, so
-provider.py works with them in a process of its own. Nothing of them is copied or committed: Qualcomm's licence
-lets everybody use them, and nobody pass them on.
+The wheels cannot be imported beside the project's onnxruntime, so provider.py works with them in a process of its own.
+Nothing of them is copied or committed: Qualcomm's licence lets everybody use them, and nobody pass them on.
 """
 
 import collections

@@ -1,7 +1,6 @@
 """What the compiler's estimate of a latency is worth, and what AI Hub publishes; the table and picture of many of them.
 
-Definitions only, no constant that a user edits. AI Hub's figures are read from the perf.yaml files that the installed
-qai_hub_models brings along; none is written here.
+AI Hub's figures are read from the perf.yaml files that the installed qai_hub_models brings along; none is written here.
 """
 
 import json

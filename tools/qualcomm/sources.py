@@ -1,7 +1,6 @@
 """What can be compiled: networks by name, checkpoints, an ONNX file, a binary of the local hub; as an ONNX graph.
 
-Definitions only, no constant that a user edits. Each source knows the hash of what it was made of, so that what is
-compiled already is not compiled again.
+Each source knows the hash of what it was made of, so that what is compiled already is not compiled again.
 """
 
 import hashlib

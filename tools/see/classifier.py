@@ -2,7 +2,7 @@
 
 `load` reads a checkpoint of train.py, or several (torch, on the GPU if there is one), an ONNX file or folder, or a
 binary of the local hub (onnxruntime, on the CPU), or one made for Qualcomm's chips (on the NPU of this machine, or in
-Qualcomm's emulator). Definitions only, no constant that a user edits.
+Qualcomm's emulator).
 """
 
 import importlib.util

@@ -1,7 +1,7 @@
 """Pictures of predictions, drawn with Pillow: the frames of a clip with the five best classes, and a timeline.
 
-Definitions only. The font is matplotlib's DejaVu Sans, which every installation of it brings along, and another of this
-machine for what that lacks.
+The font is matplotlib's DejaVu Sans, which every installation of it brings along, and another of this machine for what
+that lacks.
 """
 
 import functools
