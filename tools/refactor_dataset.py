@@ -60,7 +60,7 @@ LISTED = 20  # names shown of a long list
 
 
 def find_sources(folders, videos):
-    """Set each video's `source` to its path in the first of `folders` that has it; nearest level first within one.
+    """Set each video's `source` to its path in the first of `folders` that has it; there, to the least deep one.
 
     Returns {name: the first other path} of those that are there more than once. Says what each folder holds.
     """

@@ -20,7 +20,7 @@ class Learner:
     """
 
     def __init__(self, args, start, steps_per_epoch, class_names):
-        """start: the checkpoint that the run starts from or, by its state of training, goes on with; or None.
+        """start: the checkpoint whose weights the run takes or, if it continues, whose state of training; or None.
 
         steps_per_epoch: of the optimizer.
         """

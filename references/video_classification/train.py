@@ -95,7 +95,7 @@ def refuse_if_not_finite(loss, epoch, step, args):
 
 
 @torch.inference_mode()
-def evaluate(model, loader, bad_videos, args, header="Test:", exact=True):
+def evaluate(model, loader, bad_videos, args, exact=True):
     """Accuracy on the validation clips; the same at any world size.
 
     exact: in float32, as the exported model computes it; else in the precision of training.
@@ -115,7 +115,7 @@ def evaluate(model, loader, bad_videos, args, header="Test:", exact=True):
     num_clips = torch.tensor(len(loader.sampler), device=args.device)
     processes.reduce_across_processes(num_clips)
     bad_videos.start(num_clips.item())
-    for batch in metric_logger.log_every(loader, args.print_freq, header):
+    for batch in metric_logger.log_every(loader, args.print_freq, "Test:"):
         bad_videos.report(batch.failures)
         if not len(batch.clips):
             continue

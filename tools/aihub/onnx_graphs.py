@@ -18,8 +18,8 @@ from aihub import model_io
 from aihub.service import is_emulated
 
 
-def torch_to_onnx(module, shape, name="video"):
-    """Trace a torch module on zeros, float32 `shape`; returns an onnx.ModelProto with one input `name`.
+def torch_to_onnx(module, shape):
+    """Trace a torch module on zeros, float32 `shape`; returns an onnx.ModelProto with one input `video`.
 
     Opset 17 and the tracing exporter, as AI Hub's own packages do; the graph's nodes carry the modules' names. Of a
     module that writes to parts of a tensor they do not: it is traced as `program_to_onnx` does it.
@@ -29,7 +29,7 @@ def torch_to_onnx(module, shape, name="video"):
     module, inputs = module.eval(), (torch.zeros(shape),)
     with torch.no_grad():
         program = torch.export.export(module, inputs)
-    names = dict(input_names=[name], output_names=["class_probs"])
+    names = dict(input_names=["video"], output_names=["class_probs"])
     if writes_parts(program):
         return program_to_onnx(program, inputs, **names)
     return traced_to_onnx(module, inputs, **names)

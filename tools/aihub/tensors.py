@@ -69,7 +69,7 @@ def rows_for(model, folder, number, classes=None, description=None):
 
 
 def calibration_rows(folder, number, classes=None, description=None):
-    """`rows_for` a model that is calibrated with them; says how many there are."""
+    """The rows of `rows_for` that a model is calibrated with; prints how many there are."""
     rows, _ = rows_for("the model", folder, number, classes, description)
     labels = {row["label"] for row in rows}
     fewer = f"; {number} were asked for, there are no more" if len(rows) < number else ""

@@ -76,8 +76,8 @@ def fit_temperature(logits, labels):
     return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
 
 
-def fit_threshold(confidence, right, wanted=WANTED):
-    """The lowest confidence such that of the answers as sure or surer at least the share `wanted` is right.
+def fit_threshold(confidence, right):
+    """The lowest confidence such that of the answers as sure or surer at least the share WANTED is right.
 
     confidence: float (n,); right: bool (n,). Returns None if no threshold that leaves FEWEST_ANSWERS answers does.
     """
@@ -85,7 +85,7 @@ def fit_threshold(confidence, right, wanted=WANTED):
     surer = confidence[order]
     share = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     last_of_equals = np.append(surer[1:] != surer[:-1], True)
-    kept = np.flatnonzero(last_of_equals & (share >= wanted) & (np.arange(1, len(order) + 1) >= FEWEST_ANSWERS))
+    kept = np.flatnonzero(last_of_equals & (share >= WANTED) & (np.arange(1, len(order) + 1) >= FEWEST_ANSWERS))
     return float(surer[kept[-1]]) if len(kept) else None
 
 

@@ -22,7 +22,7 @@ def check_network(name):
 
 
 def path_of(name, once=lambda ask: ask()):
-    """The file that a user names as weights: itself, of a folder of transformers, of the Hub; None for torchvision's.
+    """The path of the weights that a user names: a file, a folder of transformers or the Hub's; None for torchvision's.
 
     once: lets the first of several processes ask the Hub, and tells the others what it got.
     """

@@ -102,7 +102,7 @@ def trained(checkpoints, frames, classes, precision, **vote):
 
 
 def networks_of(deployed, about):
-    """torchvision's names of the deployed networks; where the checkpoints are gone, as it stands beside the model."""
+    """torchvision's names of the deployed networks; without the checkpoints, what stands beside the model, or []."""
     if deployed:
         return [voter.description.model_name for voter in deployed.voters]
     is_one = isinstance(about.get("checkpoint"), str)  # of several that vote, the clip is that of the first

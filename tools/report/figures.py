@@ -136,10 +136,10 @@ def confused_pairs(predictions, pairs):
     ]
 
 
-def best_classes(predictions, position, number=5):
-    """The best [class, probability in [0, 1]] of one clip."""
+def best_classes(predictions, position):
+    """The five best [class, probability in [0, 1]] of one clip."""
     scores = calibration.softmax(predictions.logits()[position].astype(np.float64))
-    return [[name, round(share, 4)] for name, share in calibration.best(scores, predictions.classes, number)]
+    return [[name, round(share, 4)] for name, share in calibration.best(scores, predictions.classes)]
 
 
 def worst_mistakes(predictions, rows):

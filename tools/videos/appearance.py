@@ -89,7 +89,7 @@ def alike(appearances):
 
 
 def bands_of(value):
-    """Four parts of a hash of frequencies from all over; of two hashes that differ in three bits one part is equal."""
+    """A hash cut into four: [(number, part)]. Two hashes that differ in three bits or fewer have a part in common."""
     return [(k, sum((value >> bit & 1) << bit for bit in range(k, 64, 4))) for k in range(4)]
 
 

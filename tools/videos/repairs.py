@@ -175,7 +175,10 @@ def preserve(file, wanted):
 
 
 def duplicate(file, place):
-    """A hard link, across file systems a copy, of a link a link. Raises FileExistsError if `place` is taken."""
+    """Make `place` a hard link to a file, or a copy where that cannot be; of a symbolic link, another one.
+
+    Raises FileExistsError if `place` is taken.
+    """
     if file.is_symlink():
         os.symlink(os.path.realpath(file), place)
         return
