@@ -141,9 +141,9 @@ def test_what_a_program_writes_in_place_is_not_lost():
     with torch.no_grad():
         expected = WritesParts()(x).numpy()
         program = torch.export.export(WritesParts(), (x,))
-    of_program = onnx_graphs.program_to_onnx(program, (torch.zeros(1, 6, 6),), input_names=["x"])
-    for proto in of_program, onnx_graphs.torch_to_onnx(WritesParts(), (1, 6, 6), "x"):
-        (found,) = onnx_graphs.cpu_session(proto.SerializeToString()).run(None, {"x": x.numpy()})
+    of_program = onnx_graphs.program_to_onnx(program, (torch.zeros(1, 6, 6),), input_names=["video"])
+    for proto in of_program, onnx_graphs.torch_to_onnx(WritesParts(), (1, 6, 6)):
+        (found,) = onnx_graphs.cpu_session(proto.SerializeToString()).run(None, {"video": x.numpy()})
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
