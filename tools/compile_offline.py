@@ -16,9 +16,7 @@ $ python tools/compile_offline.py --model r3d_18 --num-frames 32 --precision w8a
 $ python tools/compile_offline.py --compare r2plus1d_18 r3d_18 mc3_18
 """
 
-import contextlib
 import functools
-import hashlib
 import json
 import re
 import shutil
@@ -164,7 +162,7 @@ def key_of_binary(uncompiled, rows):
     if rows:
         parts += [onnx_graphs.QUANTIZATION_VERSION]
         parts += [[clip_runs.identity_of(CALIBRATION_DIR, row) for row in rows]]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return common.hash_of(parts)
 
 
 def stem_of(uncompiled):
@@ -174,12 +172,10 @@ def stem_of(uncompiled):
 def compiled_before(uncompiled, key):
     """The CompiledBinary in output_dir that has this key, or None."""
     for file in sorted(Path(output_dir).glob(f"{stem_of(uncompiled)}-v*.json")):
-        path = file.with_suffix(".bin")
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # another file, or no whole one
-            described = json.loads(file.read_text(encoding="utf-8"))
-            if described["key"] == key and described["sha256"] == common.sha256_of(path):
-                print(f"{path} is compiled already; delete it to compile it again")
-                return binary_runs.CompiledBinary(path, described)
+        path, described = file.with_suffix(".bin"), common.read_json(file)
+        if described.get("key") == key and path.is_file() and described.get("sha256") == common.sha256_of(path):
+            print(f"{path} is compiled already; delete it to compile it again")
+            return binary_runs.CompiledBinary(path, described)
     return None
 
 

@@ -1,7 +1,5 @@
 """Clips of a folder of videos, DATA_PATH/<split>/<class>/<video>.mp4, with class indices from the class map."""
 
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -84,8 +82,7 @@ class KineticsWithVideoId(VisionDataset):
         below = {folder: os.path.relpath(folder, self.root) for folder in {os.path.dirname(p) for p, _ in self.samples}}
         names = [os.path.join(below[os.path.dirname(path)], os.path.basename(path)) for path, _ in self.samples]
         rows = list(zip(names, self.labels.tolist(), self.counts.tolist()))
-        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-        return f"{len(rows)} videos with {len(self)} clips ({digest})"
+        return f"{len(rows)} videos with {len(self)} clips ({common.hash_of(rows)[:16]})"
 
     def replacements(self, video_idx):
         """Yield clips of other videos of the same class, in random order."""

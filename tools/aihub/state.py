@@ -8,7 +8,6 @@ OUTPUT_H5.state/<chunk>.npy         a chunk's logits, float32 (clips, classes), 
 Files are named by a hash of what they depend on, so runs of several models and sets of clips share the folder.
 """
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -39,7 +38,7 @@ def chunks_of(clips, good, size, model):
 
 def key_of(*parts):
     """A hash of values that JSON can hold, 32 hex digits."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return common.hash_of(parts)[:32]
 
 
 class State:

@@ -322,6 +322,11 @@ def sha256_of(path):
     return digest.hexdigest()
 
 
+def hash_of(value):
+    """A hash of a value that JSON can hold, 64 hex digits; of dicts, the order counts."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def load_class_map(path):
     """Read {class folder name: index} and check that the indices are 0 … n-1, each once.
 

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 from collections import deque
 from pathlib import Path
 from typing import NamedTuple
@@ -122,9 +121,8 @@ def clips_of(video_and_number, description):
 
 def kept_at(folder, backbone, content, num_clips, mirrored):
     """The file of a video's features: named by all that they depend on."""
-    about = {"content": content, "clips": num_clips, "mirrored": mirrored}
-    about |= {"backbone": backbone.digest, "description": backbone.description.as_dict()}
-    return Path(folder, hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32] + ".npy")
+    about = content, num_clips, mirrored, backbone.digest, backbone.description.as_dict()
+    return Path(folder, f"{common.hash_of(about)[:32]}.npy")
 
 
 def compute_features(views, backbone, folder, num_workers):
