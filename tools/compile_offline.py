@@ -162,7 +162,7 @@ def key_of_binary(uncompiled, rows):
     if rows:
         parts += [onnx_graphs.QUANTIZATION_VERSION]
         parts += [[clip_runs.identity_of(CALIBRATION_DIR, row) for row in rows]]
-    return common.hash_of(parts)
+    return common.json_hash(parts)
 
 
 def stem_of(uncompiled):

@@ -82,7 +82,7 @@ class KineticsWithVideoId(VisionDataset):
         below = {folder: os.path.relpath(folder, self.root) for folder in {os.path.dirname(p) for p, _ in self.samples}}
         names = [os.path.join(below[os.path.dirname(path)], os.path.basename(path)) for path, _ in self.samples]
         rows = list(zip(names, self.labels.tolist(), self.counts.tolist()))
-        return f"{len(rows)} videos with {len(self)} clips ({common.hash_of(rows)[:16]})"
+        return f"{len(rows)} videos with {len(self)} clips ({common.json_hash(rows)[:16]})"
 
     def replacements(self, video_idx):
         """Yield clips of other videos of the same class, in random order."""

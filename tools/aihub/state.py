@@ -38,7 +38,7 @@ def chunks_of(clips, good, size, model):
 
 def key_of(*parts):
     """A hash of values that JSON can hold, 32 hex digits."""
-    return common.hash_of(parts)[:32]
+    return common.json_hash(parts)[:32]
 
 
 class State:

@@ -322,7 +322,7 @@ def sha256_of(path):
     return digest.hexdigest()
 
 
-def hash_of(value):
+def json_hash(value):
     """A hash of a value that JSON can hold, 64 hex digits; of dicts, the order counts."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 

@@ -94,7 +94,7 @@ def trained(checkpoints, frames, classes, precision, **vote):
     made_of = [about["checkpoint_sha256"], about["weights"], about["vote_with"], about["mirrored"]]
     return UncompiledNetwork(
         name=deployed.bundle_id, made_from=" + ".join(map(str, checkpoints)),
-        sha256=common.hash_of(made_of), precision=precision or "float",
+        sha256=common.json_hash(made_of), precision=precision or "float",
         shape=deployed.get_input_spec()["video"].shape, network=" + ".join(networks_of(deployed, about)), about=about,
         torch_model=deployed,
     )  # fmt: skip

@@ -122,7 +122,7 @@ def clips_of(video_and_number, description):
 def kept_at(folder, backbone, content, num_clips, mirrored):
     """The file of a video's features: named by all that they depend on."""
     about = content, num_clips, mirrored, backbone.digest, backbone.description.as_dict()
-    return Path(folder, f"{common.hash_of(about)[:32]}.npy")
+    return Path(folder, f"{common.json_hash(about)[:32]}.npy")
 
 
 def compute_features(views, backbone, folder, num_workers):
