@@ -441,6 +441,8 @@ def test_wrong_usage(tmp_path, own_folder, run_here):
     assert "different clips" in refused("--model", "mc3_18", "s3d", "--num-frames", 16)
     assert "name them with --checkpoint" in refused("--model", "mc3_18", "--mirror")
     assert "69 (SM8750)" in refused("--model", "r3d_18", "--soc", 1)
+    for nothing in ["--compare-precisions"], ["--compare-frames"], ["--compare-frames", 0, 8]:
+        assert "each need a value or more" in refused("--compare", "r3d_18", *nothing)
     assert "exclude one another" in refused("--model", "r3d_18", "--checkpoint", "checkpoint.pth")
     assert "s3d takes 14 frames a clip or more" in refused("--model", "s3d", "--num-frames", 8)
     assert "no checkpoint none.pth" in refused("--checkpoint", "none.pth")

@@ -23,6 +23,7 @@ import shutil
 import signal
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import common
@@ -74,6 +75,8 @@ def check_compilation():
         check_network(name)
     if num_calibration_samples == 0:
         common.refuse("num_calibration_samples is 1 or more")
+    if compare and not (compare_precisions and compare_frames and all(compare_frames)):
+        common.refuse("compare_frames and compare_precisions each need a value or more, frames from 1 on")
     if (checkpoint_weights or mirror) and not checkpoint:
         common.refuse("checkpoint_weights and mirror are about the votes of checkpoints: name them with --checkpoint")
     if compare and num_clips:
@@ -289,7 +292,7 @@ def compare_networks():
     file = Path(output_dir, "latency.jsonl")
     common_part = {"soc": soc, "num_classes": num_classes, "crop_size": crop_size, "wheels": compiler.WHEELS}
     wanted = [{"network": name, "frames": frames, "precision": of, **common_part}
-              for name in compare for frames in compare_frames for of in compare_precisions]  # fmt: skip
+              for name, frames, of in dict.fromkeys(product(compare, compare_frames, compare_precisions))]
     rows = [row for row in json_lines.read_rows(file) if {key: row.get(key) for key in wanted[0]} in wanted]
     missing = [row for row in wanted if not any(row.items() <= other.items() for other in rows)]
 
