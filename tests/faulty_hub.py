@@ -13,13 +13,21 @@ from dataclasses import dataclass
 import h5py
 from aiohttp import web
 
-from hub_server import LocalHub
+from hub_server import LocalHub, routes
 from hub_server.compiled_models import binary_of
 from hub_server.job_life import INLINE_SECONDS
 from hub_server.records import EmulatedJobError, RefusedError, pb, timestamp
 
 # a proxy of the machine is not for the hub on it; scripts inherit this
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = f"127.0.0.1,localhost,{os.environ.get('NO_PROXY', '')}"
+
+
+def devices_of_ai_hub():
+    """The local hub's devices without the word that they are emulated, for `routes.DEVICES`."""
+    devices = [pb.Device.FromString(device.SerializeToString()) for device in routes.DEVICES]
+    for device in devices:
+        device.attributes.remove("emulated:cpu")
+    return devices
 
 
 @dataclass(eq=False)

@@ -73,9 +73,9 @@ def test_who_errs_elsewhere_joins(tmp_path, members, run_script):
     assert report["n"] + report["n_chosen_on"] == NUM
     assert "all that fit, with nothing chosen: 100.0 %, 30.0 ms" in result.stdout
     assert report["difference_low"] > 10 and "can be told apart" in result.stdout
-    made_of = " ".join(f"{name[0]}/checkpoint.pth" for name in (first, *others)) + " --precision w8a8\n"
-    assert f"next: python tools/local_hub.py python tools/example_export.py --checkpoint {made_of}" in result.stdout
-    assert f"as one graph: python tools/compile_offline.py --checkpoint {made_of}" in result.stdout
+    made_of = " ".join(f"{name[0]}/checkpoint.pth" for name in (first, *others)) + " --precision w8a8"
+    assert f"tools/local_hub.py python tools/example_export.py --checkpoint {made_of} --data-dir .\n" in result.stdout
+    assert f"as one graph: python tools/compile_offline.py --checkpoint {made_of}\n" in result.stdout
     # the figure is that of videos which nothing was chosen by
     told = np.array([zlib.crc32(f"{CLASSES[label]}/{i}.mp4".encode()) % 2 == 1 for i, label in enumerate(members)])
     with h5py.File(tmp_path / first) as file:

@@ -10,7 +10,8 @@ import qai_hub
 from onnx import TensorProto, helper
 
 from aihub import onnx_graphs, service
-from faulty_hub import Fault, FaultyHub
+from faulty_hub import Fault, FaultyHub, devices_of_ai_hub
+from hub_server import routes
 from small_models import DEVICE, client_of, hasty_client, small_onnx, write_clips
 
 pytestmark = pytest.mark.quick
@@ -97,13 +98,16 @@ def test_a_quantised_onnx_model_is_valid_and_the_way_for_it_is_named(tmp_path, h
     assert "a quantised model is compiled by tools/example_export.py --precision w8a8" in refused
 
 
-def test_own_onnx_in_integers_and_shared(tmp_path, hub, run):
-    """Quantised with clips of training videos; the hub's model takes stored values; the compile job is shared."""
+def test_own_onnx_in_integers_and_shared(tmp_path, hub, run, monkeypatch):
+    """Quantised with clips of training videos; the hub's model takes stored values; AI Hub's compile job is shared."""
     onnx.save(small_onnx(), tmp_path / "model.onnx")
     flags = (*SHAPE, "--precision", "w8a8", "--num-calibration-clips", 8)
     assert "no manifest.jsonl in ./calibration_tensors" in run(*flags, code=2).stderr
     write_clips(tmp_path / "calibration_tensors", 12)
-    result = run(*flags, "--share", "jury@example.org")
+    flags += ("--share", "jury@example.org")
+    assert "nobody else sees the jobs of a local hub" in run(*flags, code=2).stderr and not hub.jobs
+    monkeypatch.setattr(routes, "DEVICES", devices_of_ai_hub())
+    result = run(*flags)
     assert "calibrating with 8 clips of 4 classes" in result.stdout
     assert [job.kind for job in hub.jobs.values()] == ["compile", "quantize", "compile", "profile"]
     assert "clip: uint8 (1, 3, 8, 16, 16), NCTHW, scale" in result.stdout

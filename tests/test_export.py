@@ -26,7 +26,8 @@ import example_export
 from aihub import model_io, service
 from aihub.tensors import class_balanced
 from conftest import REPO
-from faulty_hub import Fault, FaultyHub
+from faulty_hub import Fault, FaultyHub, devices_of_ai_hub
+from hub_server import routes
 from qevd_r2plus1d import Model
 from qevd_r2plus1d.model import read_trained
 from small_models import DEVICE, SmallNetwork, client_of, compile_binary, hasty_client, read_h5, small_onnx, write_clips
@@ -211,14 +212,14 @@ def exported(tmp_path_factory):
         environment = os.environ | {key: str(value) for key, value in audited(folder).items()}
         flags = ["--device", "Samsung Galaxy S25", "--skip-profiling", "false", "--do-inferencing"]
         result = subprocess.run(
-            [sys.executable, REPO / SCRIPT, *flags, "--share", "jury@example.org"], cwd=folder, text=True,
+            [sys.executable, REPO / SCRIPT, *flags], cwd=folder, text=True,
             env=environment | {"QAIHUB_CLIENT_INI": str(folder / "client.ini")}, capture_output=True,
         )  # fmt: skip
         assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
         yield folder, hub, result.stdout, paths
 
 
-def test_jobs_and_sharing_of_the_real_network(exported):
+def test_jobs_of_the_real_network(exported):
     _, hub, printed, _ = exported
     compile_job, link_job, profile_job, inference_job = list(hub.jobs.values())[:4]
     assert [job.kind for job in list(hub.jobs.values())[:4]] == ["compile", "link", "profile", "inference"]
@@ -227,9 +228,8 @@ def test_jobs_and_sharing_of_the_real_network(exported):
         assert option in compile_job.options
     assert (profile_job.profiling, inference_job.profiling, inference_job.num_samples) == (True, False, 8)
     assert "--qairt_version 2.50" in profile_job.options and "--qairt_version 2.50" in inference_job.options
-    assert compile_job.shared_with == ["jury@example.org"] and f"quote compile job {compile_job.id}" in printed
     for words in ("exporting ./model.pth", "against torch on a real clip", "PSNR", "the same Top-1 for 8 of 8 clips",
-                  "latency", "34 ms gate", "MiB at the peak", "layers    CPU", "NOT AN ENTRY",
+                  "latency", "34 ms gate", "MiB at the peak", "layers    CPU",
                   "video: float32 (1, 4, 112, 112, 3), NTHWC",
                   "next: python tools/local_hub.py python tools/run_inference.py --dlc-path ",
                   "export_assets/resnet_2plus1d.bin --data-path ./preprocessed_tensors\n"):  # fmt: skip
@@ -243,7 +243,7 @@ def test_files_of_the_real_network(exported):
     folder, hub, _, paths = exported
     binary = folder / "export_assets/resnet_2plus1d.bin"
     description = json.loads(binary.with_suffix(".json").read_text())
-    assert description["shared"][:2] == "20" and "profiled_ms" not in description, "this CPU's latency is no device's"
+    assert "profiled_ms" not in description, "this CPU's latency is no device's"
     assert description["sha256"] == hashlib.sha256(binary.read_bytes()).hexdigest()
     assert description["input"]["shape"] == [1, 4, 112, 112, 3] and description["classes"] == CLASSES
     assert (description["qairt_version"], len(description["probe"]["logits"])) == ("2.50", 5)
@@ -279,9 +279,10 @@ def test_the_real_network_gives_torchs_logits(exported, run_script):
 QAIRT_FLAGS = tuple(f"--{job}-options=--qairt_version=default" for job in ("compile", "link", "inference"))
 
 
-def test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow(tmp_path, run_script, checkpoint):
+def test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow(tmp_path, run_script, checkpoint, monkeypatch):
     """2 clips of each class of another folder than the scored one. The hub offers no QAIRT that the package knows: one
-    sentence names the flags, and they work. The model is saved before a profile job fails, and runs on uint8."""
+    sentence names the flags, and they work. Jobs are shared, but not of a local hub. The model is saved before a
+    profile job fails, and runs on uint8."""
     paths = write_clips(tmp_path / "clips", 5, frames=4, size=112, labels=CLASSES)
     training = write_clips(tmp_path / "calibration_tensors", 15, frames=4, size=112, labels=CLASSES)
     by_content = {np.load(tmp_path / "calibration_tensors" / path).tobytes(): path.split("/")[0] for path in training}
@@ -293,11 +294,19 @@ def test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow(tmp_path, r
         flags += ("--num-calibration-samples", 10, "--zip-assets")
         refused = run_script(SCRIPT, *flags, code=2, QAIHUB_CLIENT_INI=tmp_path / "client.ini").stderr.splitlines()[-1]
         assert "2.54, 2.52" in refused and refused.endswith(" ".join(QAIRT_FLAGS)) and not hub.jobs
-        result = run_script(SCRIPT, *flags, *QAIRT_FLAGS, code=1, **environment)
+        flags += (*QAIRT_FLAGS, "--share", "jury@example.org")
+        refused = run_script(SCRIPT, *flags, code=2, **environment).stderr
+        assert "nobody else sees the jobs of a local hub" in refused and not hub.jobs
+        with monkeypatch.context() as patch:
+            patch.setattr(routes, "DEVICES", devices_of_ai_hub())
+            result = run_script(SCRIPT, *flags, code=1, **environment)
         assert "caught fire" in result.stderr and "Traceback" not in result.stderr
         kinds = [job.kind for job in hub.jobs.values()]
         assert kinds == ["compile", "quantize", "compile", "link", "profile"]
-        quantize_job = list(hub.jobs.values())[1]
+        _, quantize_job, shared, *_ = hub.jobs.values()
+        assert shared.shared_with == ["jury@example.org"] and f"quote compile job {shared.id}" in result.stdout
+        description = json.loads((tmp_path / "export_assets/resnet_2plus1d.json").read_text())
+        assert description["shared"][:2] == "20" and description["compile_job"] == shared.id
         with h5py.File(hub.datasets[quantize_job.dataset_id].path) as file:
             labels = collections.Counter(by_content[clip[()].tobytes()] for clip in file["data/0"].values())
         assert labels == dict.fromkeys(CLASSES, 2), f"calibration is not class-balanced: {labels}"

@@ -117,16 +117,15 @@ ELSEWHERE = {
     "--test-only": "test_train.py::test_validation_is_the_same_at_any_world_size",
     "python tools/preprocess_and_save.py": "test_preprocess.py::test_values_manifest_and_counts",
     "python tools/example_export.py": "test_export.py::test_the_real_network_gives_torchs_logits",
-    'python tools/example_export.py --device "Samsung Galaxy S25"': "test_export.py::test_jobs_and_sharing_of_the_"
-    "real_network",
+    'python tools/example_export.py --device "Samsung Galaxy S25"': "test_export.py::test_jobs_of_the_real_network",
     "python tools/example_export.py --skip-profiling false --skip-inferencing false": "test_export.py::test_jobs_"
-    "and_sharing_of_the_real_network",
+    "of_the_real_network",
     "python tools/preprocess_and_save.py --data-root ./QEVD_organized/train --out-root ./calibration_tensors "
     "--max-per-class 2": "test_export.py::test_w8a8_is_calibrated_with_training_clips_on_a_hub_of_tomorrow",
     "python tools/example_export.py --precision w8a8": "test_export.py::test_w8a8_is_calibrated_with_training_clips_on_"
     "a_hub_of_tomorrow",
-    "python tools/example_export.py --skip-profiling false --share ADDRESS": "test_export.py::test_jobs_"
-    "and_sharing_of_the_real_network",
+    "python tools/example_export.py --skip-profiling false --share ADDRESS": "test_export.py::test_w8a8_is_calibrated_"
+    "with_training_clips_on_a_hub_of_tomorrow",
     "python tools/compile_and_profile.py --onnx-dir /path/to/onnx_directory": "test_compile_and_profile.py::"
     "test_compiles_as_the_seed_says_and_profiles",
     "python tools/run_inference.py": "test_run_inference.py::test_chunks_order_and_form_of_the_output",

@@ -250,8 +250,9 @@ def test_what_a_run_writes_lies_where_its_later_steps_look(monkeypatch):
 ])  # fmt: skip
 def test_the_next_command_goes_on_in_the_run(written, words):
     path = Path(written)
-    command = flags.next_command("example_export.py", path, checkpoint=path)
-    assert command == f"{HUB}python tools/example_export.py{words}"
+    for paths in (path,), ("held_out", path):
+        command = flags.next_command("example_export.py", *paths, checkpoint=path)
+        assert command == f"{HUB}python tools/example_export.py{words}"
 
 
 def test_the_next_command_has_the_clips_that_were_trained_on():

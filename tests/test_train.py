@@ -4,6 +4,7 @@ $ python -m pytest tests/test_train.py
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -52,6 +53,25 @@ def videos(tmp_path_factory):
             folder.mkdir(parents=True, exist_ok=True)
             write_video(folder / f"{i:08d}.mp4", num_frames=30 + 5 * (i % 13), height=64, width=64, seed=i)
     return root
+
+
+@pytest.mark.quick
+def test_every_flag_says_what_it_is_and_its_default(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPO / "references/video_classification"))
+    actions = importlib.import_module("arguments").get_args_parser()._actions
+    lacking = [action.option_strings for action in actions if not action.help]
+    assert not lacking, "argparse prints a default where there is a text"
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--weights", "NOPE"], "r2plus1d_18 has no weights NOPE; there are KINETICS400_V1"),
+    (["--teacher-logits", "absent.npy"], "the teacher's logits absent.npy cannot be used"),
+    (["--save-logits", "x.npy"], "--save-logits is of a trained network: give --test-only"),
+    (["--hflip-prob", "3"], "argument --hflip-prob: a number from 0 to 1 is needed, not 3"),
+])  # fmt: skip
+def test_what_needs_no_video_is_refused_before_they_are_looked_at(flags, words, tmp_path):
+    _, err = train("--data-path", tmp_path / "absent", "--output-dir", tmp_path, *flags, "--device", "cpu", code=2)
+    assert words in err, err
 
 
 def command(*arguments, processes=None):

@@ -259,8 +259,8 @@ def print_command(chosen):
     made_of = {"checkpoint": paths} | ({"mirror": True} if chosen[0].mirrored else {})
     if len(precisions := {member.predictions.about.get("precision", "float") for member in chosen}) == 1:
         made_of["precision"] = precisions.pop()
-    print(f"next: {flags.next_command('example_export.py', **made_of)}")
     print(f"its latency as one graph: {flags.next_command('compile_offline.py', **made_of)}")
+    print(f"next: {flags.next_command('example_export.py', **made_of, data_dir=Path(manifest).parent)}")
 
 
 if __name__ == "__main__":

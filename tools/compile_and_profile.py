@@ -43,9 +43,7 @@ def main():
     hub = service.connect_to_hub()
     with service.hub_errors_in_one_sentence():
         device = service.find_device(hub, DEVICE_NAME, CHIPSET)
-        target_model, io, jobs = own_onnx.compile_onnx(hub, model, input_specs, device, wanted)
-        if SHARE:
-            own_onnx.share_jobs(jobs, SHARE, service.is_emulated(device))
+        target_model, io = own_onnx.compile_onnx(hub, model, input_specs, device, wanted)
         options = service.job_options(service.qairt_version_of(target_model), INFERENCE_OPTIONS)
         service.profile(hub, device, target_model, path.stem, options)
     if io:

@@ -367,12 +367,13 @@ def main():
     hub = service.connect_to_hub()
     with service.hub_errors_in_one_sentence():
         hub_device = service.find_device(hub, device, chipset)
+        own_onnx.check_seen(share, hub_device)
         check_qairt_is_offered(hub)
         model = build_model(paths)
         with common.only_writer(Path(output_dir, "resnet_2plus1d"), "--output-dir"):
             path, target_model, io, qairt_version, jobs = export(hub, hub_device, model)
         if share:
-            own_onnx.share_jobs(jobs, share, service.is_emulated(hub_device))
+            own_onnx.share_jobs(jobs, share)
             note(path, shared=time.strftime("%Y-%m-%d %H:%M"))
         options = options_of_jobs(model, qairt_version)
         if not skip_profiling:

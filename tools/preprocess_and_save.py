@@ -290,8 +290,12 @@ def preprocess_all(videos, failures, description):
         write_manifest(videos, table, failures | errors, description, journal)
         report_tensors(table[after], failures | errors, description)
         what_for = {"checkpoint": CHECKPOINT} if CHECKPOINT else {}
-        what_for |= {"precision": "w8a8", "CALIBRATION_DIR": OUT_ROOT} if MAX_PER_CLASS else {"data_dir": OUT_ROOT}
-        print(f"next: {flags.next_command('example_export.py', OUT_ROOT, **what_for)}")
+        what_for["data_dir"] = OUT_ROOT
+        if MAX_PER_CLASS:
+            scored = Path(OUT_ROOT).with_name("preprocessed_tensors")
+            scored = scored if Path(scored, "manifest.jsonl").exists() else "SCORED_CLIPS"
+            what_for |= {"precision": "w8a8", "CALIBRATION_DIR": OUT_ROOT, "data_dir": scored}
+        print(f"next: {flags.next_command('example_export.py', OUT_ROOT, CHECKPOINT, **what_for)}")
     saved, kept = int((mine & after & ~before).sum()), int((mine & after & before).sum())
     failed = int(mine.sum()) - saved - kept + (len(failures) if journal.rank == 0 else 0)
     print(f"share {journal.rank} of {journal.world_size}: " if journal.world_size > 1 else "", end="")

@@ -224,10 +224,7 @@ def model_on_hub(hub, source, device, record, patiently):
     if source.onnx_model:
         tensor = source.described["input"]
         specs = {tensor["name"]: (tensor["shape"], "float32")}
-        model, io, jobs = own_onnx.compile_onnx(hub, source.onnx_model, specs, device, wanted_of_onnx())
-        if SHARE:
-            own_onnx.share_jobs(jobs, SHARE, service.is_emulated(device))
-        return model, io
+        return own_onnx.compile_onnx(hub, source.onnx_model, specs, device, wanted_of_onnx())
     if model := service.target_model_of(hub, source.described):
         job = source.described.get("link_job") or source.described["compile_job"]
         print(f"{source.path} was made by {job}: it is not uploaded again")

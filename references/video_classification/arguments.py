@@ -26,6 +26,13 @@ def share(text):
     return float(text)
 
 
+def portion(text):
+    """A number from 0 to 1, for argparse."""
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"a number from 0 to 1 is needed, not {text}")
+    return float(text)
+
+
 def get_args_parser(description=None):
     """The parser of train.py. description: the text that --help starts with."""
     parser = argparse.ArgumentParser(
@@ -77,41 +84,41 @@ def get_args_parser(description=None):
     upright = dict(action=argparse.BooleanOptionalAction, default=None)
     add("--rotate", **upright, help="turn frames upright as players do; None: the checkpoint's, else as they lie")
     add("--keep-aspect", action="store_true", help="resize the shorter side only: a portrait video is not squashed")
-    add("--max-bad-share", default=0.1, type=float, help="share of clips that may fail to decode before the run stops")
+    add("--max-bad-share", default=0.1, type=portion, help="share of clips that may fail to decode, or it stops")
 
     group = parser.add_argument_group("recipe")
     add = group.add_argument
-    add("--opt", default="sgd", choices=["sgd", "adamw"])
+    add("--opt", default="sgd", choices=["sgd", "adamw"], help="optimizer")
     add("--lr-head", type=float, help="that of the last layer; None: as --lr")
     add("--momentum", default=0.9, type=float, help="of SGD")
-    add("--wd", "--weight-decay", default=1e-4, type=float, dest="weight_decay")
+    add("--wd", "--weight-decay", default=1e-4, type=float, dest="weight_decay", help="of --opt")
     add("--layer-decay", default=1.0, type=float, help="factor of the rate for each layer further from the head")
-    add("--drop-path", type=float, help="largest probability of dropping a residual path; None: the network's own")
+    add("--drop-path", type=share, help="largest probability of dropping a residual path; None: the network's own")
     add("--betas", default=[0.9, 0.999], nargs=2, type=float, help="of AdamW")
     add("--no-decay-norm", action="store_true", help="no weight decay on norms and biases")
-    add("--lr-scheduler", default="multistep", choices=["multistep", "cosine", "onecycle"])
+    add("--lr-scheduler", default="multistep", choices=["multistep", "cosine", "onecycle"], help="how it falls")
     add("--lr-milestones", default=[20, 30, 40], nargs="+", type=int, help="epochs (multistep)")
     add("--lr-gamma", default=0.1, type=float, help="factor at a milestone (multistep)")
     add("--lr-warmup-epochs", default=10, type=int, help="(multistep and cosine; onecycle has its own warm-up)")
-    add("--lr-warmup-method", default="linear", choices=["linear", "constant"])
+    add("--lr-warmup-method", default="linear", choices=["linear", "constant"], help="how it rises")
     add("--lr-warmup-decay", default=0.001, type=float, help="factor at the start of warm-up")
     add("--fold-frozen", action="store_true", help="compute frozen BatchNorm (on a GPU all) within convolutions")
     add("--pad-channels", default=1, type=positive, help="compute with multiples of it, say 8 on a GPU; same results")
-    add("--label-smoothing", default=0.0, type=float)
+    add("--label-smoothing", default=0.0, type=share, help="part of each label that all classes share")
     add("--clip-grad-norm", default=0.0, type=float, help="largest norm of the gradient; 0: any")
     add("--accumulate", default=1, type=positive, help="batches whose gradients make one step")
     add("--model-ema", default=0.0, type=float, help="decay, say 0.999: validate and save averaged weights; 0: do not")
     add("--class-balanced", action="store_true", help="draw clips so that all classes come equally often")
-    add("--hflip-prob", default=0.5, type=float, help="of a mirrored clip; classes that name a side never are")
+    add("--hflip-prob", default=0.5, type=portion, help="of a mirrored clip; classes that name a side never are")
     add("--rand-augment", action="store_true", help="torchvision's RandAugment, one draw for all frames of a clip")
-    add("--color-jitter", default=0.0, type=float, help="largest relative change of brightness, contrast, saturation")
+    add("--color-jitter", default=0.0, type=portion, help="largest relative change of brightness, contrast, saturation")
     add("--mixup-alpha", default=0.0, type=float, help="0: no MixUp")
-    add("--videomix-prob", default=0.0, type=float, help="of a clip with a box of another one, in all frames: CutMix")
-    add("--stackmix-prob", default=0.0, type=float, help="of a clip that ends with the frames of another one")
+    add("--videomix-prob", default=0.0, type=portion, help="of a clip with a box of another one, in all frames: CutMix")
+    add("--stackmix-prob", default=0.0, type=portion, help="of a clip that ends with the frames of another one")
     add("--bn-clips", default=512, type=int, help="BatchNorm's statistics anew from these after short epochs; 0: never")
     add("--teacher-logits", nargs="+", default=[], metavar="FILE", help="learn from these, too; several are averaged")
-    add("--distill-alpha", default=0.5, type=float, help="weight of the teachers' part of the loss")
-    add("--distill-temperature", default=2.0, type=float)
+    add("--distill-alpha", default=0.5, type=portion, help="weight of the teachers' part of the loss")
+    add("--distill-temperature", default=2.0, type=float, help="both sides' logits are divided by it")
     add("--sync-bn", action="store_true", help="BatchNorm over all processes (GPUs only)")
 
     group = parser.add_argument_group("validation, saving and resuming")

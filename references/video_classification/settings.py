@@ -4,7 +4,7 @@ from pathlib import Path
 
 import common
 from common import machine
-from common.weights import check_network
+from common.weights import check_network, of_registry
 
 import torch
 
@@ -49,8 +49,13 @@ def settle(args):
     complete(args, checkpoint, classes)
     if args.test_only and not checkpoint:
         common.refuse("--test-only needs a trained network: name its checkpoint with --resume")
+    for flag in ("--save-logits", "--recompute-statistics"):
+        if getattr(args, flag[2:].replace("-", "_")) and not args.test_only:
+            common.refuse(f"{flag} is of a trained network: give --test-only and --resume CHECKPOINT, too")
     if checkpoint:
         checkpoint = starting.without_other_head(checkpoint, classes, args)
+    elif args.weights:  # where they cannot be had, that is said before the videos are looked at
+        processes.from_main_process(lambda: bool(of_registry(args.model, args.weights, lambda _: None)))
     datasets.refuse_small_shared_memory(args)
     held_out = processes.from_main_process(lambda: splits.settled_hold_out(args, checkpoint, class_map))
     args.hold_out, args.hold_out_seed = held_out.share, held_out.seed

@@ -73,14 +73,11 @@ class Teachers:
     """The logits of one or more files for the windows of a dataset; worker processes map the files into memory."""
 
     def __init__(self, paths, dataset, split_folder, classes, args):
-        """Exits with code 2 if a file cannot be read, or was made for other classes or clips; names what it lacks."""
+        """Exits with code 2 as `read_about` does, or if a file has none of the videos; names what it lacks."""
         self.paths, self.first, self.starts, self.tables = list(paths), [], dataset.starts, None
         ours = videos_of(dataset, split_folder)
         for path in self.paths:
-            about = read_about(path)
-            wanted = {"classes": classes, **{field: getattr(settings.clip_of_run(args), field) for field in OF_WINDOWS}}
-            for key in (key for key, value in wanted.items() if about.get(key) != value):
-                common.refuse(f"{path} has logits for another {key} than this run; let the teacher make them anew")
+            about = read_about(path, classes, args)
             theirs, rows = about["videos"], []
             for name, (_, count) in ours.items():
                 first, windows = theirs.get(name, (0, -1))
@@ -110,7 +107,8 @@ class Teachers:
         return torch.from_numpy(np.stack(found))
 
 
-def read_about(path):
+def read_about(path, classes, args):
+    """What FILE.json says; exits with code 2 if it cannot be read, or was made for other classes or clips."""
     try:
         about = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
         shape = np.load(path, mmap_mode="r").shape
@@ -118,6 +116,9 @@ def read_about(path):
             raise ValueError("its two files do not fit together")
     except (OSError, ValueError, KeyError, AttributeError, IndexError) as e:
         common.refuse(f"the teacher's logits {path} cannot be used ({e}); train.py --save-logits makes such a file")
+    wanted = {"classes": classes, **{field: getattr(settings.clip_of_run(args), field) for field in OF_WINDOWS}}
+    for key in (key for key, value in wanted.items() if about.get(key) != value):
+        common.refuse(f"{path} has logits for another {key} than this run; let the teacher make them anew")
     return about
 
 

@@ -203,6 +203,8 @@ def main(args):
     bad_videos = utils.BadVideos(args.max_bad_share)
     torch.manual_seed(args.seed)
     if not args.test_only:
+        for path in args.teacher_logits:  # refused before the videos are looked at
+            teachers.read_about(path, sorted(class_map, key=class_map.get), args)
         return train(args, checkpoint, class_map, held_out, bad_videos)
     model = models.make_model(args, {"model": checkpoint["model"]})
     if args.recompute_statistics:

@@ -40,6 +40,15 @@ def check_addresses(share):
             common.refuse(f"{email!r} in share is no e-mail address")
 
 
+def check_seen(share, device):
+    """Exit with code 2 where jobs shall be shared and are of a local hub, before they are made."""
+    if share and service.is_emulated(device):
+        common.refuse(
+            "--share: nobody else sees the jobs of a local hub, so they are no entry; leave out the flag, or export "
+            "with an AI Hub account, without tools/local_hub.py"
+        )
+
+
 def check_calibration(precision, folder, clips=""):
     """Exit with code 2 and one sentence unless there are clips to calibrate with. clips: the flags that make such."""
     if not Path(folder, "manifest.jsonl").is_file():
@@ -51,21 +60,30 @@ def check_calibration(precision, folder, clips=""):
         )
 
 
-def share_jobs(jobs, share, emulated):
+def share_jobs(jobs, share):
     """Let the addresses see the jobs; prints the id of the first, the compile job that an entry is known by."""
     for job in jobs:
         job.modify_sharing(add_emails=list(share))
     print(f"shared with {', '.join(share)}: quote compile job {jobs[0].job_id}")
-    if emulated:
-        print("NOT AN ENTRY: these jobs are of a local hub, nobody else sees them; export with an AI Hub account")
 
 
 def compile_onnx(hub, model, input_specs, device, wanted):
     """Compile an ONNX model to a QNN context binary: directly or, where that is refused, to a DLC that is then linked.
 
     input_specs: {name: (shape, "float32")}, one clip. Returns (hub model, its description as model_io.io_of gives it or
-    None, jobs that made it). Raises JobFailedError.
+    None). Raises JobFailedError.
     """
+    check_seen(wanted.share, device)
+    jobs = jobs_of_onnx(hub, model, input_specs, device, wanted)
+    if wanted.share:
+        share_jobs(jobs, wanted.share)
+    made = [job.get_target_model() for job in reversed(jobs)]
+    # the hub does not describe every linked binary; the DLC that it was made of takes and gives the same
+    return made[0], next(filter(None, map(model_io.io_of, made)), None)
+
+
+def jobs_of_onnx(hub, model, input_specs, device, wanted):
+    """The jobs that `compile_onnx` needs: one, or two where the ONNX model was compiled to a DLC and linked."""
     from qai_hub.client import UserError
 
     source, options = hub.upload_model(model, name="model.onnx"), wanted.compile_options
@@ -76,16 +94,14 @@ def compile_onnx(hub, model, input_specs, device, wanted):
     try:
         job = hub.submit_compile_job(source, device, input_specs=input_specs, options=direct)
         service.wait_for(job)
-        return job.get_target_model(), model_io.io_of(job.get_target_model()), [job]
+        return [job]
     except (UserError, service.JobFailedError) as e:
         print(f"not compiled directly ({service.sentence_of(e)}); compiling to a DLC and linking it instead")
     job = hub.submit_compile_job(source, device, input_specs=input_specs, options=dlc)
     service.wait_for(job)
     link = hub.submit_link_job([job.get_target_model()], device, options=wanted.link_options)
     service.wait_for(link)
-    # the hub does not describe every linked binary; the DLC that it was made of takes and gives the same
-    io = model_io.io_of(link.get_target_model()) or model_io.io_of(job.get_target_model())
-    return link.get_target_model(), io, [job, link]
+    return [job, link]
 
 
 def quantised_by_hub(hub, source, input_specs, device, wanted):

@@ -138,15 +138,16 @@ def in_run(folder, value):
 LOCAL_HUB = "python tools/local_hub.py "  # before a command that needs AI Hub
 
 
-def next_command(script, written="", **constants):
+def next_command(script, *of_run, **constants):
     """The command of the next step, `python tools/SCRIPT`, with a flag for each of these constants.
 
     script: its name, with the words that stand before its flags.
-    written: a path that this step wrote; if it lies in a run's folder, that run goes on, else the one that --run named.
+    of_run: paths that this step wrote or read; the run of the first that lies in a run's folder goes on, else the one
+    that --run named.
     """
-    parts = Path(written).parts
-    in_one = len(parts) > 2 and parts[0] == RUNS and RUN_NAME.fullmatch(parts[1])
-    run = parts[1] if in_one else Path(named_run).name
+    parts = [Path(path).parts for path in of_run]
+    runs = [p[1] for p in parts if len(p) > 2 and p[0] == RUNS and RUN_NAME.fullmatch(p[1])]
+    run = runs[0] if runs else Path(named_run).name
     words = ["python", *f"tools/{script}".split(), *(["--run", run] if run else [])]
     for name, value in constants.items():
         words += ["--" + name.lower().replace("_", "-"), *map(str, value if isinstance(value, list) else [value])]
