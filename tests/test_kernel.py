@@ -103,3 +103,6 @@ def test_the_notebook_in_small(cell, tmp_path):
     assert any("videos left out in turn" in said for said in printed), printed
     assert (tmp_path / "checkpoint.pth").exists()
     assert sum(said.count("image/png") for said in printed) == 2, "of each of the two classes one is set aside"
+    assert "ERROR AssertionError: this failed, and says above why: false" in cell("!false"), "a cell that fails goes on"
+    printed = cell(f"%cd -q {tmp_path.parent}\n{codes[1]}")
+    assert "ERROR AssertionError: set REPOSITORY, in the first cell" in printed, printed
