@@ -355,7 +355,9 @@ def test_seeds_that_vote(shell, tmp_path):
     for seed in 1, 2:
         for command in of_a_seed if seed == 1 else of_a_seed[-2:]:  # the clips are the same for both
             hub = "python tools/local_hub.py " if re.search("example_export|run_inference", command) else ""
-            shell(hub + command.replace("seed1", f"seed{seed}") + " --device cpu" * ("average" in command))
+            out = shell(hub + command.replace("seed1", f"seed{seed}") + " --device cpu" * ("average" in command))
+            of_run = f"{'example_export' if 'preprocess' in command else ''}.py --run seed{seed} "
+            assert of_run in out, "the next command leaves the run"
     printed = shell(choose.replace("runs/seed3/dataset-export.h5 ", "")).splitlines()
     assert json.loads(printed[-1])["steps"] and any("example_export.py" in line for line in printed), printed
     assert "2 runs: runs/table.csv" in shell(table)

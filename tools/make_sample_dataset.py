@@ -201,8 +201,8 @@ def main():
     count = Counter(video["split"] for video in videos)
     print(f"{OUT}: {len(videos)} videos = {written} drawn + {len(videos) - written} already there = "
           f"{count['train']} train + {count['val']} val + {count['extra']} of raw labels alone, {len(CLASSES)} classes")
-    parts = [Path(OUT, f"QEVD-FIT-300k-Part-{1 + k}") for k in range(NUM_PARTS)]
-    into = {"labels_json": Path(OUT, LABELS), "dest": Path(OUT).parent / "QEVD_organized"}
+    parts, beside = [Path(OUT, f"QEVD-FIT-300k-Part-{1 + k}") for k in range(NUM_PARTS)], Path(OUT).parent
+    into = {"labels_json": Path(OUT, LABELS), "dest": beside / "QEVD_organized", "missing_csv": beside / "missing.csv"}
     print(f"next: {flags.next_command('refactor_dataset.py', srcs=parts, **into)}")
 
 
