@@ -216,7 +216,7 @@ def test_what_it_refers_to_exists():
 
 # of qai-hub, torchrun, pip, the benchmarks, tests/run.py, the options of jobs
 OF_OTHER_PROGRAMS = {"--api-token", "--nproc-per-node", "--run-path", "--index-url", "--quick", "--qairt-version"}
-OF_OTHER_PROGRAMS |= {"--small", "--rows", "--modes", "--w8a8"}
+OF_OTHER_PROGRAMS |= {"--small", "--rows", "--modes", "--w8a8", "--train-on"}
 
 # messages of the table that others print
 OF_OTHERS = {
