@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 from scipy.stats import binom
 
+from aihub import tensors
 from conftest import REPO
 from report import figures, page, predictions, two_models
 from torchvision_patches.clip import of_network
@@ -586,6 +587,24 @@ def test_result_that_is_older_than_its_model_or_clips(run, folder):
     tensors.clear()
     (line,) = notes()
     assert "is older than manifest.jsonl" in line
+
+
+def test_a_copied_folder_of_the_same_clips_is_not_newer(run, folder):
+    """By the hashes that run_inference.py keeps of them; one that is another is named."""
+    examined = {}
+    for number, tensor in enumerate(TENSORS):
+        (folder / tensor).parent.mkdir(exist_ok=True)
+        np.save(folder / tensor, np.full((1, 3, 2, 4, 4), number / 10, np.float32))
+        examined[tensor] = [1, 1, *tensors.look_into(folder, tensor)]
+    with h5py.File(folder / "dataset-export.h5", "a") as file:
+        file["examined"] = np.frombuffer(json.dumps(examined).encode(), np.uint8)
+    later = (folder / "dataset-export.h5").stat().st_mtime + 9
+    for path in folder / "manifest.jsonl", *(folder / tensor for tensor in TENSORS):
+        os.utime(path, (later, later))
+    assert "is older than" not in run()[0].stdout
+    np.save(folder / TENSORS[0], np.full((1, 3, 2, 4, 4), 0.9, np.float32))
+    os.utime(folder / TENSORS[0], (later, later))
+    assert "is older than 6 of the clips" in run()[0].stdout
 
 
 def test_result_of_an_older_checkpoint_and_clips_of_other_videos(run, folder):

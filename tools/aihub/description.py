@@ -57,8 +57,8 @@ def check_age(described, path):
     for checkpoint, sha256 in checkpoints_of(described):
         if sha256 and Path(checkpoint).is_file() and common.sha256_of(checkpoint) != sha256:
             print(
-                f"the checkpoint {checkpoint} is newer than the export {path}: what follows is of the weights that it "
-                f"had then; export it again for its own"
+                f"the checkpoint {checkpoint} is not the one that the export {path} was made of: what follows is of "
+                f"the weights that it had then; export it again for its own"
             )
 
 

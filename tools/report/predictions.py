@@ -12,9 +12,11 @@ from common.names import composed, looks_like, shortened
 
 import numpy as np
 
-from aihub import description, logits_file, model_io, tensors
+from aihub import description, logits_file, model_io, state, tensors
 from torchvision_patches import clip
 from torchvision_patches.decoding import stamp
+
+LOOKED_INTO = 100  # clips at most whose hashes are compared where many have another time; a folder was copied
 
 OF_MODEL = ("precision", "checkpoint", "checkpoint_sha256", "train_splits", "compile_job")  # and its model's .json
 ABOUT = ("model", "model_path", "model_sha256", "device", "job_ids", "output_kind")  # what an HDF5 may say of itself
@@ -300,12 +302,23 @@ def what_is_newer(predictions, manifest, rows):
                 f"export and run inference again"
             )
     if newer(manifest, path):
-        tensors = [Path(manifest).parent / rows[clip]["tensor_path"] for clip in predictions.clips]
-        if changed := sum(newer(tensor, path) for tensor in tensors):
-            lines.append(f"{path} is older than {changed:,} of the clips ({when(path)}): run inference again")
-        elif not any(map(os.path.exists, tensors)):
+        folder, clips = Path(manifest).parent, [rows[clip]["tensor_path"] for clip in predictions.clips]
+        changed = [clip for clip in clips if newer(folder / clip, path)]
+        if changed and not are_copies(folder, changed, path):
+            lines.append(f"{path} is older than {len(changed):,} of the clips ({when(path)}): run inference again")
+        elif not any((folder / clip).exists() for clip in clips):
             lines.append(f"{path} is older than {manifest} ({when(path)}, {when(manifest)}): are the clips the same?")
     return lines
+
+
+def are_copies(folder, clips, h5):
+    """Whether clips of another time are those that inference saw: by the hashes in its HDF5, of some of many clips."""
+    known = state.read_result(h5).get("examined", {})
+    try:
+        seen = [(clip, tensors.look_into(folder, clip)) for clip in clips[:: -(-len(clips) // LOOKED_INTO)]]
+    except (OSError, ValueError, EOFError):
+        return False
+    return all([*known.get(clip, ())][2:3] == [digest] for clip, (digest, *_) in seen)
 
 
 def videos_that_changed(manifest, rows):
