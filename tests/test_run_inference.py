@@ -174,6 +174,24 @@ def test_onnx_source_is_compiled_first(place, run_script):
     assert len(place.jobs("link")) == 1 and "no such runtime" in result.stdout
 
 
+def test_clips_without_numbers_are_named(place, run_script):
+    """The first clip, which is probed, has numbers; of the others some have none: said, with exit code 1."""
+    least = expected_logits(place.folder / "clips", place.paths).min(axis=1)
+    limit = float(least[0] + least.min()) / 2  # the logarithm of what lies below is none
+    model = small_onnx()
+    graph, last = model.graph, model.graph.output[0].name
+    graph.initializer.append(onnx.helper.make_tensor("limit", onnx.TensorProto.FLOAT, [1], [limit]))
+    graph.node.append(onnx.helper.make_node("Sub", [last, "limit"], ["above"]))
+    graph.node.append(onnx.helper.make_node("Log", ["above"], ["logarithm"]))
+    graph.output[0].name = "logarithm"
+    onnx.save(model, place.folder / "model.onnx")
+    flags = place.flags("--dlc-path", "", "--onnx-dir", ".", "--t", 8, "--h", 16, "--w", 16)
+    said = run_script(SCRIPT, *flags, code=1, **place.environment).stdout
+    broken = [path for path, value in zip(place.paths, least) if value < limit]
+    assert broken and f"no numbers (NaN or infinite) for {', '.join(broken)}\n" in said, said
+    assert f"; {len(broken)} clips of them without numbers" in said
+
+
 def test_onnx_weights_in_a_second_file_belong_to_the_run(place, run_script):
     """They travel along; other weights under the same model.onnx are another run; wrong clips are refused first."""
     flags = place.flags("--dlc-path", "", "--onnx-dir", ".", "--t", 8, "--h", 16, "--w", 16)

@@ -145,10 +145,11 @@ def run_here(path, clips):
         outputs = clip_runs.outputs_of(binary, data_path, rows, OUTPUT_H5, common.REPO / ".qnn")
     except compiler.CompilerError as e:
         common.refuse(f"{path} cannot be run here: {e}")
-    clip_runs.write_h5(OUTPUT_H5, rows, outputs, binary)
+    broken = clip_runs.write_h5(OUTPUT_H5, rows, outputs, binary)
     for clip, reason in bad.items():
         print(f"left out {clip}: {reason}")
-    end(f"{len(good):,} clips", {"left out": len(bad)}, binary.description.get("classes"))
+    lacking = {"left out": len(bad), "of them without numbers": broken}
+    end(f"{len(good):,} clips", lacking, binary.description.get("classes"))
 
 
 # --- what the model takes ---------------------------------------------------------------------------------------------
@@ -421,11 +422,12 @@ def finish(run, chunks, failed, io):
     attributes |= {"job_ids": json.dumps(jobs), "io": json.dumps(io)}
     name = io["output"]["name"] or "output_0"
     num_clips, num_classes = sum(len(chunk.clips) for chunk in there), state.logits(there[0].key).shape[1]
-    write_result(OUTPUT_H5, there, state, name, attributes)
+    broken = write_result(OUTPUT_H5, there, state, name, attributes)
     state.remove([run.model_key, *(chunk.key for chunk in there)])
     missing = sum(len(by_number[number].clips) for number in failed)
     written = f"{num_clips:,} clips, {num_classes} {attributes.get('output_kind', 'scores')} each"
-    end(written, {"left out": len(run.bad), "of failed chunks missing": missing}, source.described.get("classes"))
+    lacking = {"left out": len(run.bad), "of failed chunks missing": missing, "of them without numbers": broken}
+    end(written, lacking, source.described.get("classes"))
 
 
 def end(written, lacking, classes):

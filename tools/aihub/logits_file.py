@@ -4,6 +4,7 @@ import re
 
 import common
 from common import flags
+from common.names import shortened
 
 MISSING = "clips without a prediction"
 
@@ -67,13 +68,21 @@ def logits_of_clips(file, numbers):
 
 
 def write_logits(file, rows, tensor_paths, output_name):
-    """Write logits into an open HDF5 file as AI Hub does, data/0/batch_<i> float32 (1, classes), and `tensor_paths`."""
-    import h5py
+    """Write logits into an open HDF5 file as AI Hub does, data/0/batch_<i> float32 (1, classes), and `tensor_paths`.
 
-    group = begin_samples(file, output_name, len(tensor_paths))
+    Names the clips whose logits are no numbers; returns how many these are.
+    """
+    import h5py
+    import numpy as np
+
+    group, broken = begin_samples(file, output_name, len(tensor_paths)), []
     for i, row in enumerate(rows):
         group.create_dataset(batch_name(i), data=row[None])  # 368 bytes: gzip would make it 3 KB
+        broken += [] if np.isfinite(row).all() else [tensor_paths[i]]
     file.create_dataset("tensor_paths", data=tensor_paths, dtype=h5py.string_dtype())
+    if broken:
+        print(f"the model gives logits that are no numbers (NaN or infinite) for {shortened(broken)}")
+    return len(broken)
 
 
 def find_batches(file, path):

@@ -135,18 +135,23 @@ def take_over(path, result, chunks, state):
 
 
 def write_result(path, chunks, state, output_name, attributes):
-    """Write OUTPUT_H5: the logits as logits_file has them, and for the next run `chunks` and `examined`."""
+    """Write OUTPUT_H5: the logits as logits_file has them, and for the next run `chunks` and `examined`.
+
+    Returns how many clips have logits that are no numbers.
+    """
     import h5py
     import numpy as np
 
     clips = [clip for chunk in chunks for clip in chunk.clips]
     with common.written_then_renamed(path) as temporary, common.new_hdf5(temporary) as file:
-        logits_file.write_logits(file, (row for chunk in chunks for row in state.logits(chunk.key)), clips, output_name)
+        rows = (row for chunk in chunks for row in state.logits(chunk.key))
+        broken = logits_file.write_logits(file, rows, clips, output_name)
         sizes = [f"{chunk.key} {len(chunk.clips)}" for chunk in chunks]
         file.create_dataset("chunks", data=sizes, dtype=h5py.string_dtype())
         examined = np.frombuffer(json.dumps(state.read("examined")).encode(), np.uint8)
         file.create_dataset("examined", data=examined, compression="gzip")
         file.attrs.update(attributes)
+    return broken
 
 
 def keep_aside(path, result, chunks, model_sha256):

@@ -82,15 +82,15 @@ def compare(uncompiled, graph, binary, clips, outputs):
 
 
 def write_h5(path, rows, outputs, binary):
-    """Write the logits in a binary's outputs of these rows as run_inference.py does."""
-
+    """Write the logits in a binary's outputs of these rows as run_inference.py does; returns what write_logits does."""
     description = binary.description
     with common.written_then_renamed(path) as temporary, common.new_hdf5(temporary) as file:
         logits, paths = model_io.as_logits(outputs, description["output"]), [row["tensor_path"] for row in rows]
-        logits_file.write_logits(file, logits, paths, description["output"]["name"])
+        broken = logits_file.write_logits(file, logits, paths, description["output"]["name"])
         io = {key: description[key] for key in ("input", "output")}
         attributes = {"model": binary.path.name, "device": binary_runs.where_it_runs(binary), "job_ids": "[]"}
         attributes |= {"output_kind": "logits", "io": json.dumps(io)}
         if description.get("classes"):
             attributes["classes"] = json.dumps(description["classes"])
         file.attrs.update(attributes)
+    return broken
