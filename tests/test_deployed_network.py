@@ -149,7 +149,8 @@ def test_what_a_program_writes_in_place_is_not_lost():
 
 @pytest.mark.parametrize(("field", "value"), [
     ("frame_rate", 0.0), ("frame_rate", float("nan")), ("frame_rate", "fast"), ("clip_len", 0), ("clip_len", [8]),
-    ("resize_size", "128"), ("resize_size", [24, 48]), ("crop_size", [32]), ("std", [0.5, 0.5, 0.0]), ("mean", [0.5]),
+    ("resize_size", "128"), ("resize_size", [24, 48]), ("crop_size", [32]), ("crop_size", [999, 32]),
+    ("std", [0.5, 0.5, 0.0]), ("mean", [0.5]),
 ])  # fmt: skip
 def test_a_clip_that_there_is_not(voters, tmp_path, capsys, field, value):
     """A checkpoint of others may say anything; a frame rate of 0 gave a class."""

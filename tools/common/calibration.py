@@ -96,7 +96,7 @@ def fit_calibration(logits, labels):
 
 
 def fit_if_told(logits, labels):
-    """The same; None where the clips do not tell a temperature: they are few, none of them is wrong, it runs away."""
+    """The Calibration, or None where the clips tell no temperature: they are few, none is wrong, it runs away."""
     low, high = TEMPERATURES
     told = len(labels) >= FEWEST_ANSWERS and (logits.argmax(1) != labels).any()  # sharp and right, any one would do
     found = fit_calibration(logits, labels) if told else None
