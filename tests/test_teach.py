@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 import teach
-from teaching import fitting
+from teaching import features, fitting
 from torchvision_patches import clip
 
 SCRIPT = "tools/teach.py"
@@ -114,6 +114,20 @@ def test_a_repaired_video_is_another_one(tmp_path, monkeypatch):
     file.write_bytes(b"repaired")
     (video,) = teach.videos_of_both_sides()
     assert (video.group, video.content) == ("ann", teach.common.sha256_of(file))
+
+
+def test_what_is_seen_of_a_video(tmp_path):
+    """The centre of each clip; of the first one the crops at the four edges, too, where there is room for them."""
+    write_colour(tmp_path / "red.mp4", COLOURS["red"], 0)
+    description = clip.of_network(clip_len=4, frame_rate=5)._replace(resize_size=(48, 64), crop_size=(28, 28))
+    views = features.clips_of((tmp_path / "red.mp4", 3, True), description)
+    whole = features.clips_of((tmp_path / "red.mp4", 3, False), description._replace(crop_size=(48, 64)))
+    at = [(0, 10, 18), (0, 0, 18), (0, 20, 18), (0, 10, 0), (0, 10, 36), (1, 10, 18), (2, 10, 18)]
+    expected = [whole[k, :, :, top : top + 28, left : left + 28] for k, top, left in at]
+    np.testing.assert_allclose(views, expected, atol=1e-6)
+    assert np.array_equal(views[0], clip.first_clip(tmp_path / "red.mp4", description).pixels)
+    no_room = description._replace(crop_size=(48, 64))
+    assert len(features.clips_of((tmp_path / "red.mp4", 3, True), no_room)) == 3, "the same crop several times"
 
 
 def test_the_layer_is_the_best_one():

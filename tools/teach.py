@@ -117,7 +117,7 @@ def set_features(videos, backbone):
     for video in videos:
         learned = video.side == "train"
         mirrored = learned and not names_a_side(video.label)
-        views[video.file] = video.content, CLIPS_PER_VIDEO if learned else 1, mirrored
+        views[video.file] = video.content, CLIPS_PER_VIDEO if learned else 1, learned, mirrored
     workers = machine.num_workers(NUM_WORKERS)
     failed = {}
     for file, rows, why in features.compute_features(views, backbone, FEATURES, workers):

@@ -64,13 +64,13 @@ def draw():
         subprocess.run([sys.executable, str(REPO / "tools" / script), *map(str, arguments)], check=True)
 
 
-def look(backbone, folder, num_clips, mirrored, most=None):
+def look(backbone, folder, num_clips, learned, most=None):
     """{class: [features of each video]} of a folder, of `most` videos a class, and prints the seconds a video took."""
     seen, files, start = {}, {}, time.perf_counter()
     for path in finding.find_videos(folder).videos:
         files.setdefault(path.split("/")[0], []).append(str(Path(folder, path)))
     wanted = sum((of_class[:most] for of_class in files.values()), [])
-    views = {file: (common.sha256_of(file), num_clips, mirrored) for file in wanted}
+    views = {file: (common.sha256_of(file), num_clips, learned, learned) for file in wanted}
     for file, rows, why in features.compute_features(views, backbone, Path(FOLDER, "features"), machine.num_workers()):
         if why:
             common.refuse(f"{file}: {why}")

@@ -15,9 +15,11 @@ from torchvision.models import get_model
 from tqdm import tqdm
 
 from torchvision_patches import clip, networks
-from torchvision_patches.clip import ClipDescription, frames_to_read, resized_and_cropped
+from torchvision_patches.clip import ClipDescription, frames_to_read
 from torchvision_patches.decoding import facts_of, read_frames
 from torchvision_patches.pool import outcomes_of
+from torchvision_patches.spatial import resize_and_crop
+from torchvision_patches.spatial_numpy import centre_of, resized_size
 
 TIME_LIMIT = 120  # s for the clips of one video, as in preprocess_and_save.py
 
@@ -104,37 +106,51 @@ def features_of(backbone, clips):
 # --- of many videos, kept on disk -------------------------------------------------------------------------------------
 
 
-def clips_of(video_and_number, description):
-    """Clips of a video, evenly spread from the first on: float32 (n, 3, T, H, W) in [0, 1].
+def crops_of(frames, description, shifted):
+    """Crops of a clip uint8 (T, H, W, 3), the centre first: a list of float32 (3, T, h, w) in [0, 1].
 
-    video_and_number: its path, and how many clips at most. Raises UnreadableVideo if the file, or a frame of a clip,
-    cannot be read.
+    shifted: whether the crops that touch the middle of each edge follow, where the resized frame leaves room for them.
     """
-    video, num_clips = video_and_number
+    size = resized_size(description.resize_size, *frames.shape[1:3])
+    top, left = centre_of(size, description.crop_size)
+    bottom, right = (resized - cropped for resized, cropped in zip(size, description.crop_size))
+    edges = [(0, left), (bottom, left), (top, 0), (top, right)] if shifted else []
+    starts = dict.fromkeys([(top, left), *edges])
+    return [resize_and_crop(torch.from_numpy(frames), size, description.crop_size, *at).numpy() for at in starts]
+
+
+def clips_of(video_and_views, description):
+    """What is seen of a video's clips, evenly spread from the first on: float32 (n, 3, T, H, W) in [0, 1].
+
+    video_and_views: its path, how many clips at most, and whether the first one is seen in shifted crops, too. Raises
+    UnreadableVideo if the file, or a frame of a clip, cannot be read.
+    """
+    video, num_clips, shifted = video_and_views
     pts, indices = frames_to_read(facts_of(video), description)
     length = description.clip_len
     starts = np.unique(np.linspace(0, len(pts) - length, num_clips).round().astype(int))
     spans = [slice(start, start + length) for start in starts]
     clips = [read_frames(video, pts[span], indices[span], rotate=description.rotate) for span in spans]
-    return np.stack([resized_and_cropped(frames, description) for frames in clips])
+    first, *others = (crops_of(frames, description, shifted and not k) for k, frames in enumerate(clips))
+    return np.stack(sum(others, first))
 
 
-def kept_at(folder, backbone, content, num_clips, mirrored):
+def kept_at(folder, backbone, content, num_clips, shifted, mirrored):
     """The file of a video's features: named by all that they depend on."""
-    about = content, num_clips, mirrored, backbone.digest, backbone.description.as_dict()
+    about = content, num_clips, shifted, mirrored, backbone.digest, backbone.description.as_dict()
     return Path(folder, f"{common.json_hash(about)[:32]}.npy")
 
 
 def compute_features(views, backbone, folder, num_workers):
     """Yield (video, features or None, why not) of each video, as they are finished; what is kept is not computed again.
 
-    views: {path of a video: (a hash of its content, number of its clips, whether their mirror images are looked at,
-    too)}. folder: where features are kept, float32 (views, features); row 0 is of the video's first clip, which later
+    views: {path of a video: (a hash of its content, number of its clips, whether the first one's shifted crops are
+    looked at, too, and whether the mirror images of all)}. folder: where features are kept, float32 (views, features); row 0 is of the video's first clip, which later
     steps score.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     places = {video: kept_at(folder, backbone, *of_video) for video, of_video in views.items()}
-    todo = deque((video, views[video][1]) for video in views if not places[video].exists())
+    todo = deque((video, *views[video][1:3]) for video in views if not places[video].exists())
     read = functools.partial(clips_of, description=backbone.description)
     with tqdm(total=len(views), initial=len(views) - len(todo), unit="video", desc="looking") as bar:
         for video in views:
@@ -142,12 +158,12 @@ def compute_features(views, backbone, folder, num_workers):
                 yield video, np.load(places[video]), ""
         for outcome in outcomes_of(read, todo, num_workers, TIME_LIMIT):
             bar.update()
-            video, _ = outcome.item
+            video, *_ = outcome.item
             if outcome.error:
                 yield video, None, outcome.why_not()
                 continue
             clips = outcome.value
-            if views[video][2]:
+            if views[video][3]:
                 clips = np.concatenate([clips, clips[..., ::-1]])
             rows = features_of(backbone, np.ascontiguousarray(clips))
             with common.written_then_renamed(places[video]) as temporary, open(temporary, "wb") as file:
