@@ -74,9 +74,9 @@ def look(backbone, folder, num_clips, learned, most=None):
     for file, rows, why in features.compute_features(views, backbone, Path(FOLDER, "features"), machine.num_workers()):
         if why:
             common.refuse(f"{file}: {why}")
-        seen.setdefault(Path(file).parent.name, []).append(rows)
+        seen[file] = rows
     print(f"looking at {folder}: {(time.perf_counter() - start) / len(views):.2f} s a video, what is kept included")
-    return seen
+    return {name: [seen[file] for file in of_class[:most]] for name, of_class in files.items()}
 
 
 def teach(videos, number, seed, names, others=()):

@@ -145,8 +145,8 @@ def compute_features(views, backbone, folder, num_workers):
     """Yield (video, features or None, why not) of each video, as they are finished; what is kept is not computed again.
 
     views: {path of a video: (a hash of its content, number of its clips, whether the first one's shifted crops are
-    looked at, too, and whether the mirror images of all)}. folder: where features are kept, float32 (views, features); row 0 is of the video's first clip, which later
-    steps score.
+    looked at, too, and whether the mirror images of all)}. folder: where features are kept, float32 (views, features);
+    row 0 is of the centre of the video's first clip, which later steps score.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     places = {video: kept_at(folder, backbone, *of_video) for video, of_video in views.items()}
