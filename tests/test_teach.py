@@ -64,6 +64,9 @@ def test_own_classes_in_a_minute(tmp_path, run_script, backbone):
     description, untold = clip.described(taught)
     assert not untold and description.differences(clip.described(before)[0]) == ["rotate True, not False"]
 
+    seen = sorted(len(np.load(path)) for path in (tmp_path / "features").iterdir())
+    assert seen == [1] * 2 + [14] * 8, "val: the clip that is scored; train: 3 clips, 4 edges, all mirrored, too"
+
     # a class and a video more: what has been seen is not looked at again
     seen = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
     draw(tmp_path / "my_videos", ("green",))

@@ -15,10 +15,9 @@ from torchvision.models import get_model
 from tqdm import tqdm
 
 from torchvision_patches import clip, networks
-from torchvision_patches.clip import ClipDescription, frames_to_read
+from torchvision_patches.clip import ClipDescription, frames_to_read, resized_and_cropped
 from torchvision_patches.decoding import facts_of, read_frames
 from torchvision_patches.pool import outcomes_of
-from torchvision_patches.spatial import resize_and_crop
 from torchvision_patches.spatial_numpy import centre_of, resized_size
 
 TIME_LIMIT = 120  # s for the clips of one video, as in preprocess_and_save.py
@@ -111,12 +110,12 @@ def crops_of(frames, description, shifted):
 
     shifted: whether the crops that touch the middle of each edge follow, where the resized frame leaves room for them.
     """
-    size = resized_size(description.resize_size, *frames.shape[1:3])
+    size, (height, width) = resized_size(description.resize_size, *frames.shape[1:3]), description.crop_size
+    resized = resized_and_cropped(frames, description._replace(crop_size=size))
     top, left = centre_of(size, description.crop_size)
-    bottom, right = (resized - cropped for resized, cropped in zip(size, description.crop_size))
-    edges = [(0, left), (bottom, left), (top, 0), (top, right)] if shifted else []
+    edges = [(0, left), (size[0] - height, left), (top, 0), (top, size[1] - width)] if shifted else []
     starts = dict.fromkeys([(top, left), *edges])
-    return [resize_and_crop(torch.from_numpy(frames), size, description.crop_size, *at).numpy() for at in starts]
+    return [resized[:, :, row : row + height, column : column + width] for row, column in starts]
 
 
 def clips_of(video_and_views, description):
