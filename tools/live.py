@@ -348,7 +348,7 @@ class Server:
 
     async def close(self, app):
         if self.camera:
-            self.camera.stop()
+            await asyncio.to_thread(self.camera.stop)  # its thread may be waiting for this loop
         for page in list(self.pages):  # the end would wait for them, half a minute
             await page.close(code=WSCloseCode.GOING_AWAY)
 

@@ -124,7 +124,9 @@ class CameraThread(threading.Thread):
             self.put(slot / rate, pixels)
 
     def stop(self):
+        """End the reading, and wait for it: FFmpeg crashes where Python ends around it. A hanging driver is left."""
         self.stopped.set()
+        self.join(LONGEST_STEP)
 
 
 def at_own_pace(frames, stream, wait):
