@@ -295,7 +295,7 @@ def test_what_shows_the_same_shares_a_side_and_counts_once(tmp_path, run, filmed
         counting = sides.keys() - {"sent by a messenger.mp4", "selfie.mp4", "broken.mp4"}
         assert sum(sides[name] == "val" for name in counting) == round(10 * share), sides
     assert "2 pairs show the same" in printed and "squats/0.mp4 and squats/sent by a messenger.mp4" in printed, printed
-    assert "1 pairs may be parts of one recording: squats/2.mp4 and squats/cut.mp4; if so, GROUPS" in printed, printed
+    assert "1 pairs may be parts of one recording: squats/2.mp4 and squats/cut.mp4; --groups would" in printed, printed
     assert "1 videos show no picture and count in no share; see check_videos.py: squats/broken.mp4" in printed, printed
     (tmp_path / "groups.csv").write_text("video,group\ncut,a\n2,a\n")
     groups = {"GROUPS": tmp_path / "groups.csv", "DEST": tmp_path / "grouped", "CLASS_MAP": tmp_path / "g.json"}

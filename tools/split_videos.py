@@ -236,7 +236,7 @@ def look_for_twins(videos):
         print(f"{len(twins):,} pairs show the same, encoded again or mirrored, and share their side: {pairs(twins)}")
     apart = [pair for pair in parts if not by_name[pair[0]].group or by_name[pair[0]].group != by_name[pair[1]].group]
     if apart:
-        print(f"{len(apart):,} pairs may be parts of one recording: {pairs(apart)}; if so, --groups keeps them together")
+        print(f"{len(apart):,} pairs may be parts of one recording: {pairs(apart)}; --groups would keep them together")
 
 
 def pairs(names):
